@@ -1,0 +1,1 @@
+"""Tree secure aggregation: one masked upload per client, the sum of every node and nothing else."""
