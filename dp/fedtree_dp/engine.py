@@ -22,7 +22,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from types import TracebackType
 
 import torch
@@ -111,12 +111,13 @@ class DPSGD:
         self._capture: Capture = HookCapture(model, self._named)
         _open_models.add(model)
 
-    def step(self, batch: Batch | None) -> StepReport:
+    def step(self, batch: Batch | Iterable[Batch] | None) -> StepReport:
         """Take one private step.
 
         Args:
-            batch: tensors with one row for each record, on any device; `None` or no rows is a step of noise alone,
-                which must be taken too: the accountant counts it.
+            batch: tensors with one row for each record, on any device, or several such mappings that together are the
+                Poisson batch (each may be padded to its own length; an iterator is read lazily). `None` or no rows is
+                a step of noise alone, which must be taken too: the accountant counts it.
 
         Raises:
             ConfigurationError: the batch or the loss has a shape that cannot be private.
@@ -125,12 +126,11 @@ class DPSGD:
         """
         if self._closed:
             raise ConfigurationError("this DPSGD is closed")
-        records = guards.check_batch(batch)
         if self.model.training:
             _set_modes(self.model)
         try:
             with torch.enable_grad():
-                parts = [self._part(part) for part in _split(batch, records, self._limit)]
+                parts = [self._part(part) for part in _split(batch, self._limit)]
             with self._first_step_check(any(part.records > part.dropped for part, _ in parts)):
                 self.optimizer.noisy_step()
         except BaseException:
@@ -200,10 +200,11 @@ def _set_modes(model: nn.Module) -> None:
             module.training = True
 
 
-def _split(batch: Batch | None, records: int, limit: int) -> Iterator[Batch]:
-    for start in range(0, records, limit):
-        assert batch is not None  # noqa: S101 - records > 0
-        yield {name: value[start : start + limit] for name, value in batch.items()}
+def _split(batch: Batch | Iterable[Batch] | None, limit: int) -> Iterator[Batch]:
+    """Yield micro-batches of 1 to `limit` records."""
+    for whole in [batch] if isinstance(batch, Mapping) else batch or ():
+        for start in range(0, guards.check_batch(whole), limit):
+            yield {name: value[start : start + limit] for name, value in whole.items()}
 
 
 def _report(parts: list[tuple[Clipped, Tensor]]) -> StepReport:

@@ -78,21 +78,23 @@ def _check_modules(model: nn.Module) -> None:
             raise ConfigurationError(f"{name} ({kind}) keeps buffers that would remember records; freeze or replace it")
 
 
-def check_batch(batch: Batch | None) -> int:
-    """Return the number of records, 0 for `None`.
+def check_batch(batch: Batch) -> int:
+    """Return the number of records.
 
     Raises:
         ConfigurationError: a value without one row for each record.
     """
-    if not batch:
-        return 0
+    if not isinstance(batch, Mapping):
+        raise ConfigurationError(
+            f"a batch maps names to tensors with one row for each record, not {type(batch).__name__}"
+        )
     for name, value in batch.items():
         if not isinstance(value, Tensor) or value.ndim == 0:
             raise ConfigurationError(f"batch[{name!r}] must be a tensor with one row for each record")
     sizes = {name: len(value) for name, value in batch.items()}
     if len(set(sizes.values())) != 1:
         raise ConfigurationError(f"the batch's tensors have different numbers of rows: {sorted(sizes)}")
-    return next(iter(sizes.values()))
+    return next(iter(sizes.values()), 0)
 
 
 def check_losses(losses: Tensor, records: int) -> None:

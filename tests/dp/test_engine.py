@@ -102,7 +102,21 @@ def test_rounding_cannot_lift_a_record_above_the_bound():
         assert math.fsum(float(g.double().square().sum()) for g in got) <= 0.7**2
 
 
-@pytest.mark.parametrize("nothing", [None, {}, {"x": torch.zeros(0, 4, 6), "y": torch.zeros(0, dtype=torch.long)}])
+def test_a_logical_batch_may_come_in_parts():
+    data = m.batch("bert")
+    short = {k: (v[:3, :8] if v.ndim > 1 else v[:3]) for k, v in data.items()}
+    short["attention_mask"][:, -1] = 1
+    rest = {k: v[3:] for k, v in data.items()}
+    one, _ = clipped_sum(m.lora("bert"), m.loss, short, 1.0)
+    two, _ = clipped_sum(m.lora("bert"), m.loss, rest, 1.0)
+    both, report = clipped_sum(m.lora("bert"), m.loss, (part for part in (short, rest)), 1.0, physical_batch_size=2)
+    assert m.gap(both, [a + b for a, b in zip(one, two, strict=True)]) < 1e-9
+    assert report.records == 7
+
+
+@pytest.mark.parametrize(
+    "nothing", [None, {}, [], [{}], {"x": torch.zeros(0, 4, 6), "y": torch.zeros(0, dtype=torch.long)}]
+)
 def test_an_empty_batch_is_a_step_of_noise(nothing):
     model = m.mixed()
     optimizer, before = m.recorder(model), [p.detach().clone() for p in model.parameters()]
@@ -231,7 +245,7 @@ def test_bad_losses():
 
 @pytest.mark.parametrize(
     "data",
-    [{"x": [1, 2]}, {"x": torch.tensor(1.0)}, {"x": torch.zeros(2, 4, 6), "y": torch.zeros(3)}],
+    [[torch.zeros(2)], {"x": [1, 2]}, {"x": torch.tensor(1.0)}, {"x": torch.zeros(2, 4, 6), "y": torch.zeros(3)}],
 )
 def test_bad_batches(data):
     with trainer(m.mixed(), m.mixed_loss) as t, pytest.raises(ConfigurationError, match="row"):
