@@ -17,7 +17,7 @@ import torch
 from opacus.grad_sample import GradSampleHooks
 from torch import Tensor, nn
 
-from fedtree_dp.errors import TrainingError
+from fedtree_dp.errors import ConfigurationError, TrainingError
 
 _MODULE_STATE = ("activations", "max_batch_len")
 
@@ -56,9 +56,13 @@ class HookCapture:
     Args:
         model: with at least one trainable parameter, all of them in modules with a registered grad sampler.
         parameters: the trainable parameters, as (name, parameter), in the order that `backward` answers.
+
+    Raises:
+        ConfigurationError: the model's checkpointing runs every forward pass twice under Opacus' hooks.
     """
 
     def __init__(self, model: nn.Module, parameters: Sequence[tuple[str, nn.Parameter]]) -> None:
+        _refuse_non_reentrant(model)
         self._model = model
         self._parameters = list(parameters)
         self._hooks = _Hooks(model, loss_reduction="sum", strict=True)
@@ -99,6 +103,16 @@ class HookCapture:
         """See `Capture.close`."""
         self.reset()
         self._hooks.cleanup()
+
+
+def _refuse_non_reentrant(model: nn.Module) -> None:
+    for module in model.modules():
+        settings = getattr(getattr(module, "_gradient_checkpointing_func", None), "keywords", {})
+        if getattr(module, "gradient_checkpointing", False) and not settings.get("use_reentrant"):
+            raise ConfigurationError(
+                "Opacus' hooks count a forward pass that non-reentrant checkpointing recomputes as a second one; use "
+                'engine="fused", or enable checkpointing with use_reentrant=True'
+            )
 
 
 @contextlib.contextmanager

@@ -22,8 +22,9 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import weakref
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import TracebackType
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -32,10 +33,12 @@ from fedtree_dp import guards
 from fedtree_dp.capture import Capture, HookCapture
 from fedtree_dp.checks import count
 from fedtree_dp.errors import ConfigurationError
+from fedtree_dp.fused import FusedCapture
 from fedtree_dp.guards import Batch, Loss
 from fedtree_dp.noise import NoiseSource
 from fedtree_dp.optimizer import Clipped, PrivateOptimizer
 
+_CAPTURES: Mapping[str, Callable[[nn.Module, guards.Named], Capture]] = {"fused": FusedCapture, "hooks": HookCapture}
 _open_models: weakref.WeakSet[nn.Module] = weakref.WeakSet()
 
 
@@ -73,6 +76,7 @@ class DPSGD:
         expected_batch_size: the public divisor, above 0: sample rate times the declared size.
         noise: a `NoiseSource`.
         physical_batch_size: most records in one forward pass; bounds memory and changes no result.
+        engine: how per-sample gradients are obtained: "fused" (fast) or "hooks" (Opacus' own code, the reference).
 
     Raises:
         ConfigurationError: anything that cannot be trained privately; nothing is changed then.
@@ -89,7 +93,10 @@ class DPSGD:
         expected_batch_size: float,
         noise: NoiseSource,
         physical_batch_size: int = 64,
+        engine: Literal["fused", "hooks"] = "fused",
     ) -> None:
+        if engine not in _CAPTURES:
+            raise ConfigurationError(f"engine must be one of {sorted(_CAPTURES)}, not {engine!r}")
         self._limit = count("physical_batch_size", physical_batch_size)
         if model in _open_models:
             raise ConfigurationError("this model is already being trained by a DPSGD: close() that one first")
@@ -108,7 +115,7 @@ class DPSGD:
         self._checked = self._verified = False
         self._closed = False
         _set_modes(model)
-        self._capture: Capture = HookCapture(model, self._named)
+        self._capture: Capture = _CAPTURES[engine](model, self._named)
         _open_models.add(model)
 
     def step(self, batch: Batch | Iterable[Batch] | None) -> StepReport:

@@ -74,6 +74,11 @@ def _check_modules(model: nn.Module) -> None:
             raise ConfigurationError(
                 f"{name or 'the model'} ({kind}) has trainable parameters and no grad sampler: {hint}"
             )
+        if "forward" in vars(module):
+            raise ConfigurationError(
+                f"{name} ({kind}) is trainable and has a forward of its own on the instance; its grad sampler would "
+                "not know what that computes. Remove it, or make it a module class with a grad sampler"
+            )
         if any(True for _ in module.buffers(recurse=False)):
             raise ConfigurationError(f"{name} ({kind}) keeps buffers that would remember records; freeze or replace it")
 

@@ -113,7 +113,7 @@ class PrivateOptimizer(DPOptimizer):  # type: ignore[misc]
 
     @torch.no_grad()
     def add_noise(self) -> None:
-        """Set every `grad` to its clipped sum plus noise, drawn once for all parameters."""
+        """Add noise to every parameter's clipped sum, drawn once for all parameters."""
         params = self.params
         wide = torch.float64 if any(p.dtype == torch.float64 for p in params) else torch.float32
         std = self.noise_multiplier * self.max_grad_norm
@@ -121,13 +121,13 @@ class PrivateOptimizer(DPOptimizer):  # type: ignore[misc]
         draws = torch.split(self._noise.normal(sum(sizes), std, wide), sizes)
         for p, draw in zip(params, draws, strict=True):
             noisy = draw.view(p.shape).to(p.device, _wide_dtype(p.dtype))
-            p.grad = noisy if p.summed_grad is None else noisy + p.summed_grad
+            p.summed_grad = noisy if p.summed_grad is None else noisy + p.summed_grad
 
     @torch.no_grad()
     def scale_grad(self) -> None:
-        """Divide by the public constant, then round to the parameter's type."""
+        """Set every `grad` to the noisy sum over the public constant, rounded to the parameter's type last."""
         for p in self.params:
-            p.grad = (p.grad / self.expected_batch_size).to(p.dtype)
+            p.grad = (p.summed_grad / self.expected_batch_size).to(p.dtype)
 
     def noisy_step(self) -> None:
         """Add noise to what was accumulated, possibly nothing, and take one optimizer step."""

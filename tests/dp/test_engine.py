@@ -15,9 +15,17 @@ from torch import nn
 from fedtree_dp import DPSGD, ConfigurationError, NoiseSource, TrainingError, per_sequence_loss
 
 
+@pytest.fixture(params=["fused", "hooks"], autouse=True)
+def engine(request, monkeypatch):
+    """Every test runs on both engines."""
+    monkeypatch.setitem(SETTINGS, "engine", request.param)
+
+
+SETTINGS = {"noise_multiplier": 0.0, "max_grad_norm": 1.0, "expected_batch_size": 1.0}
+
+
 def trainer(model, loss=m.loss, *, optimizer=None, **settings):
-    defaults = {"noise_multiplier": 0.0, "max_grad_norm": 1.0, "expected_batch_size": 1.0, "noise": m.noise()}
-    return DPSGD(model, optimizer or m.recorder(model), loss, **{**defaults, **settings})
+    return DPSGD(model, optimizer or m.recorder(model), loss, **{**SETTINGS, "noise": m.noise(), **settings})
 
 
 def clipped_sum(model, loss, data, bound, **settings):
