@@ -1,0 +1,346 @@
+"""The client's five steps: advertise, share, mask, confirm, reveal.
+
+Each step takes the state of the one before, which it consumes when it succeeds, and the server's message as bytes;
+it returns the next state and the bytes to send. No step does I/O, keeps a global or draws randomness of its own. A step
+that refuses its input leaves the state as it was and has revealed nothing.
+
+What the client relies on: its own identity, the pinned roster and the plan. Everything the server sends is checked
+against what other clients signed. Source: Bonawitz et al., "Practical Secure Aggregation", CCS 2017, figure 4, with
+self masks per node of the tree (SPEC.md).
+"""
+
+import hmac
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from fedtree_secagg import keys, messages, shamir
+from fedtree_secagg.errors import ConfigurationError, ProtocolError
+from fedtree_secagg.identity import Identity, Roster
+from fedtree_secagg.messages import Advert, Adverts, Inbox, Masked, Reveal, Shares, Survivors, Vote, Votes
+from fedtree_secagg.plan import Plan
+from fedtree_secagg.secret import OneShot, Secret, check_randomness
+from fedtree_secagg.session import Cohort, Session, check_names, require
+
+Bundle = tuple[bytes, ...]  # the shares one holder has of one dealer: key first, then seeds in node order
+
+
+class _Me(OneShot):
+    """What every state of a client carries."""
+
+    __slots__ = ("identity", "name", "session")
+
+    def __init__(self, identity: Identity, name: str, session: Session) -> None:
+        super().__init__()
+        self.identity = identity
+        self.name = name
+        self.session = session
+
+
+class Advertised(_Me):
+    """After `advertise`: fresh keys and seeds."""
+
+    __slots__ = ("advert", "channel", "mask", "seeds")
+
+    mask: keys.Pair
+    channel: keys.Pair
+    seeds: tuple[Secret, ...]
+    advert: bytes
+
+
+class _InCohort(_Me):
+    __slots__ = ("bundles", "cohort", "digests")
+
+    cohort: Cohort
+    bundles: dict[str, Bundle]
+
+    def inherit(self, other: "_InCohort") -> None:
+        """Take over cohort and bundles of the state before."""
+        self.cohort, self.bundles = other.cohort, other.bundles
+
+
+class Shared(_InCohort):
+    """After `share`: the session id is fixed, own bundle kept, channels to all others open."""
+
+    __slots__ = ("channels", "mask", "seeds")
+
+    mask: keys.Pair
+    seeds: tuple[Secret, ...]
+    channels: dict[str, Secret]
+
+
+class Uploaded(_InCohort):
+    """After `mask`: the update is out; keys and seeds of this client are gone, others' shares are held."""
+
+    __slots__ = ()
+
+
+class Confirmed(_InCohort):
+    """After `confirm`: this client signed one survivor set and answers for no other."""
+
+    __slots__ = ("survivors",)
+
+    survivors: tuple[str, ...]
+
+
+def advertise(
+    identity: Identity,
+    name: str,
+    roster: Roster,
+    plan: Plan,
+    *,
+    round: int,  # noqa: A002
+    attempt: int,
+    randomness: bytes,
+) -> tuple[Advertised, bytes]:
+    """Make the keys of one attempt and sign them.
+
+    Args:
+        identity: this client's identity; must be the one the roster pins under the name.
+        name: this client.
+        roster: pinned keys.
+        plan: what will be summed; must name this client.
+        round: see `Session`; (round, attempt) must never be used twice.
+        attempt: see `Session`.
+        randomness: 32 fresh bytes.
+
+    Returns:
+        The state for `share`, and the advert: 64 + about 170 bytes and 34 a node.
+
+    Raises:
+        ConfigurationError: identity, roster and plan do not fit together.
+    """
+    session = Session(roster, plan, round, attempt)
+    if name not in plan.cohort:
+        raise ConfigurationError(f"{name!r} is in no node of this plan and takes no part in the round")
+    if not hmac.compare_digest(roster.keys[name], identity.public_bytes):
+        raise ConfigurationError(f"the roster pins another key for {name!r} than this identity's")
+    stream = keys.Stream(check_randomness(randomness), b"advertise")
+    state = Advertised(identity, name, session)
+    state.mask, state.channel = keys.Pair(stream(32)), keys.Pair(stream(32))
+    nodes = plan.nodes_of(name)
+    state.seeds = tuple(Secret(stream(32)) for _ in nodes)
+    commitments = tuple(
+        keys.seed_commitment(seed.reveal(), session.instance, name, node.name)
+        for seed, node in zip(state.seeds, nodes, strict=True)
+    )
+    advert = Advert(session.instance, name, state.mask.public_bytes, state.channel.public_bytes, commitments)
+    state.advert = messages.sign(identity, session.instance, advert, name)
+    return state, state.advert
+
+
+def share(state: Advertised, adverts: bytes, *, randomness: bytes) -> tuple[Shared, bytes]:
+    """Fix the session id over the adverts and deal encrypted shares of key and seeds.
+
+    Args:
+        state: from `advertise`.
+        adverts: the server's broadcast.
+        randomness: 32 fresh bytes.
+
+    Raises:
+        ProtocolError: an advert is not what its sender signed for this attempt, two share a key, a key has small
+            order, or this client's own advert is missing or changed.
+        ThresholdError: fewer adverts than the threshold.
+    """
+    stream = keys.Stream(check_randomness(randomness), b"share")
+    with state:
+        signed = messages.decode(Adverts, adverts).adverts
+        if state.advert not in signed:
+            raise ProtocolError("adverts: this client's own advert is missing or changed")
+        cohort = Cohort(state.session, signed)
+        following = Shared(state.identity, state.name, state.session)
+        following.cohort, following.mask, following.seeds = cohort, state.mask, state.seeds
+        following.channels = {
+            peer: state.channel.agree(cohort.id, peer, cohort.adverts[peer].channel_key)
+            for peer in cohort.holders(state.name)
+            if peer != state.name
+        }
+        dealt = _deal(state, cohort, stream)
+        following.bundles = {state.name: dealt[state.name]}
+        return following, _sealed(following, dealt, stream)
+
+
+def mask(state: Shared, inbox: bytes, vector: npt.NDArray[Any], *, randomness: bytes) -> tuple[Uploaded, bytes]:
+    """Quantise the update, mask it and sign it: the one upload of the attempt.
+
+    Args:
+        state: from `share`.
+        inbox: the server's message to this client.
+        vector: shape (plan.length,), float32 or float64, each value within the quantiser's clip; only the coordinates
+            of this client's nodes are read.
+        randomness: 32 fresh bytes.
+
+    Returns:
+        The state for `confirm`, and about 64 + 110 + width * ring bytes.
+
+    Raises:
+        ConfigurationError: the vector has another length or type, or values the quantiser refuses.
+        ProtocolError: a bundle does not open, or is not the one that its dealer signed for (blames the dealer only
+            when nobody else can have caused it).
+        ThresholdError: fewer sharers than the threshold.
+    """
+    stream = keys.Stream(check_randomness(randomness), b"mask")
+    with state:
+        cohort, plan = state.cohort, state.session.plan
+        _check_vector(vector, plan)
+        message = messages.decode(Inbox, inbox)
+        sharers = check_names(message.sharers, cohort.names, "inbox")
+        _check_stage(state, message.session, sharers, "inbox")
+        following = Uploaded(state.identity, state.name, state.session)
+        following.inherit(state)
+        following.bundles = {**state.bundles, **_open_inbox(state, message)}
+        body = _masked_body(state, message.sharers, vector, stream)
+        signed = Masked(cohort.id, state.name, body)
+        return following, messages.sign(state.identity, cohort.id, signed, state.name)
+
+
+def confirm(state: Uploaded, survivors: bytes) -> tuple[Confirmed, bytes]:
+    """Sign the survivor set the server claims; this client will answer for this set only.
+
+    Raises:
+        ProtocolError: the set lacks this client, repeats a name, or names one who did not share.
+        ThresholdError: fewer survivors than the threshold.
+    """
+    with state:
+        message = messages.decode(Survivors, survivors)
+        names = check_names(message.names, state.bundles, "survivors")
+        _check_stage(state, message.session, names, "survivors")
+        following = Confirmed(state.identity, state.name, state.session)
+        following.inherit(state)
+        following.survivors = message.names
+        vote = Vote(state.cohort.id, state.name, survivor_hash(state.cohort.id, message.names))
+        return following, messages.sign(state.identity, state.cohort.id, vote, state.name)
+
+
+def reveal(state: Confirmed, votes: bytes) -> bytes:
+    """Open what the survivors' sums need, once a threshold of survivors signed the same set as this client.
+
+    From here on the update is burnt: it must not be sent again in any other round or attempt (attack 5).
+
+    Returns:
+        The signed answer: for each sharer 66 bytes per opened and 32 per unopened share.
+
+    Raises:
+        ProtocolError: a vote is forged, repeated, foreign, or is for another set.
+        ThresholdError: fewer votes than the threshold.
+    """
+    with state:
+        _check_votes(state, messages.decode(Votes, votes))
+        survivors = frozenset(state.survivors)
+        body = b"".join(_answer(state, dealer, survivors) for dealer in sorted(state.bundles))
+        message = Reveal(state.cohort.id, state.name, body)
+        return messages.sign(state.identity, state.cohort.id, message, state.name)
+
+
+def survivor_hash(session: bytes, survivors: Sequence[str]) -> bytes:
+    """Return the hash that a vote signs."""
+    return keys.digest(b"survivors", session, *survivors)
+
+
+def _deal(state: Advertised, cohort: Cohort, stream: keys.Stream) -> dict[str, Bundle]:
+    holders = cohort.holders(state.name)
+    points = [cohort.point(holder) for holder in holders]
+    secrets = (state.mask.to_private_bytes(), *(seed.reveal() for seed in state.seeds))
+    columns = [shamir.split(secret, points, state.session.plan.threshold, stream) for secret in secrets]
+    return dict(zip(holders, zip(*columns, strict=True), strict=True))
+
+
+def _sealed(state: Shared, dealt: dict[str, Bundle], stream: keys.Stream) -> bytes:
+    session, me = state.cohort.id, state.name
+    digests = {holder: _digest(bundle, session, me, holder) for holder, bundle in dealt.items()}
+    boxes = tuple(
+        keys.seal(channel, stream(keys.NONCE_BYTES), b"".join(dealt[peer]), session, me, peer, digests[peer])
+        for peer, channel in state.channels.items()
+    )
+    message = Shares(session, me, tuple(digests.values()), boxes)
+    return messages.sign(state.identity, session, message, me)
+
+
+def _digest(bundle: Bundle, session: bytes, dealer: str, holder: str) -> bytes:
+    return keys.bundle_digest(keys.share_hash(s, session, dealer, holder, slot) for slot, s in enumerate(bundle))
+
+
+def _check_vector(vector: npt.NDArray[Any], plan: Plan) -> None:
+    if not isinstance(vector, np.ndarray) or vector.dtype not in (np.float32, np.float64):
+        raise ConfigurationError("the update must be a numpy vector of float32 or float64")
+    if vector.shape != (plan.length,):
+        raise ConfigurationError(f"the update has shape {vector.shape}, the plan asks for ({plan.length},)")
+
+
+def _check_stage(state: _InCohort, session: bytes, names: frozenset[str], stage: str) -> None:
+    if session != state.cohort.id:
+        raise ProtocolError(f"{stage}: made for another session")
+    if state.name not in names:
+        raise ProtocolError(f"{stage}: the server counts this client as dropped out, though it answered")
+    require(state.session.plan, stage, len(names))
+
+
+def _open_inbox(state: Shared, message: Inbox) -> dict[str, Bundle]:
+    dealers = [name for name in message.sharers if name in state.channels]
+    if not len(dealers) == len(message.boxes) == len(message.digests):
+        raise ProtocolError("inbox: one digest and one box per other sharer expected")
+    rows = zip(dealers, message.digests, message.boxes, strict=True)
+    return {dealer: _open_bundle(state, dealer, digest, box) for dealer, digest, box in rows}
+
+
+def _open_bundle(state: Shared, dealer: str, digest: bytes, box: bytes) -> Bundle:
+    """Open one dealer's box; once the seal holds, its content is the dealer's own word."""
+    session = state.cohort.id
+    plain = keys.unseal(state.channels[dealer], box, session, dealer, state.name, digest)
+    if plain is None:
+        raise ProtocolError(f"inbox: the box from {dealer!r} was changed on its way or made for another session")
+    if len(plain) != state.cohort.bundle_bytes(dealer):
+        raise ProtocolError(f"inbox: the bundle of {dealer!r} has the wrong length", blames=dealer)
+    size = shamir.SHARE_BYTES
+    bundle = tuple(plain[at : at + size] for at in range(0, len(plain), size))
+    if not hmac.compare_digest(_digest(bundle, session, dealer, state.name), digest):
+        raise ProtocolError(f"inbox: the bundle of {dealer!r} is not the one it signed for", blames=dealer)
+    if not all(map(shamir.is_share, bundle)):
+        raise ProtocolError(f"inbox: the bundle of {dealer!r} holds no field element", blames=dealer)
+    return bundle
+
+
+def _masked_body(state: Shared, alive: Sequence[str], vector: npt.NDArray[Any], stream: keys.Stream) -> bytes:
+    """Return the masked words of all nodes; a pair has masks only in the nodes that it shares."""
+    cohort, plan = state.cohort, state.session.plan
+    agreed: dict[str, Secret] = {}
+    words = np.empty(plan.width_of(state.name), plan.ring.dtype)
+    at = 0
+    for node, seed in zip(cohort.nodes_of(state.name), state.seeds, strict=True):
+        part = words[at : at + node.width]
+        # Casting keeps the low bits: negative integers become their residues modulo the ring.
+        part[:] = plan.quantiser.quantise(node.gather(vector), stream(32)).astype(plan.ring.dtype)
+        masks = [(keys.self_mask_key(seed.reveal(), cohort.id, state.name, node.name), 1)]
+        for peer in cohort.peers(state.name, node, alive):
+            if peer not in agreed:
+                agreed[peer] = state.mask.agree(cohort.id, peer, cohort.adverts[peer].mask_key)
+            masks.append((keys.pair_mask_key(agreed[peer], node.name), 1 if state.name < peer else -1))
+        plan.ring.add_masks(part, masks)
+        at += node.width
+    return words.tobytes()
+
+
+def _check_votes(state: Confirmed, message: Votes) -> None:
+    session, agreed = state.cohort.id, survivor_hash(state.cohort.id, state.survivors)
+    if message.session != session:
+        raise ProtocolError("votes: made for another session")
+    seen: set[str] = set()
+    for data in message.votes:
+        vote = messages.verify(Vote, data, state.session.roster, session)
+        if vote.sender in seen or vote.sender not in state.survivors:
+            raise ProtocolError(f"votes: {vote.sender!r} votes twice or is no survivor")
+        if vote.session != session or vote.survivors != agreed:
+            raise ProtocolError(f"votes: {vote.sender!r} was shown another survivor set; nothing is revealed")
+        seen.add(vote.sender)
+    require(state.session.plan, "votes", len(seen))
+
+
+def _answer(state: Confirmed, dealer: str, survivors: frozenset[str]) -> bytes:
+    opened = state.cohort.opened_slots(dealer, survivors)
+    session, me = state.cohort.id, state.name
+    return b"".join(
+        share if show else keys.share_hash(share, session, dealer, me, slot)
+        for slot, (share, show) in enumerate(zip(state.bundles[dealer], opened, strict=True))
+    )

@@ -1,0 +1,124 @@
+"""The key schedule: which key comes from which secret, under which tag, and what it is used for.
+
+Every derivation is HKDF-SHA256 with the session id as its salt and a domain tag first in its info, so that no two uses
+share a key and nothing carries over between sessions. SPEC.md, "Key schedule", has the table.
+"""
+
+import hashlib
+import hmac
+from collections.abc import Iterable
+
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
+from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
+from fedtree_secagg.errors import ProtocolError
+from fedtree_secagg.secret import Secret, Unprintable
+
+TAG = b"fedtree-secagg/v1/"
+NONCE_BYTES = 12
+BOX_OVERHEAD = NONCE_BYTES + 16
+
+
+def field(value: str | bytes) -> bytes:
+    """Return a value with its length before it, so that joined fields have one reading."""
+    raw = value.encode() if isinstance(value, str) else value
+    return len(raw).to_bytes(2, "big") + raw
+
+
+def extract(salt: bytes, secret: bytes) -> bytes:
+    """HKDF-Extract with SHA-256 (RFC 5869)."""
+    return hmac.digest(salt, secret, "sha256")
+
+
+def expand(key: bytes, tag: bytes, *fields: str | bytes) -> bytes:
+    """HKDF-Expand with SHA-256 to 32 bytes (RFC 5869): one block, info = tag and fields with their lengths."""
+    return hmac.digest(key, TAG + tag + b"\0" + b"".join(map(field, fields)) + b"\x01", "sha256")
+
+
+def digest(tag: bytes, *fields: str | bytes) -> bytes:
+    """SHA-256 over a tag and fields with their lengths."""
+    return hashlib.sha256(TAG + tag + b"\0" + b"".join(map(field, fields))).digest()
+
+
+class Stream(Unprintable):
+    """Uniform bytes from 32 bytes of a step's fresh randomness: AES-256-CTR, one stream per purpose."""
+
+    __slots__ = ("_encryptor",)
+
+    def __init__(self, randomness: bytes, purpose: bytes) -> None:
+        key = expand(extract(b"", randomness), b"step-randomness", purpose)
+        self._encryptor = Cipher(algorithms.AES(key), modes.CTR(bytes(16))).encryptor()
+
+    def __call__(self, count: int) -> bytes:
+        """Return the next bytes."""
+        return self._encryptor.update(bytes(count))
+
+
+class Pair(Unprintable):
+    """A fresh X25519 key of one attempt."""
+
+    __slots__ = ("_key", "public_bytes")
+
+    def __init__(self, private_bytes: bytes) -> None:
+        self._key = X25519PrivateKey.from_private_bytes(private_bytes)
+        self.public_bytes = self._key.public_key().public_bytes_raw()
+
+    def to_private_bytes(self) -> bytes:
+        """Return the 32 private bytes: they are what is shared among the holders."""
+        return self._key.private_bytes_raw()
+
+    def agree(self, session: bytes, peer: str, public_bytes: bytes) -> Secret:
+        """Return the HKDF pseudorandom key of this pair in this session.
+
+        Raises:
+            ProtocolError: the peer's key gives the all-zero secret; blames the peer, who signed that key.
+        """
+        try:
+            shared = self._key.exchange(X25519PublicKey.from_public_bytes(public_bytes))
+        except ValueError:
+            raise ProtocolError(f"the key of {peer!r} has small order: no secret comes of it", blames=peer) from None
+        return Secret(extract(session, shared))
+
+
+def pair_mask_key(agreed: Secret, node: str) -> bytes:
+    """Return the AES key of the mask of a pair in a node; equal at both ends."""
+    return expand(agreed.reveal(), b"pair-mask", node)
+
+
+def self_mask_key(seed: bytes, session: bytes, owner: str, node: str) -> bytes:
+    """Return the AES key of a client's self mask in a node."""
+    return expand(extract(session, seed), b"self-mask", owner, node)
+
+
+def seed_commitment(seed: bytes, instance: bytes, owner: str, node: str) -> bytes:
+    """Return the public commitment to a self-mask seed; hiding, since the seed has 256 bits of entropy."""
+    return digest(b"seed-commitment", instance, owner, node, seed)
+
+
+def share_hash(share: bytes, session: bytes, dealer: str, holder: str, slot: int) -> bytes:
+    """Return the hash that stands for a share which is not opened; slot 0 is the key, the others the nodes."""
+    return digest(b"share", session, dealer, holder, slot.to_bytes(2, "big"), share)
+
+
+def bundle_digest(hashes: Iterable[bytes]) -> bytes:
+    """Return the digest of a holder's bundle from its share hashes: what the dealer signs for this holder."""
+    return digest(b"bundle", *hashes)
+
+
+def seal(agreed: Secret, nonce: bytes, plaintext: bytes, *binding: str | bytes) -> bytes:
+    """Return `nonce || AES-256-GCM ciphertext`; key and associated data are bound to tag, session and direction."""
+    info = b"".join(map(field, binding))
+    return nonce + AESGCM(expand(agreed.reveal(), b"channel", info)).encrypt(nonce, plaintext, info)
+
+
+def unseal(agreed: Secret, box: bytes, *binding: str | bytes) -> bytes | None:
+    """Return the plaintext of a box, or None when it was not sealed by this peer for this session and direction."""
+    info = b"".join(map(field, binding))
+    if len(box) < BOX_OVERHEAD:
+        return None
+    try:
+        return AESGCM(expand(agreed.reveal(), b"channel", info)).decrypt(box[:NONCE_BYTES], box[NONCE_BYTES:], info)
+    except InvalidTag:
+        return None

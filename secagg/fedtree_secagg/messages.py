@@ -1,0 +1,201 @@
+"""Wire messages: strict bytes with one encoding each.
+
+A signed message is `signature (64 bytes) || payload`, the payload a tagged MessagePack array. MessagePack allows one
+value in several encodings; a payload that does not re-encode to itself is refused, so that a message has one name
+(its hash) and nothing hides in it. Signatures cover a domain tag, the session, the stage, the sender and the payload's
+SHA-256. Server messages are unsigned: what matters in them is bound by clients' signatures or by the session id.
+"""
+
+import hashlib
+from typing import Annotated, TypeVar
+
+import msgspec
+from msgspec import Meta
+
+from fedtree_secagg.errors import ProtocolError
+from fedtree_secagg.identity import Identity, Roster
+
+VERSION = b"fedtree-secagg/v1"
+SIGNATURE_BYTES = 64
+
+Name = Annotated[str, Meta(min_length=1, max_length=64)]
+Hash = Annotated[bytes, Meta(min_length=32, max_length=32)]
+Key = Hash
+
+
+class Message(msgspec.Struct, array_like=True, frozen=True, forbid_unknown_fields=True):
+    """Base of all payloads and server messages: a tagged, fixed-length MessagePack array."""
+
+
+class Advert(Message, frozen=True, tag="advert"):
+    """A client's fresh keys of one attempt, and the commitments to its self-mask seeds in the order of its nodes."""
+
+    instance: Hash
+    sender: Name
+    mask_key: Key
+    channel_key: Key
+    commitments: tuple[Hash, ...]
+
+
+class Adverts(Message, frozen=True, tag="adverts"):
+    """Server to all: every signed advert it accepted, by sender."""
+
+    adverts: tuple[bytes, ...]
+
+
+class Shares(Message, frozen=True, tag="shares"):
+    """A client's encrypted bundles for every other holder, and a digest of each bundle; both in holder order.
+
+    `digests` covers all holders, the sender included; `boxes` leaves the sender out.
+    """
+
+    session: Hash
+    sender: Name
+    digests: tuple[Hash, ...]
+    boxes: tuple[bytes, ...]
+
+
+class Inbox(Message, frozen=True, tag="inbox"):
+    """Server to one client: who shared, and from each of the others the digest and box meant for this client."""
+
+    session: Hash
+    sharers: tuple[Name, ...]
+    digests: tuple[Hash, ...]
+    boxes: tuple[bytes, ...]
+
+
+class Masked(Message, frozen=True, tag="masked"):
+    """A client's masked vector: ring words, node after node in the order of the plan."""
+
+    session: Hash
+    sender: Name
+    body: bytes
+
+
+class Survivors(Message, frozen=True, tag="survivors"):
+    """Server to all: whose masked vectors are in the sums."""
+
+    session: Hash
+    names: tuple[Name, ...]
+
+
+class Vote(Message, frozen=True, tag="vote"):
+    """A client's word for the survivor set it was shown."""
+
+    session: Hash
+    sender: Name
+    survivors: Hash
+
+
+class Votes(Message, frozen=True, tag="votes"):
+    """Server to all: the signed votes."""
+
+    session: Hash
+    votes: tuple[bytes, ...]
+
+
+class Reveal(Message, frozen=True, tag="reveal"):
+    """A client's answer: for every sharer's bundle, in order, each slot either opened or only hashed."""
+
+    session: Hash
+    sender: Name
+    body: bytes
+
+
+class Hello(Message, frozen=True, tag="sketch-hello"):
+    """Sketch: a member's fresh channel key."""
+
+    instance: Hash
+    sender: Name
+    channel_key: Key
+
+
+class Hellos(Message, frozen=True, tag="sketch-hellos"):
+    """Sketch, server to all: every member's signed hello, by sender."""
+
+    hellos: tuple[bytes, ...]
+
+
+class Seal(Message, frozen=True, tag="sketch-seal"):
+    """Sketch: the leader's encrypted seed for every other member, in order, and the seed's commitment."""
+
+    session: Hash
+    sender: Name
+    commitment: Hash
+    boxes: tuple[bytes, ...]
+
+
+class Sketch(Message, frozen=True, tag="sketch"):
+    """Sketch: a member's blinded projections, `layers * size` words of 32 bits."""
+
+    session: Hash
+    sender: Name
+    commitment: Hash
+    layers: Annotated[int, Meta(ge=1, le=65535)]
+    size: Annotated[int, Meta(ge=1, le=65535)]
+    scale: float
+    body: bytes
+
+
+M = TypeVar("M", bound=Message)
+
+
+def encode(message: Message) -> bytes:
+    """Return the one encoding of a message."""
+    return msgspec.msgpack.encode(message)
+
+
+def decode(kind: type[M], data: bytes) -> M:
+    """Return the message in these bytes; refuse another type, extra bytes and any other encoding of it."""
+    if not isinstance(data, bytes):
+        raise ProtocolError(f"{kind.__name__.lower()}: expected bytes, got {type(data).__name__}")
+    try:
+        message = msgspec.msgpack.decode(data, type=kind)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        # The cause is not chained: decoder errors can quote the input.
+        raise ProtocolError(f"{kind.__name__.lower()}: these bytes are no such message") from None
+    if encode(message) != data:
+        raise ProtocolError(f"{kind.__name__.lower()}: not in the one encoding allowed")
+    return message
+
+
+def signed_input(context: bytes, stage: str, sender: str, payload: bytes) -> bytes:
+    """Return what is signed: version, stage and sender with their lengths, the session or instance, the hash."""
+    name, tag = sender.encode(), stage.encode()
+    head = VERSION + b"/signature\0" + bytes([len(tag)]) + tag + context + bytes([len(name)]) + name
+    return head + hashlib.sha256(payload).digest()
+
+
+def sign(identity: Identity, context: bytes, message: Message, sender: str) -> bytes:
+    """Return `signature || payload` of a message."""
+    payload = encode(message)
+    return identity.sign(signed_input(context, _stage(type(message)), sender, payload)) + payload
+
+
+def verify(kind: type[M], data: bytes, roster: Roster, context: bytes, sender: str | None = None) -> M:
+    """Return a signed message after checking type, encoding, sender, context and signature.
+
+    Args:
+        kind: the message type expected.
+        data: `signature || payload`.
+        roster: the pinned keys.
+        context: the session or instance that the message must be bound to, 32 bytes.
+        sender: who must have sent it; None takes the name in the message, which the signature then has to match.
+
+    Raises:
+        ProtocolError: blames nobody, since anyone on the way may have changed the bytes.
+    """
+    if not isinstance(data, bytes) or len(data) <= SIGNATURE_BYTES:
+        raise ProtocolError(f"{_stage(kind)}: too short for a signed message")
+    payload = data[SIGNATURE_BYTES:]
+    message = decode(kind, payload)
+    name = str(message.sender)  # type: ignore[attr-defined]
+    if sender is not None and name != sender:
+        raise ProtocolError(f"{_stage(kind)}: names {name!r} as its sender where {sender!r} is expected")
+    if not roster.verifies(name, data[:SIGNATURE_BYTES], signed_input(context, _stage(kind), name, payload)):
+        raise ProtocolError(f"{_stage(kind)} of {name!r}: the signature does not match roster, session and content")
+    return message
+
+
+def _stage(kind: type[Message]) -> str:
+    return str(kind.__struct_config__.tag)

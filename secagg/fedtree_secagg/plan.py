@@ -1,0 +1,226 @@
+"""What is summed: the nodes of the tree, who is in each, and the rules no plan may break.
+
+A client's update is a vector of `length` values. A node is a set of clients together with the coordinates in which
+they are summed as one group. Nodes that share coordinates share no client, so each coordinate of a client lands in
+exactly one released sum; coordinates that no node of a client covers stay at home and are never uploaded.
+
+Why disjoint nodes with a minimum size suffice against differencing inside a round: two sums over the same
+coordinate never overlap in members, so every atom of the released partition is a node itself and has at least
+`min_group` members, and so has the rest of the coordinate's participants once a node is taken away.
+"""
+
+import hashlib
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import pairwise
+from typing import Any
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from fedtree_secagg.errors import ConfigurationError
+from fedtree_secagg.identity import check_name
+from fedtree_secagg.quantise import Quantiser
+from fedtree_secagg.ring import Ring
+
+SMALLEST_GROUP = 3
+LARGEST_LENGTH = 2**32 - 1
+LARGEST_COHORT = 2**16 - 1
+
+Range = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Node:
+    """A group of clients and the coordinates in which they are summed.
+
+    Args:
+        name: unique in the plan.
+        members: names of the clients; kept sorted.
+        ranges: half-open intervals [start, stop) of coordinates, sorted and without overlap.
+    """
+
+    name: str
+    members: tuple[str, ...]
+    ranges: tuple[Range, ...]
+
+    def __post_init__(self) -> None:
+        check_name(self.name)
+        object.__setattr__(self, "members", tuple(sorted(check_name(member) for member in self.members)))
+        object.__setattr__(self, "ranges", tuple((int(start), int(stop)) for start, stop in self.ranges))
+        if len(set(self.members)) != len(self.members):
+            raise ConfigurationError(f"node {self.name!r} names a member twice; name each once")
+        _check_ranges(f"node {self.name!r}", self.ranges)
+
+    @property
+    def width(self) -> int:
+        """Number of coordinates."""
+        return sum(stop - start for start, stop in self.ranges)
+
+    def gather(self, vector: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """Return the node's coordinates of a full-length vector, ranges one after the other."""
+        parts = [vector[start:stop] for start, stop in self.ranges]
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+    def scatter(self, values: npt.NDArray[Any], into: npt.NDArray[Any]) -> None:
+        """Write the node's values back to their coordinates of a full-length vector: the inverse of `gather`."""
+        at = 0
+        for start, stop in self.ranges:
+            into[start:stop] = values[at : at + stop - start]
+            at += stop - start
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything that client and server must agree on before a round; its hash salts every key.
+
+    Args:
+        length: values in a client's full vector, at least 1.
+        nodes: see `Node`; any two that share coordinates must not share members.
+        threshold: participants that must answer at every stage, t. Must satisfy 2t > n + colluders, so that no server
+            can collect both kinds of share of one client, and t <= n. `Plan.full_threshold` gives the smallest.
+        quantiser: the grid of the values.
+        min_group: members a node needs to be opened; at least 3 and at least colluders + 2. A node that falls below
+            it during a round is not opened.
+        colluders: clients that may hand their knowledge to the server, c.
+        context: SHA-256 of everything else that the application binds: model, data layout, configuration, tree.
+        ring: the integers the sums live in; 2^16 halves the upload of small cohorts.
+    """
+
+    length: int
+    nodes: tuple[Node, ...]
+    threshold: int
+    quantiser: Quantiser
+    context: bytes
+    min_group: int = SMALLEST_GROUP
+    colluders: int = 1
+    ring: Ring = field(default=Ring(32))
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "nodes", tuple(self.nodes))
+        if not 1 <= self.length <= LARGEST_LENGTH:
+            raise ConfigurationError(f"plan: length is {self.length}; give 1 to {LARGEST_LENGTH}")
+        if not isinstance(self.context, bytes) or len(self.context) != 32:
+            raise ConfigurationError("plan: context must be 32 bytes: the SHA-256 of what the application binds")
+        self._check_groups()
+        self._check_threshold()
+        self._check_disjoint()
+        self._check_capacity()
+
+    @staticmethod
+    def full_threshold(n: int, colluders: int = 1) -> int:
+        """Return the smallest safe threshold of a full graph: the least t with 2t > n + colluders.
+
+        n - t participants may drop out. Default of one colluder: the smallest assumption under which a node of three
+        still hides two clients from each other. A result above n means that so many colluders cannot be tolerated.
+
+        >>> Plan.full_threshold(20, colluders=2), Plan.full_threshold(8)
+        (12, 5)
+        """
+        if n < SMALLEST_GROUP or not 0 <= colluders <= n - 2:
+            raise ConfigurationError(
+                f"threshold: n is {n} and colluders {colluders}; n must be at least {SMALLEST_GROUP} "
+                "and colluders between 0 and n - 2"
+            )
+        return (n + colluders) // 2 + 1
+
+    @cached_property
+    def cohort(self) -> tuple[str, ...]:
+        """All clients of the plan, sorted."""
+        return tuple(sorted({member for node in self.nodes for member in node.members}))
+
+    @cached_property
+    def hash(self) -> bytes:
+        """SHA-256 of the plan's canonical encoding (SPEC.md, "Plan hash")."""
+        grid = self.quantiser
+        canonical = [
+            *("fedtree-secagg/v1/plan", self.length, self.threshold, self.min_group, self.colluders, self.ring.bits),
+            [float(grid.clip), grid.bits, grid.saturate],
+            self.context,
+            [[node.name, list(node.members), [list(r) for r in node.ranges]] for node in self.nodes],
+        ]
+        return hashlib.sha256(msgspec.msgpack.encode(canonical)).digest()
+
+    def nodes_of(self, name: str) -> tuple[Node, ...]:
+        """Return the nodes of a client, in the order of the plan: the order of its upload."""
+        return self._by_member.get(name, ())
+
+    def width_of(self, name: str) -> int:
+        """Return how many values the client uploads."""
+        return sum(node.width for node in self.nodes_of(name))
+
+    @cached_property
+    def _by_member(self) -> dict[str, tuple[Node, ...]]:
+        found: dict[str, list[Node]] = {}
+        for node in self.nodes:
+            for member in node.members:
+                found.setdefault(member, []).append(node)
+        return {name: tuple(nodes) for name, nodes in found.items()}
+
+    def _check_groups(self) -> None:
+        if not self.nodes:
+            raise ConfigurationError("plan: no nodes; a round without a node sums nothing, skip it")
+        if len({node.name for node in self.nodes}) != len(self.nodes):
+            raise ConfigurationError("plan: two nodes share a name; name each once")
+        least = max(SMALLEST_GROUP, self.colluders + 2)
+        if self.colluders < 0 or self.min_group < least:
+            raise ConfigurationError(
+                f"plan: min_group is {self.min_group} with colluders {self.colluders}; min_group must be at least "
+                f"{least} (colluders + 2, and never below {SMALLEST_GROUP}): a smaller group hides nobody"
+            )
+        for node in self.nodes:
+            if len(node.members) < self.min_group:
+                raise ConfigurationError(
+                    f"plan: node {node.name!r} has {len(node.members)} members, min_group is {self.min_group}; "
+                    "merge it or leave its coordinates at home"
+                )
+        if len(self.cohort) > LARGEST_COHORT:
+            raise ConfigurationError(f"plan: {len(self.cohort)} clients; at most {LARGEST_COHORT} are supported")
+
+    def _check_threshold(self) -> None:
+        n = len(self.cohort)
+        if not (n + self.colluders < 2 * self.threshold and self.threshold <= n):
+            raise ConfigurationError(
+                f"plan: threshold is {self.threshold} for {n} clients and {self.colluders} colluders; allowed are "
+                f"{(n + self.colluders) // 2 + 1} to {n}: below, a server could collect both kinds of share"
+            )
+
+    def _check_disjoint(self) -> None:
+        for name in self.cohort:
+            where = sorted((r, node.name) for node in self.nodes_of(name) for r in node.ranges)
+            for ((_, stop), first), ((start, _), second) in pairwise(where):
+                if start < stop:
+                    raise ConfigurationError(
+                        f"plan: {name!r} is in nodes {first!r} and {second!r}, which share coordinate {start}; "
+                        "a coordinate of a client belongs to one node"
+                    )
+            if where[-1][0][1] > self.length:
+                raise ConfigurationError(
+                    f"plan: node {where[-1][1]!r} ends at {where[-1][0][1]}, the vector at {self.length}"
+                )
+
+    def _check_capacity(self) -> None:
+        largest = max(len(node.members) for node in self.nodes)
+        capacity = self.ring.capacity(self.quantiser.bits) if self.quantiser.bits <= self.ring.bits else 0
+        if largest > capacity:
+            allowed = self.ring.bits - (largest - 1).bit_length()
+            raise ConfigurationError(
+                f"plan: {largest} values of {self.quantiser.bits} bits overflow the ring of {self.ring.bits} bits; "
+                f"use at most {allowed} bits (n * 2^(bits-1) <= 2^{self.ring.bits - 1})"
+            )
+
+
+def _check_ranges(owner: str, ranges: Iterable[Range]) -> None:
+    ranges = tuple(ranges)
+    if not ranges:
+        raise ConfigurationError(f"{owner} has no coordinates; leave it out of the plan")
+    end = 0
+    for start, stop in ranges:
+        if not end <= start < stop:
+            raise ConfigurationError(
+                f"{owner}: range [{start}, {stop}) is empty, negative or not after the one before; "
+                "give sorted half-open ranges without overlap"
+            )
+        end = stop

@@ -1,0 +1,350 @@
+"""The server's side: it routes messages, keeps running sums, and opens the sums of the nodes.
+
+Each step takes the state of the one before and the clients' messages by sender; who is missing has dropped out. A step
+that refuses a message raises a ProtocolError that names whose message it was and leaves the state as it was: drop that
+client's message and call the step again. The server needs no secret; what it must be trusted with is nothing but not
+to lose messages. It learns the sums of the opened nodes, who took part, and the plan.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from fedtree_secagg import keys, messages, shamir
+from fedtree_secagg.client import survivor_hash
+from fedtree_secagg.errors import ProtocolError
+from fedtree_secagg.identity import Roster
+from fedtree_secagg.messages import Adverts, Inbox, Masked, Message, Reveal, Shares, Survivors, Vote, Votes
+from fedtree_secagg.plan import Node, Plan
+from fedtree_secagg.quantise import Quantiser
+from fedtree_secagg.ring import Words
+from fedtree_secagg.secret import OneShot, Secret
+from fedtree_secagg.session import HASH_BYTES, Cohort, Session, check_names, require
+
+M = TypeVar("M", bound=Message)
+
+Incoming = Mapping[str, bytes] | Iterable[tuple[str, bytes]]
+
+
+@dataclass(frozen=True)
+class NodeSum:
+    """The opened sum of a node.
+
+    Attributes:
+        node: the node.
+        members_summed: the survivors whose updates are in the sum, sorted.
+        ring: shape (node.width,), the exact sum of their quantised integers.
+        quantiser: the grid.
+    """
+
+    node: Node
+    members_summed: tuple[str, ...]
+    ring: npt.NDArray[np.int64]
+    quantiser: Quantiser
+
+    def values(self) -> npt.NDArray[np.float64]:
+        """Return the sum in the units of the update."""
+        return self.quantiser.decode(self.ring)
+
+    def mean(self) -> npt.NDArray[np.float64]:
+        """Return the mean over the members summed."""
+        return self.values() / len(self.members_summed)
+
+
+class _State(OneShot):
+    __slots__ = ("cohort", "session")
+
+    session: Session
+    cohort: Cohort
+
+
+class Begun(_State):
+    """After `begin`."""
+
+    __slots__ = ()
+
+
+class Gathered(_State):
+    """After `collect_adverts`: the cohort and the session id are fixed."""
+
+    __slots__ = ()
+
+
+class Routed(_State):
+    """After `route_shares`: the sharers and their signed bundle digests."""
+
+    __slots__ = ("digests",)
+
+    digests: dict[str, dict[str, bytes]]
+
+
+class Summed(Routed):
+    """After `collect_masked`: the running sums and the survivors."""
+
+    __slots__ = ("survivors", "totals")
+
+    survivors: tuple[str, ...]
+    totals: dict[str, Words]
+
+
+class Agreed(Summed):
+    """After `collect_votes`."""
+
+    __slots__ = ("voters",)
+
+    voters: tuple[str, ...]
+
+
+def begin(roster: Roster, plan: Plan, *, round: int, attempt: int) -> Begun:  # noqa: A002
+    """Start an attempt."""
+    state = Begun()
+    state.session = Session(roster, plan, round, attempt)
+    return state
+
+
+def collect_adverts(state: Begun, incoming: Incoming) -> tuple[Gathered, dict[str, bytes]]:
+    """Fix the cohort; return the broadcast for each of its members.
+
+    Raises:
+        ProtocolError: an advert is wrong.
+        ThresholdError: too few.
+    """
+    with state:
+        signed = dict(sorted(_pairs(incoming)))
+        following = Gathered()
+        following.session = state.session
+        following.cohort = Cohort(state.session, signed)
+        return following, _to_all(following.cohort.names, Adverts(tuple(signed.values())))
+
+
+def route_shares(state: Gathered, incoming: Incoming) -> tuple[Routed, dict[str, bytes]]:
+    """Sort the encrypted bundles by holder; return each sharer's inbox."""
+    with state:
+        cohort = state.cohort
+        uploads = {name: _verified_shares(state, name, data) for name, data in sorted(_pairs(incoming))}
+        require(state.session.plan, "shares", len(uploads))
+        following = Routed()
+        following.session, following.cohort = state.session, cohort
+        following.digests = {
+            name: dict(zip(cohort.holders(name), upload.digests, strict=True)) for name, upload in uploads.items()
+        }
+        boxes = {name: _boxes_by_holder(cohort, name, upload) for name, upload in uploads.items()}
+        sharers = tuple(uploads)
+        return following, {name: _inbox(following, boxes, sharers, name) for name in sharers}
+
+
+def collect_masked(state: Routed, incoming: Incoming) -> tuple[Summed, dict[str, bytes]]:
+    """Add up the masked vectors; return the survivor set for each survivor.
+
+    Pairs may come from a generator, one upload at a time: the server then needs memory for its sums and one upload
+    only. What arrives after this step is never added: an update whose sender was counted as dropped out stays masked.
+    """
+    with state:
+        plan = state.session.plan
+        totals = {node.name: np.zeros(node.width, plan.ring.dtype) for node in plan.nodes}
+        survivors: set[str] = set()
+        for name, data in _pairs(incoming):
+            if name in survivors:
+                raise ProtocolError(f"masked: two uploads for {name!r}")
+            _add_upload(state, name, data, totals)
+            survivors.add(name)
+        require(plan, "masked", len(survivors))
+        following = Summed()
+        following.session, following.cohort, following.digests = state.session, state.cohort, state.digests
+        following.survivors, following.totals = tuple(sorted(survivors)), totals
+        return following, _to_all(following.survivors, Survivors(state.cohort.id, following.survivors))
+
+
+def collect_votes(state: Summed, incoming: Incoming) -> tuple[Agreed, dict[str, bytes]]:
+    """Pass on the signed votes; return the message for each voter."""
+    with state:
+        agreed = survivor_hash(state.cohort.id, state.survivors)
+        signed = dict(sorted(_pairs(incoming)))
+        check_names(list(signed), state.survivors, "votes")
+        for name, data in signed.items():
+            vote = _verified(state, Vote, name, data)
+            if vote.survivors != agreed:
+                raise ProtocolError(f"vote of {name!r}: for another survivor set", blames=name)
+        require(state.session.plan, "votes", len(signed))
+        following = Agreed()
+        following.session, following.cohort, following.digests = state.session, state.cohort, state.digests
+        following.survivors, following.totals, following.voters = state.survivors, state.totals, tuple(signed)
+        return following, _to_all(following.voters, Votes(state.cohort.id, tuple(signed.values())))
+
+
+def open_sums(state: Agreed, incoming: Incoming) -> dict[str, NodeSum]:
+    """Rebuild the secrets and return the sum of every node with enough survivors, by node name.
+
+    Raises:
+        ProtocolError: an answer is malformed, or a share contradicts what its dealer signed (blames the holder), or a
+            dealer's shares rebuild another secret than it committed to (blames the dealer; the attempt is lost).
+        ThresholdError: too few answers; nothing is opened.
+    """
+    with state:
+        cohort, survivors = state.cohort, frozenset(state.survivors)
+        answers = {name: _verified_reveal(state, name, data) for name, data in sorted(_pairs(incoming))}
+        require(state.session.plan, "reveal", len(answers))
+        opener = _Opener(state, answers)
+        opened = {}
+        for node in state.session.plan.nodes:
+            if cohort.opens(node, survivors):
+                opened[node.name] = _open_node(state, opener, node)
+        return opened
+
+
+class _Opener:
+    """The shares that holders opened, and the secrets rebuilt from them."""
+
+    def __init__(self, state: Agreed, answers: Mapping[str, Mapping[str, Sequence[bytes]]]) -> None:
+        self._state = state
+        self._answers = answers
+        self._holders = tuple(answers)[: state.session.plan.threshold]
+        self._weights = shamir.weights_at_zero([state.cohort.point(holder) for holder in self._holders])
+        self._pairs: dict[str, keys.Pair] = {}
+
+    def seed(self, owner: str, slot: int) -> bytes:
+        """Return a survivor's self-mask seed of its node number slot - 1."""
+        cohort, node = self._state.cohort, self._state.cohort.nodes_of(owner)[slot - 1]
+        seed = self._combine(owner, slot)
+        promised = cohort.adverts[owner].commitments[slot - 1]
+        if seed is None or keys.seed_commitment(seed, cohort.session.instance, owner, node.name) != promised:
+            raise self._guilty(owner)
+        return seed
+
+    def pair(self, owner: str) -> keys.Pair:
+        """Return the mask key of one that dropped out."""
+        if owner not in self._pairs:
+            private = self._combine(owner, 0)
+            pair = keys.Pair(private) if private is not None else None
+            if pair is None or pair.public_bytes != self._state.cohort.adverts[owner].mask_key:
+                raise self._guilty(owner)
+            self._pairs[owner] = pair
+        return self._pairs[owner]
+
+    def _combine(self, owner: str, slot: int) -> bytes | None:
+        return shamir.combine([self._answers[holder][owner][slot] for holder in self._holders], self._weights)
+
+    def _guilty(self, owner: str) -> ProtocolError:
+        """Return whose fault a wrong secret is: a holder's whose answer is not what the dealer signed, or the dealer's.
+
+        Every holder checked its bundle against the dealer's digest before it uploaded, so a holder that answers
+        something else lies; when all answers are genuine, the dealer dealt shares of another secret.
+        """
+        cohort = self._state.cohort
+        survivors = frozenset(self._state.survivors)
+        opened = cohort.opened_slots(owner, survivors)
+        for holder in self._holders:
+            hashes = [
+                keys.share_hash(part, cohort.id, owner, holder, slot) if shown else part
+                for slot, (part, shown) in enumerate(zip(self._answers[holder][owner], opened, strict=True))
+            ]
+            if keys.bundle_digest(hashes) != self._state.digests[owner][holder]:
+                return ProtocolError(f"reveal of {holder!r}: not the shares that {owner!r} dealt", blames=holder)
+        return ProtocolError(f"the shares of {owner!r} rebuild another secret than it committed to", blames=owner)
+
+
+def _open_node(state: Agreed, opener: _Opener, node: Node) -> NodeSum:
+    cohort, plan = state.cohort, state.session.plan
+    alive = [name for name in node.members if name in set(state.survivors)]
+    masks = [(_self_mask_key(cohort, opener, name, node), -1) for name in alive]
+    for gone in set(node.members).intersection(state.digests).difference(alive):
+        for peer in cohort.peers(gone, node, alive):
+            agreed: Secret = opener.pair(gone).agree(cohort.id, peer, cohort.adverts[peer].mask_key)
+            # The survivor added this mask if its name sorts first; take it out again.
+            masks.append((keys.pair_mask_key(agreed, node.name), -1 if peer < gone else 1))
+    words = state.totals[node.name].copy()
+    plan.ring.add_masks(words, masks)
+    total = plan.ring.signed(words)
+    limit = len(alive) * plan.quantiser.max_integer
+    if max(int(total.max()), -int(total.min())) > limit:
+        raise ProtocolError(f"node {node.name!r}: the sum is beyond {len(alive)} times the clip; someone did not clip")
+    return NodeSum(node, tuple(alive), total, plan.quantiser)
+
+
+def _self_mask_key(cohort: Cohort, opener: _Opener, name: str, node: Node) -> bytes:
+    slot = 1 + cohort.nodes_of(name).index(node)
+    return keys.self_mask_key(opener.seed(name, slot), cohort.id, name, node.name)
+
+
+def _pairs(incoming: Incoming) -> Iterable[tuple[str, bytes]]:
+    return incoming.items() if isinstance(incoming, Mapping) else incoming
+
+
+def _to_all(names: Iterable[str], message: Message) -> dict[str, bytes]:
+    return dict.fromkeys(names, messages.encode(message))
+
+
+def _verified(state: _State, kind: type[M], name: str, data: bytes) -> M:
+    """Return a client's message after checking signature, sender and session."""
+    message = messages.verify(kind, data, state.session.roster, state.cohort.id, name)
+    if message.session != state.cohort.id:  # type: ignore[attr-defined]
+        raise ProtocolError(f"{kind.__name__.lower()} of {name!r}: made for another session", blames=name)
+    return message
+
+
+def _verified_shares(state: Gathered, name: str, data: bytes) -> Shares:
+    cohort = state.cohort
+    if name not in cohort.adverts:
+        raise ProtocolError(f"shares: {name!r} did not advertise")
+    message = _verified(state, Shares, name, data)
+    holders = cohort.holders(name)
+    size = cohort.bundle_bytes(name) + keys.BOX_OVERHEAD
+    if len(message.digests) != len(holders) or len(message.boxes) != len(holders) - 1:
+        raise ProtocolError(f"shares of {name!r}: one digest per holder and one box per other expected", blames=name)
+    if any(len(box) != size for box in message.boxes):
+        raise ProtocolError(f"shares of {name!r}: boxes must have {size} bytes", blames=name)
+    return message
+
+
+def _boxes_by_holder(cohort: Cohort, dealer: str, upload: Shares) -> dict[str, bytes]:
+    others = [holder for holder in cohort.holders(dealer) if holder != dealer]
+    return dict(zip(others, upload.boxes, strict=True))
+
+
+def _inbox(state: Routed, boxes: dict[str, dict[str, bytes]], sharers: tuple[str, ...], name: str) -> bytes:
+    dealers = [dealer for dealer in sharers if name in boxes[dealer]]
+    return messages.encode(
+        Inbox(
+            state.cohort.id,
+            sharers,
+            tuple(state.digests[dealer][name] for dealer in dealers),
+            tuple(boxes[dealer][name] for dealer in dealers),
+        )
+    )
+
+
+def _add_upload(state: Routed, name: str, data: bytes, totals: dict[str, Words]) -> None:
+    if name not in state.digests:
+        raise ProtocolError(f"masked: {name!r} did not share its keys")
+    plan = state.session.plan
+    body = _verified(state, Masked, name, data).body
+    expected = plan.width_of(name) * plan.ring.word_bytes
+    if len(body) != expected:
+        raise ProtocolError(f"masked of {name!r}: {len(body)} bytes, the plan asks for {expected}", blames=name)
+    words, at = np.frombuffer(body, plan.ring.dtype), 0
+    for node in plan.nodes_of(name):
+        np.add(totals[node.name], words[at : at + node.width], out=totals[node.name])
+        at += node.width
+
+
+def _verified_reveal(state: Agreed, name: str, data: bytes) -> dict[str, list[bytes]]:
+    """Return the opened shares and hashes of one answer, by dealer and slot."""
+    if name not in state.survivors:
+        raise ProtocolError(f"reveal: {name!r} is no survivor")
+    body = _verified(state, Reveal, name, data).body
+    cohort, survivors = state.cohort, frozenset(state.survivors)
+    expected = sum(cohort.reveal_bytes(dealer, survivors) for dealer in state.digests)
+    if len(body) != expected:
+        raise ProtocolError(f"reveal of {name!r}: {len(body)} bytes, {expected} expected", blames=name)
+    answers: dict[str, list[bytes]] = {}
+    at = 0
+    for dealer in state.digests:
+        answers[dealer] = []
+        for opened in cohort.opened_slots(dealer, survivors):
+            size = shamir.SHARE_BYTES if opened else HASH_BYTES
+            answers[dealer].append(body[at : at + size])
+            at += size
+    return answers
