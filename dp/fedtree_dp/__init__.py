@@ -8,6 +8,9 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from fedtree_dp.accounting import epsilon_of
+from fedtree_dp.budget import PrivacyBudget
+from fedtree_dp.calibration import calibrate
 from fedtree_dp.errors import (
     BudgetExceeded,
     ConfigurationError,
@@ -16,6 +19,7 @@ from fedtree_dp.errors import (
     LedgerTampered,
     TrainingError,
 )
+from fedtree_dp.events import Event, Gaussian, PoissonGaussian
 
 if TYPE_CHECKING:
     from fedtree_dp.engine import DPSGD, StepReport
@@ -40,13 +44,19 @@ __all__ = [
     "BudgetExceeded",
     "ConfigurationError",
     "DPError",
+    "Event",
+    "Gaussian",
     "LedgerError",
     "LedgerTampered",
     "NoiseSource",
+    "PoissonGaussian",
     "PoissonSampler",
+    "PrivacyBudget",
     "PrivateOptimizer",
     "StepReport",
     "TrainingError",
+    "calibrate",
+    "epsilon_of",
     "gaussian_mean",
     "per_sequence_loss",
 ]

@@ -22,7 +22,7 @@ class ConfigurationError(DPError, ValueError):
     """A value that would make the privacy claim false or undefined; refused before anything happens."""
 
 
-class BudgetExceeded(DPError):
+class BudgetExceeded(DPError):  # noqa: N818 - a refusal, named as what happened
     """The release does not fit into the budget. Nothing was charged.
 
     Attributes:
@@ -42,7 +42,7 @@ class LedgerError(DPError):
     """The file is missing, foreign, of another schema, or cannot be read or written durably."""
 
 
-class LedgerTampered(LedgerError):
+class LedgerTampered(LedgerError):  # noqa: N818 - as above
     """The hash chain, a row or a checkpoint contradicts the rest. Never repaired silently."""
 
 
