@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 from fedtree_dp.accounting import epsilon_of
 from fedtree_dp.budget import PrivacyBudget
 from fedtree_dp.calibration import calibrate
+from fedtree_dp.checkpoint import Checkpoint
+from fedtree_dp.entries import Entry
 from fedtree_dp.errors import (
     BudgetExceeded,
     ConfigurationError,
@@ -20,6 +22,7 @@ from fedtree_dp.errors import (
     TrainingError,
 )
 from fedtree_dp.events import Event, Gaussian, PoissonGaussian
+from fedtree_dp.ledger import Ledger
 
 if TYPE_CHECKING:
     from fedtree_dp.engine import DPSGD, StepReport
@@ -42,10 +45,13 @@ _LATER = {
 __all__ = [
     "DPSGD",
     "BudgetExceeded",
+    "Checkpoint",
     "ConfigurationError",
     "DPError",
+    "Entry",
     "Event",
     "Gaussian",
+    "Ledger",
     "LedgerError",
     "LedgerTampered",
     "NoiseSource",
