@@ -1,0 +1,179 @@
+"""What a plan costs and what other plans would cost, before any data is touched.
+
+Everything here is computed from public numbers. The signal ratio is the norm of the noise in an averaged step over the
+clipping norm, `sigma * sqrt(d) / (q * n)`: above about 1 the noise moves the parameters more than the data can.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+
+from fedtree_dp import checks
+from fedtree_dp.accounting import PLANNING_DISCRETIZATION, epsilon_of
+from fedtree_dp.budget import PrivacyBudget
+from fedtree_dp.calibration import calibrate
+from fedtree_dp.errors import BudgetExceeded, ConfigurationError
+from fedtree_dp.events import Event, PoissonGaussian
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """The public numbers of a training run of one client.
+
+    Attributes:
+        records: declared number of records, at least 1.
+        sample_rate: probability that one record joins one step, above 0 and at most 1.
+        rounds: rounds of the federation, at least 1.
+        steps_per_round: DP-SGD steps in each round, at least 1.
+        warm_up_steps: steps before the first round, at least 0, with the same noise and rate.
+        parameters: number of trainable values, at least 1; only the signal ratio needs it.
+        releases: further events of the plan, such as a fingerprint; their noise is taken as it is.
+
+    Raises:
+        ConfigurationError: a value outside these ranges.
+    """
+
+    records: int
+    sample_rate: float
+    rounds: int
+    steps_per_round: int = 1
+    warm_up_steps: int = 0
+    parameters: int = 1
+    releases: tuple[Event, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name, least in (
+            ("records", 1),
+            ("rounds", 1),
+            ("steps_per_round", 1),
+            ("warm_up_steps", 0),
+            ("parameters", 1),
+        ):
+            checks.count(name, getattr(self, name), at_least=least)
+        checks.real("sample_rate", self.sample_rate, above=0.0, at_most=1.0)
+
+    @property
+    def steps(self) -> int:
+        """All DP-SGD steps, warm-up included."""
+        return self.warm_up_steps + self.rounds * self.steps_per_round
+
+    @property
+    def batch(self) -> float:
+        """Expected number of records in a step."""
+        return self.sample_rate * self.records
+
+    def events(self, noise_multiplier: float) -> tuple[Event, ...]:
+        """Return what the plan would be charged with this noise in its steps."""
+        return (PoissonGaussian(noise_multiplier, self.sample_rate, self.steps), *self.releases)
+
+
+@dataclass(frozen=True, slots=True)
+class PlanRow:
+    """One line of the table of choices.
+
+    Attributes:
+        plan: the public numbers.
+        delta: delta of the budget.
+        epsilon: PLD epsilon of the plan (with what was spent before), at most the budget's.
+        noise_multiplier: noise standard deviation of a step over the clipping norm; `inf` when no noise is enough.
+        signal_ratio: norm of the noise over the clipping norm in an averaged step; smaller is better.
+    """
+
+    plan: Plan
+    delta: float
+    epsilon: float
+    noise_multiplier: float
+    signal_ratio: float
+
+
+def signal_ratio(noise_multiplier: float, parameters: int, batch: float) -> float:
+    """Return `sigma * sqrt(d) / (q * n)`: noise over clipping norm in an averaged step, dimensionless."""
+    return noise_multiplier * math.sqrt(parameters) / batch
+
+
+def price(plan: Plan, budget: PrivacyBudget, *, spent: Sequence[Event] = (), verify: float | None = None) -> PlanRow:
+    """Return the row of one plan: the least noise in its steps that keeps the budget.
+
+    Args:
+        plan: the public numbers; its `releases` count as spent.
+        budget: what may be spent.
+        spent: what was charged before.
+        verify: passed to `calibrate`; `None` is right within about .2% and never above the budget.
+
+    Returns:
+        The row; with infinite noise and ratio when the budget leaves no room.
+
+    Raises:
+        ConfigurationError: delta is not below one over the plan's records.
+    """
+    budget.check_records(plan.records)
+    before = (*spent, *plan.releases)
+    template = (PoissonGaussian(1.0, plan.sample_rate, plan.steps),)
+    try:
+        (step,) = calibrate(template, budget, spent=before, verify=verify)
+    except BudgetExceeded as refusal:
+        return PlanRow(plan, budget.delta, refusal.spent, math.inf, math.inf)
+    grid = PLANNING_DISCRETIZATION if verify is None else verify
+    return PlanRow(
+        plan=plan,
+        delta=budget.delta,
+        epsilon=epsilon_of((*before, step), budget.delta, discretization=grid),
+        noise_multiplier=step.noise_multiplier,
+        signal_ratio=signal_ratio(step.noise_multiplier, plan.parameters, plan.batch),
+    )
+
+
+def plan_table(
+    budget: PrivacyBudget,
+    *,
+    records: int,
+    rounds: int,
+    sample_rate: float | None = None,
+    batch: float | None = None,
+    steps_per_round: int = 1,
+    warm_up_steps: int = 0,
+    parameters: int = 1,
+    releases: Sequence[Event] = (),
+    spent: Sequence[Event] = (),
+    epsilons: Iterable[float] = (1.0, 3.0, 8.0),
+    factors: Iterable[float] = (0.5, 2.0),
+) -> tuple[PlanRow, ...]:
+    """Return the asked plan's row first, then one row for each other choice of epsilon, of rounds and of batch.
+
+    Args:
+        budget: the budget asked about.
+        records: declared number of records of the client.
+        rounds: rounds of the federation.
+        sample_rate: probability that a record joins a step; give this or `batch`.
+        batch: expected number of records in a step, at most `records`.
+        steps_per_round: DP-SGD steps in each round.
+        warm_up_steps: steps before the first round.
+        parameters: number of trainable values.
+        releases: further events of the plan with their final noise.
+        spent: what was charged before.
+        epsilons: other budgets to show, at the same delta.
+        factors: other numbers of rounds and other batches to show, as multiples of the asked ones.
+
+    Raises:
+        ConfigurationError: a value out of range, both or neither of `sample_rate` and `batch`, or delta too large.
+    """
+    rate = _rate(records, sample_rate, batch)
+    asked = Plan(records, rate, rounds, steps_per_round, warm_up_steps, parameters, tuple(releases))
+    choices = [(asked, budget)]
+    choices += [(asked, PrivacyBudget(epsilon, budget.delta)) for epsilon in epsilons]
+    for factor in factors:
+        choices.append((replace(asked, rounds=max(1, round(rounds * factor))), budget))
+        choices.append((replace(asked, sample_rate=min(1.0, rate * factor)), budget))
+    unique = dict.fromkeys(choices)  # keeps the order
+    return tuple(price(plan, allowed, spent=spent) for plan, allowed in unique)
+
+
+def _rate(records: int, sample_rate: float | None, batch: float | None) -> float:
+    if (sample_rate is None) == (batch is None):
+        raise ConfigurationError("give either sample_rate or batch (the expected number of records in a step)")
+    if batch is None:
+        return checks.real("sample_rate", sample_rate, above=0.0, at_most=1.0)
+    size = checks.count("records", records)
+    return checks.real("batch", batch, above=0.0, at_most=size) / size

@@ -1,0 +1,68 @@
+"""The planner: PRIVACY.md's signal ratios, monotone rows, refused input."""
+
+import math
+
+import pytest
+
+from fedtree_dp import ConfigurationError, Gaussian, PrivacyBudget, epsilon_of
+from fedtree_dp.planner import Plan, plan_table, price, signal_ratio
+
+BUDGET = PrivacyBudget(epsilon=8, delta=1e-5)
+
+
+def test_measured_signal_ratios():
+    """MiniLM with 36,864 values: 64 of 2,000 records drown in noise, all 2,000 in 100 steps do not."""
+    small = price(Plan(2000, 64 / 2000, rounds=24, parameters=36_864), BUDGET)
+    large = price(Plan(2000, 1.0, rounds=100, parameters=36_864), BUDGET)
+    assert small.noise_multiplier == pytest.approx(0.51, abs=0.01)
+    assert small.signal_ratio == pytest.approx(1.5, abs=0.05)
+    assert large.noise_multiplier == pytest.approx(6.0, abs=0.02)
+    assert large.signal_ratio == pytest.approx(0.6, abs=0.03)
+
+
+def test_table_rows_are_sound_and_ordered():
+    rows = plan_table(BUDGET, records=2000, rounds=10, batch=400, steps_per_round=3, warm_up_steps=6, parameters=900)
+    assert len({(row.plan, row.epsilon) for row in rows}) == len(rows) == 7
+    asked = rows[0]
+    assert (asked.plan.steps, asked.plan.batch, asked.delta) == (36, 400, 1e-5)
+    for row in rows:
+        assert epsilon_of(row.plan.events(row.noise_multiplier), 1e-5, discretization=1e-3) == row.epsilon <= 8
+        assert row.signal_ratio == signal_ratio(row.noise_multiplier, 900, row.plan.batch)
+    by_epsilon = sorted((row for row in rows if row.plan == asked.plan), key=lambda row: row.epsilon)
+    assert [round(row.epsilon) for row in by_epsilon] == [1, 3, 8]
+    assert by_epsilon[0].noise_multiplier > by_epsilon[1].noise_multiplier > by_epsilon[2].noise_multiplier
+    halved, doubled = (next(row for row in rows if row.plan.rounds == rounds) for rounds in (5, 20))
+    assert halved.noise_multiplier < asked.noise_multiplier < doubled.noise_multiplier
+
+
+def test_releases_and_spending_cost_noise():
+    plan = Plan(2000, 0.2, rounds=10)
+    alone = price(plan, BUDGET)
+    with_release = price(Plan(2000, 0.2, rounds=10, releases=(Gaussian(5.0),)), BUDGET)
+    later = price(plan, BUDGET, spent=[Gaussian(1.0)], verify=1e-4)
+    assert alone.noise_multiplier < with_release.noise_multiplier < later.noise_multiplier
+
+
+def test_no_room_is_a_row_not_an_error():
+    row = price(Plan(100, 0.5, rounds=1), BUDGET, spent=[Gaussian(0.1)])
+    assert row.noise_multiplier == row.signal_ratio == math.inf
+    assert row.epsilon > 8
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({"batch": None}, "either sample_rate or batch"),
+        ({"sample_rate": 0.1}, "either sample_rate or batch"),
+        ({"batch": 3000}, "batch must be a finite number above 0 and at most 2000"),
+        ({"batch": None, "sample_rate": 2.0}, "sample_rate"),
+        ({"rounds": 0}, "rounds"),
+        ({"warm_up_steps": -1}, "warm_up_steps"),
+        ({"records": 200_000}, "delta 1e-05 is not below 1/200000"),
+        ({"epsilons": [-1]}, "epsilon"),
+    ],
+)
+def test_refused(changes, text):
+    arguments = {"records": 2000, "rounds": 3, "batch": 20} | changes
+    with pytest.raises(ConfigurationError, match=text):
+        plan_table(BUDGET, **arguments)
