@@ -38,7 +38,7 @@ def test_measured_figures():
 @pytest.mark.parametrize(
     "events",
     [
-        [PoissonGaussian(1.1, 0.2, 10)] * 3 + [Gaussian(20.0)],
+        [PoissonGaussian(2.2, 0.2, 10)] * 3 + [Gaussian(20.0)],
         [PoissonGaussian(1.5, 1.0, 2), Gaussian(5.0), Gaussian(5.0), PoissonGaussian(2.0, 0.1, 50)],
         [Gaussian(3.0), Gaussian(4.0), Gaussian(9.0)],
     ],
@@ -106,11 +106,11 @@ def test_calibrates_to_the_measured_figure():
 @pytest.mark.parametrize(
     ("epsilon", "template", "spent"),
     [
-        (8, [PoissonGaussian(1, 0.2, 30), Gaussian(20)], []),
+        (4, [PoissonGaussian(1, 0.2, 30), Gaussian(20)], []),
         (1, [PoissonGaussian(1.28, 0.2, 30), PoissonGaussian(1.6, 0.2, 10)], []),
-        (8, [PoissonGaussian(1, 0.1, 30)], [PoissonGaussian(1.1, 0.2, 30)]),
+        (3, [PoissonGaussian(1, 0.1, 30)], [PoissonGaussian(3, 0.2, 30)]),
         (0.01, [PoissonGaussian(3, 0.03, 24)], []),
-        (0.2, [PoissonGaussian(1, 0.0001, 100_000)], []),  # here only the fine grid is tight
+        (0.2, [PoissonGaussian(1, 0.0005, 30_000)], []),  # here only the fine grid is tight
     ],
 )
 def test_calibration_is_never_above_and_hardly_below(epsilon, template, spent):

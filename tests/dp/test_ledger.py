@@ -19,7 +19,7 @@ from fedtree_dp import (
 )
 
 BUDGET = PrivacyBudget(epsilon=8, delta=1e-5)
-ROUND = PoissonGaussian(noise_multiplier=1.1, sample_rate=0.2, steps=3)
+ROUND = PoissonGaussian(noise_multiplier=2.5, sample_rate=0.2, steps=3)
 
 
 @pytest.fixture

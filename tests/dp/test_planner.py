@@ -21,15 +21,16 @@ def test_measured_signal_ratios():
 
 
 def test_table_rows_are_sound_and_ordered():
-    rows = plan_table(BUDGET, records=2000, rounds=10, batch=400, steps_per_round=3, warm_up_steps=6, parameters=900)
+    choices = {"rounds": 10, "batch": 400, "steps_per_round": 3, "warm_up_steps": 6, "parameters": 900}
+    rows = plan_table(PrivacyBudget(3, 1e-5), records=2000, epsilons=(0.5, 1, 3), **choices)
     assert len({(row.plan, row.epsilon) for row in rows}) == len(rows) == 7
     asked = rows[0]
     assert (asked.plan.steps, asked.plan.batch, asked.delta) == (36, 400, 1e-5)
     for row in rows:
-        assert epsilon_of(row.plan.events(row.noise_multiplier), 1e-5, discretization=1e-3) == row.epsilon <= 8
+        assert epsilon_of(row.plan.events(row.noise_multiplier), 1e-5, discretization=1e-3) == row.epsilon <= 3
         assert row.signal_ratio == signal_ratio(row.noise_multiplier, 900, row.plan.batch)
     by_epsilon = sorted((row for row in rows if row.plan == asked.plan), key=lambda row: row.epsilon)
-    assert [round(row.epsilon) for row in by_epsilon] == [1, 3, 8]
+    assert [round(row.epsilon) for row in by_epsilon] == [0, 1, 3]
     assert by_epsilon[0].noise_multiplier > by_epsilon[1].noise_multiplier > by_epsilon[2].noise_multiplier
     halved, doubled = (next(row for row in rows if row.plan.rounds == rounds) for rounds in (5, 20))
     assert halved.noise_multiplier < asked.noise_multiplier < doubled.noise_multiplier
@@ -37,9 +38,10 @@ def test_table_rows_are_sound_and_ordered():
 
 def test_releases_and_spending_cost_noise():
     plan = Plan(2000, 0.2, rounds=10)
-    alone = price(plan, BUDGET)
-    with_release = price(Plan(2000, 0.2, rounds=10, releases=(Gaussian(5.0),)), BUDGET)
-    later = price(plan, BUDGET, spent=[Gaussian(1.0)], verify=1e-4)
+    budget = PrivacyBudget(epsilon=2, delta=1e-5)
+    alone = price(plan, budget)
+    with_release = price(Plan(2000, 0.2, rounds=10, releases=(Gaussian(5.0),)), budget)
+    later = price(plan, budget, spent=[Gaussian(3.0)], verify=1e-4)
     assert alone.noise_multiplier < with_release.noise_multiplier < later.noise_multiplier
 
 
