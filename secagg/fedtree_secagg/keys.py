@@ -19,6 +19,17 @@ from fedtree_secagg.secret import Secret, Unprintable
 TAG = b"fedtree-secagg/v1/"
 NONCE_BYTES = 12
 BOX_OVERHEAD = NONCE_BYTES + 16
+FIELD = 2**255 - 19
+# The canonical u-coordinates of order 1, 2, 4 and 8 on Curve25519 and its twist (RFC 7748, section 6.1).
+SMALL_ORDER = frozenset(
+    {
+        0,
+        1,
+        FIELD - 1,
+        325606250916557431795983626356110631294008115727848805560023387167927233504,
+        39382357235489614581723060781553021112529911719440698176882885853963445705823,
+    }
+)
 
 
 def field(value: str | bytes) -> bytes:
@@ -73,13 +84,24 @@ class Pair(Unprintable):
         """Return the HKDF pseudorandom key of this pair in this session.
 
         Raises:
-            ProtocolError: the peer's key gives the all-zero secret; blames the peer, who signed that key.
+            ProtocolError: the peer's key is refused (`check_public`); the all-zero secret is thereby excluded.
         """
-        try:
-            shared = self._key.exchange(X25519PublicKey.from_public_bytes(public_bytes))
-        except ValueError:
-            raise ProtocolError(f"the key of {peer!r} has small order: no secret comes of it", blames=peer) from None
+        check_public(public_bytes, peer)
+        shared = self._key.exchange(X25519PublicKey.from_public_bytes(public_bytes))
         return Secret(extract(session, shared))
+
+
+def check_public(public_bytes: bytes, owner: str) -> None:
+    """Refuse X25519 keys of small order, and encodings that are not the only one of their point.
+
+    X25519 ignores the top bit and reduces modulo the field: without this, a copied key could hide as other bytes.
+
+    Raises:
+        ProtocolError: blames the owner, who signed the key.
+    """
+    point = int.from_bytes(public_bytes, "little")
+    if point >= FIELD or point in SMALL_ORDER:
+        raise ProtocolError(f"the key of {owner!r} has small order or is not in canonical form", blames=owner)
 
 
 def pair_mask_key(agreed: Secret, node: str) -> bytes:

@@ -114,7 +114,7 @@ class Plan:
         """Return the smallest safe threshold of a full graph: the least t with 2t > n + colluders.
 
         n - t participants may drop out. Default of one colluder: the smallest assumption under which a node of three
-        still hides two clients from each other. A result above n means that so many colluders cannot be tolerated.
+        still hides two clients from each other.
 
         >>> Plan.full_threshold(20, colluders=2), Plan.full_threshold(8)
         (12, 5)
@@ -210,6 +210,37 @@ class Plan:
                 f"plan: {largest} values of {self.quantiser.bits} bits overflow the ring of {self.ring.bits} bits; "
                 f"use at most {allowed} bits (n * 2^(bits-1) <= 2^{self.ring.bits - 1})"
             )
+
+
+def check_succession(before: Plan, after: Plan) -> None:
+    """Refuse a change of membership that would let the difference of two rounds' sums show a few clients.
+
+    Where an old and a new node share coordinates, the members that left, that came and that stayed must each be none
+    or at least `after.min_group`. This is about adjacent plans; what differencing over many rounds can show is bounded
+    by each client's local noise only.
+
+    Raises:
+        ConfigurationError: a smaller group could be isolated; keep the old membership or move a larger group.
+    """
+    for old in before.nodes:
+        for new in after.nodes:
+            if _overlap(old.ranges, new.ranges):
+                _check_atoms(old, new, after.min_group)
+
+
+def _check_atoms(old: Node, new: Node, min_group: int) -> None:
+    first, second = set(old.members), set(new.members)
+    for what, group in (("leave", first - second), ("join", second - first), ("stay in", first & second)):
+        if 0 < len(group) < min_group:
+            raise ConfigurationError(
+                f"succession: {len(group)} members {what} node {new.name!r} (before: {old.name!r}); none or at least "
+                f"{min_group} may: the difference of two rounds would show them"
+            )
+
+
+def _overlap(first: Iterable[Range], second: Iterable[Range]) -> bool:
+    intervals = sorted([*first, *second])
+    return any(start < stop for (_, stop), (start, _) in pairwise(intervals))
 
 
 def _check_ranges(owner: str, ranges: Iterable[Range]) -> None:

@@ -169,6 +169,7 @@ def _refuse_shared_keys(adverts: Iterable[Advert]) -> None:
     seen: dict[bytes, str] = {}
     for advert in adverts:
         for key in (advert.mask_key, advert.channel_key):
+            keys.check_public(key, advert.sender)
             if key in seen:
                 alone = advert.sender if seen[key] == advert.sender else None  # of two, either may be the copy
                 raise ProtocolError(f"adverts: {advert.sender!r} and {seen[key]!r} show the same key", blames=alone)

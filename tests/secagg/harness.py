@@ -17,9 +17,10 @@ from dataclasses import dataclass, field
 from itertools import count
 from typing import Any
 
+import msgspec
 import numpy as np
 
-from fedtree_secagg import Identity, Node, NodeSum, Plan, Quantiser, Roster, client, keys, server
+from fedtree_secagg import Identity, Node, NodeSum, Plan, Quantiser, Roster, client, keys, messages, server
 
 CONTEXT = hashlib.sha256(b"a model and a job").digest()
 STAGES = ("advert", "shares", "masked", "vote", "reveal")
@@ -145,11 +146,35 @@ class Run:
         return out
 
 
+def session_id(run: Run) -> bytes:
+    return run.server_states["adverts"].cohort.id
+
+
+def forge(run: Run, kind: type[messages.Message], name: str, signer: str | None = None, **changes: Any) -> bytes:
+    """What a malicious `name` sends: its own message with fields changed, signed by itself or by another."""
+    stage = kind.__struct_config__.tag
+    payload = messages.decode(kind, run.sent[stage][name][messages.SIGNATURE_BYTES :])
+    bound = run.server_states["begin"].session.instance if kind is messages.Advert else session_id(run)
+    identity = run.world.identities[signer or name]
+    return messages.sign(identity, bound, msgspec.structs.replace(payload, **changes), name)
+
+
+def edit(kind: type[messages.Message], **changes: Callable[[Any], Any]) -> Callable[[bytes], bytes]:
+    """What a malicious server sends: its message with fields passed through functions."""
+
+    def apply(data: bytes) -> bytes:
+        message = messages.decode(kind, data)
+        new = {field: change(getattr(message, field)) for field, change in changes.items()}
+        return messages.encode(msgspec.structs.replace(message, **new))
+
+    return apply
+
+
 def flat_plan(n: int = 5, length: int = 40, **changes: Any) -> Plan:
     members = names(n)
     given: dict[str, Any] = {
         "length": length,
-        "nodes": (Node("all", members, ((0, length),)),),
+        "nodes": (Node("all", members, ((0, max(length, 1)),)),),
         "threshold": Plan.full_threshold(n),
         "quantiser": Quantiser(clip=1.0, bits=16),
         "context": CONTEXT,

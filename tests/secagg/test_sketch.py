@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from harness import Randomness, names
 
-from fedtree_secagg import ConfigurationError, Identity, ProtocolError, Roster, ThresholdError, messages, sketch
+from fedtree_secagg import ConfigurationError, Identity, ProtocolError, Roster, ThresholdError, keys, messages, sketch
 from fedtree_secagg.gaussian import _log, _turn, normals
 
 CONTEXT = hashlib.sha256(b"job 1, rebuild 0").digest()
@@ -236,6 +236,15 @@ def test_hellos_of_another_context_and_impersonation_are_refused():
         sketch.collect(*ARGS, {"c00": hellos["c00"], "c01": hellos["c01"], "c02": hellos["c02"], "c03x": hellos["c03"]})
 
 
+def test_a_hello_that_names_another_sketch_than_it_is_signed_for_blames_its_sender():
+    _, _, hellos = greet()
+    instance = sketch.instance_hash(*ARGS)
+    wrong = messages.sign(IDENTITIES["c02"], instance, messages.Hello(bytes(32), "c02", bytes(range(32))), "c02")
+    with pytest.raises(ProtocolError, match="not for this sketch") as error:
+        sketch.collect(*ARGS, {**hellos, "c02": wrong})
+    assert error.value.blames == "c02"
+
+
 def test_a_server_cannot_slip_its_own_key_or_reorder_hellos():
     random, states, hellos = greet()
     _, _, other = greet(seed=9)
@@ -265,7 +274,11 @@ def test_a_false_seal_is_refused_and_blames_the_leader():
         fields = {"session": good.session, "sender": "c00", "commitment": good.commitment, "boxes": good.boxes}
         return messages.sign(IDENTITIES["c00"], group.id, messages.Seal(**{**fields, **changes}), "c00")
 
+    leader = sealed["c00"][0]
+    channel = leader.channel.agree(group.id, "c01", group.hellos["c01"].channel_key)
+    other_seed = keys.seal(channel, bytes(12), bytes(32), *group.binding("c01", good.commitment))
     cases = [
+        forged(boxes=(other_seed, *good.boxes[1:])),
         forged(commitment=bytes(32)),
         forged(boxes=good.boxes[:-1]),
         forged(session=bytes(32)),
@@ -276,7 +289,7 @@ def test_a_false_seal_is_refused_and_blames_the_leader():
         with pytest.raises(ProtocolError) as error:
             sketch.unseal(sealed["c01"][0], data)
         assert error.value.blames == "c00"
-    for data in cases[1:3]:
+    for data in cases[2:4]:
         with pytest.raises(ProtocolError):
             sketch.route(*ARGS, broadcast, {"c00": data})
     with pytest.raises(ProtocolError):

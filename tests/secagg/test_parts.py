@@ -1,0 +1,532 @@
+"""The parts one by one: identities, secrets, shares, quantiser, ring, plans, sessions, message codecs."""
+
+import copy
+import hashlib
+import pickle
+import threading
+from itertools import combinations
+
+import numpy as np
+import pytest
+from harness import CONTEXT, Randomness, World, flat_plan, forge, names
+from hypothesis import given
+from hypothesis import strategies as st
+
+import fedtree_secagg
+from fedtree_secagg import (
+    ConfigurationError,
+    Identity,
+    Node,
+    Plan,
+    ProtocolError,
+    Quantiser,
+    Ring,
+    Roster,
+    SecAggError,
+    Session,
+    ThresholdError,
+    client,
+    keys,
+    messages,
+    server,
+    shamir,
+)
+from fedtree_secagg.messages import Advert, Adverts, Inbox, Masked, Reveal, Shares, Survivors, Vote, Votes
+from fedtree_secagg.secret import OneShot, Secret, check_randomness
+
+FRESH = bytes(range(32))
+
+
+def stream(seed=0):
+    return keys.Stream(hashlib.sha256(bytes([seed])).digest(), b"test")
+
+
+def test_exported_names():
+    assert set(fedtree_secagg.__all__) == {
+        *("ConfigurationError", "Identity", "Node", "NodeSum", "Plan", "ProtocolError", "Quantiser", "Ring", "Roster"),
+        *("SecAggError", "Session", "ThresholdError", "client", "server", "sketch"),
+    }
+    assert issubclass(ConfigurationError, SecAggError)
+    assert issubclass(ConfigurationError, ValueError)
+    assert issubclass(ProtocolError, SecAggError)
+    assert issubclass(ThresholdError, SecAggError)
+
+
+# Secrets
+
+
+def test_states_and_secrets_print_nothing_and_are_neither_pickled_nor_copied():
+    run = World.nested().run()
+    identity = run.world.identities["c00"]
+    states = [state for stage in run.states.values() for state in stage.values() if state is not None]
+    held = [identity, Secret(FRESH), *states, *run.server_states.values()]
+    known = {identity.to_private_bytes(), run.states["advert"]["c00"].mask.to_private_bytes()}
+    known |= {seed.reveal() for seed in run.states["advert"]["c00"].seeds}
+    for thing in held:
+        assert repr(thing) == f"<{type(thing).__name__}>" == str(thing)
+        for dump in (pickle.dumps, copy.copy, copy.deepcopy):
+            with pytest.raises(TypeError, match="neither pickled nor copied"):
+                dump(thing)
+    text = "".join(map(repr, held)) + "".join(map(str, held))
+    assert not any(secret.hex() in text or repr(secret) in text for secret in known)
+
+
+def test_errors_of_a_whole_round_never_hold_secrets(caplog):
+    caplog.set_level(0)
+    world = World.nested()
+    run = world.run(upto="masked")
+    secrets = [run.states["advert"][n].mask.to_private_bytes() for n in names(9)]
+    secrets += [seed.reveal() for n in names(9) for seed in run.states["advert"][n].seeds]
+    texts = [caplog.text]
+    for stage in ("advert", "adverts", "shares", "inbox", "masked", "survivors", "vote", "votes", "reveal"):
+        for damage in (lambda d: d[:-1], lambda d: b"", lambda d: d + b"\0"):
+            world.random = Randomness(0)
+            with pytest.raises(SecAggError) as error:
+                world.run(tamper={(stage, "c01"): damage})
+            texts.append(str(error.value))
+            texts.append(repr(error.value.__cause__))
+    joined = "".join(texts)
+    assert not any(secret.hex() in joined or repr(secret)[2:-1] in joined for secret in secrets)
+
+
+def test_secrets_compare_by_value():
+    assert Secret(FRESH) == Secret(FRESH)
+    assert Secret(FRESH) != Secret(bytes(32))
+    assert Secret(FRESH) != FRESH
+    with pytest.raises(TypeError):
+        hash(Secret(FRESH))
+
+
+def test_of_two_threads_one_gets_the_state():
+    state, inside, leave = OneShot(), threading.Event(), threading.Event()
+
+    def hold():
+        with state:
+            inside.set()
+            leave.wait(5)
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    inside.wait(5)
+    with pytest.raises(ProtocolError, match="used already"), state:
+        pass
+    leave.set()
+    thread.join()
+
+
+@pytest.mark.parametrize("bad", [b"", bytes(31), bytes(33), bytes(32), b"\x07" * 32, bytearray(FRESH), "x" * 32, None])
+def test_bad_randomness_is_refused_by_every_step_that_takes_some(bad):
+    with pytest.raises(ConfigurationError, match="randomness"):
+        check_randomness(bad)
+    with pytest.raises(ConfigurationError, match="randomness"):
+        Identity.generate(bad)
+    world = World.nested()
+    run = world.run(upto="shares")
+    me = world.identities["c00"]
+    steps = [
+        lambda: client.advertise(me, "c00", world.roster, world.plan, round=0, attempt=0, randomness=bad),
+        lambda: client.share(run.states["advert"]["c00"], b"", randomness=bad),
+        lambda: client.mask(run.states["shares"]["c00"], b"", world.updates["c00"], randomness=bad),
+    ]
+    for step in steps:
+        with pytest.raises(ConfigurationError, match="randomness"):
+            step()
+
+
+# Identities and rosters
+
+
+def test_identity_is_stored_and_read_back():
+    identity = Identity.generate(FRESH)
+    again = Identity(identity.to_private_bytes())
+    assert again.public_bytes == identity.public_bytes
+    assert Roster({"a": identity.public_bytes}).verifies("a", again.sign(b"x"), b"x")
+    for bad in (b"", bytes(31), "x" * 32):
+        with pytest.raises(ConfigurationError, match="32 private bytes"):
+            Identity(bad)
+
+
+def test_roster_order_hash_and_lookups():
+    a, b = (Identity.generate(bytes([i, *range(31)])).public_bytes for i in range(2))
+    roster = Roster({"b": b, "a": a})
+    assert roster.names == ("a", "b") == tuple(roster)
+    assert len(roster) == 2
+    assert "a" in roster
+    assert "c" not in roster
+    assert roster.hash == Roster({"a": a, "b": b}).hash != Roster({"a": b, "b": a}).hash
+    assert not roster.verifies("c", bytes(64), b"")
+    assert not roster.verifies("a", bytes(64), b"")
+
+
+@pytest.mark.parametrize(
+    "keys_by_name",
+    [{}, {"a": b"short"}, {"": bytes(32)}, {"a" * 65: bytes(32)}, {"a\n": bytes(32)}, {"a": bytes(32), "b": bytes(32)}],
+)
+def test_bad_rosters_are_refused(keys_by_name):
+    with pytest.raises(ConfigurationError):
+        Roster(keys_by_name)
+
+
+# Shares
+
+
+@given(st.binary(min_size=32, max_size=32), st.integers(1, 6), st.integers(0, 4), st.data())
+def test_any_threshold_of_shares_rebuilds_the_secret(secret, threshold, extra, data):
+    points = data.draw(
+        st.lists(st.integers(1, 65535), min_size=threshold + extra, max_size=threshold + extra, unique=True)
+    )
+    shares = shamir.split(secret, points, threshold, stream())
+    assert all(shamir.is_share(share) for share in shares)
+    chosen = data.draw(st.permutations(range(len(points))))[:threshold]
+    weights = shamir.weights_at_zero([points[i] for i in chosen])
+    assert shamir.combine([shares[i] for i in chosen], weights) == secret
+
+
+def test_fewer_shares_or_a_wrong_one_give_another_value():
+    secret, points = FRESH, [1, 2, 3, 4, 5]
+    shares = shamir.split(secret, points, 3, stream())
+    for pair in combinations(range(5), 2):
+        assert shamir.combine([shares[i] for i in pair], shamir.weights_at_zero([points[i] for i in pair])) != secret
+    wrong = [bytes(66), *shares[1:3]]
+    assert shamir.combine(wrong, shamir.weights_at_zero([1, 2, 3])) != secret
+    assert not shamir.is_share(b"\xff" * 66)
+    assert not shamir.is_share(shamir.PRIME.to_bytes(66, "big"))
+    assert not shamir.is_share(bytes(65))
+
+
+def test_shares_of_different_secrets_look_alike():
+    """One share of a fixed secret is uniform in the field: its top bits are balanced over 400 dealings."""
+    tops = [shamir.split(bytes(32), [1, 2], 2, stream(i % 251))[0][1] >> 7 for i in range(200)]
+    assert 60 < sum(tops) < 140  # 5.6 standard deviations
+
+
+# Quantiser
+
+
+@given(st.integers(2, 31), st.floats(1e-9, 1e9), st.integers(0, 2**32))
+def test_quantised_values_are_within_one_step_and_inside_the_grid(bits, clip, seed):
+    grid = Quantiser(clip, bits)
+    values = np.random.default_rng(seed).uniform(-clip, clip, 50)
+    values[:4] = clip, -clip, 0.0, np.nextafter(clip, 0)
+    integers = grid.quantise(values, hashlib.sha256(str(seed).encode()).digest())
+    assert integers[:3].tolist() == [grid.max_integer, -grid.max_integer, 0]
+    assert np.abs(integers).max() <= grid.max_integer
+    assert (np.abs(grid.decode(integers) - values) <= grid.step * (1 + 1e-6) + clip * 1e-9).all()
+
+
+def test_rounding_is_unbiased_with_power_against_rounding_to_nearest():
+    """Mean of n coins of probability f: standard error sqrt(f (1-f) / n); bound of 6.5 of them, false alarm 1e-10."""
+    grid, n = Quantiser(1.0, 8), 40_000
+    for fraction in (0.1, 0.5, 0.9):
+        for base in (-5, 3):
+            value = (base + fraction) / grid.scale
+            mean = float(grid.quantise(np.full(n, value), hashlib.sha256(bytes([base & 255])).digest()).mean())
+            assert abs(mean - (base + fraction)) < 6.5 * np.sqrt(fraction * (1 - fraction) / n)
+            assert fraction == 0.5 or abs(round(base + fraction) - (base + fraction)) > 6.5 * 0.5 / np.sqrt(n)
+
+
+def test_float32_input_is_quantised_as_its_float64_value():
+    values = np.random.default_rng(0).uniform(-1, 1, 40_000).astype(np.float32)
+    grid = Quantiser(1.0, 24)
+    assert np.array_equal(grid.quantise(values, FRESH), grid.quantise(values.astype(np.float64), FRESH))
+    assert not np.array_equal(grid.quantise(values, FRESH), grid.quantise(values, FRESH[::-1]))
+
+
+def test_saturation_is_explicit_and_does_not_excuse_nan():
+    values = np.array([-5.0, 0.5, 7.0])
+    with pytest.raises(ConfigurationError, match="beyond the clip"):
+        Quantiser(1.0, 8).quantise(values, FRESH)
+    assert Quantiser(1.0, 8, saturate=True).quantise(values, FRESH)[[0, 2]].tolist() == [-127, 127]
+    for bad in (np.nan, np.inf, -np.inf):
+        with pytest.raises(ConfigurationError, match="nan or infinite"):
+            Quantiser(1.0, 8, saturate=True).quantise(np.array([0.0, bad]), FRESH)
+
+
+@pytest.mark.parametrize(
+    ("clip", "bits"),
+    [(0.0, 8), (-1.0, 8), (np.nan, 8), (np.inf, 8), (1.0, 1), (1.0, 32), (5e-324, 30)],
+)
+def test_bad_quantisers_are_refused(clip, bits):
+    with pytest.raises(ConfigurationError, match="quantiser"):
+        Quantiser(clip, bits)
+
+
+# Ring
+
+
+@pytest.mark.parametrize("bits", [16, 32])
+def test_masks_cancel_and_equal_the_keystream(bits):
+    ring = Ring(bits)
+    values = np.arange(70_001).astype(ring.dtype)
+    target = values.copy()
+    ring.add_masks(target, [(FRESH, 1), (CONTEXT, -1)])
+    assert not np.array_equal(target, values)
+    one = np.zeros(4, ring.dtype)
+    ring.add_masks(one, [(FRESH, 1)])
+    # AES-256-CTR of zeros under the key 00..1f, FIPS 197 appendix C.3 construction
+    from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
+
+    block = Cipher(algorithms.AES(FRESH), modes.ECB()).encryptor().update(bytes(16))
+    assert one.tobytes() == block[: 4 * ring.word_bytes]
+    ring.add_masks(target, [(CONTEXT, 1), (FRESH, -1)])
+    assert np.array_equal(target, values)
+
+
+def test_ring_widths_and_byte_order(monkeypatch):
+    with pytest.raises(ConfigurationError, match="16 and 32"):
+        Ring(64)
+    monkeypatch.setattr("sys.byteorder", "big")
+    with pytest.raises(ConfigurationError, match="big-endian"):
+        Ring(32)
+
+
+# Plans
+
+WHOLE = Node("all", names(5), ((0, 40),))
+
+
+@pytest.mark.parametrize(
+    ("changes", "match"),
+    [
+        ({"length": 0, "nodes": (WHOLE,)}, "length is 0"),
+        ({"length": 39, "nodes": (WHOLE,)}, "ends at 40, the vector at 39"),
+        ({"context": b"short"}, "context must be 32 bytes"),
+        ({"context": "x" * 32}, "context must be 32 bytes"),
+        ({"nodes": ()}, "no nodes"),
+        ({"nodes": (Node("a", names(5), ((0, 1),)), Node("a", names(5), ((1, 2),)))}, "share a name"),
+        ({"colluders": -1}, "colluders -1"),
+        ({"min_group": 6}, "min_group is 6"),
+    ],
+)
+def test_bad_plans_are_refused(changes, match):
+    with pytest.raises(ConfigurationError, match=match):
+        flat_plan(**changes)
+
+
+@pytest.mark.parametrize(
+    ("members", "ranges", "match"),
+    [
+        (("a", "a", "b"), ((0, 1),), "twice"),
+        (names(3), (), "no coordinates"),
+        (names(3), ((3, 3),), "empty"),
+        (names(3), ((3, 2),), "empty"),
+        (names(3), ((-1, 2),), "negative"),
+        (names(3), ((0, 5), (4, 6)), "not after"),
+        (names(3), ((4, 6), (0, 2)), "not after"),
+        (("a\0", "b", "c"), ((0, 1),), "printable"),
+    ],
+)
+def test_bad_nodes_are_refused(members, ranges, match):
+    with pytest.raises(ConfigurationError, match=match):
+        Node("node", members, ranges)
+
+
+def test_a_cohort_beyond_the_share_points_is_refused(monkeypatch):
+    monkeypatch.setattr("fedtree_secagg.plan.LARGEST_COHORT", 4)
+    with pytest.raises(ConfigurationError, match="at most 4"):
+        flat_plan(n=5)
+
+
+@pytest.mark.parametrize(("n", "colluders"), [(2, 0), (5, 4), (5, -1)])
+def test_threshold_helper_refuses_what_no_plan_allows(n, colluders):
+    with pytest.raises(ConfigurationError, match="threshold: n is"):
+        Plan.full_threshold(n, colluders)
+
+
+def test_threshold_reference_values():
+    assert Plan.full_threshold(20, colluders=2) == 12
+    assert Plan.full_threshold(8, colluders=1) == 5
+
+
+def test_gather_and_scatter_are_inverse():
+    node = Node("n", names(3), ((2, 4), (7, 10)))
+    vector = np.arange(12.0)
+    assert node.width == 5
+    assert node.gather(vector).tolist() == [2, 3, 7, 8, 9]
+    out = np.zeros(12)
+    node.scatter(node.gather(vector), out)
+    assert np.flatnonzero(out).tolist() == [2, 3, 7, 8, 9]
+    assert flat_plan().nodes_of("nobody") == ()
+
+
+@pytest.mark.parametrize("bad", [-1, 2**63, 1.5, "0"])
+def test_counters_out_of_range_are_refused(bad):
+    world = World.nested()
+    for counters in ({"round": bad, "attempt": 0}, {"round": 0, "attempt": bad}):
+        with pytest.raises(ConfigurationError, match="session"):
+            Session(world.roster, world.plan, **counters)
+
+
+def test_a_client_outside_the_plan_cannot_advertise():
+    world = World.nested()
+    with pytest.raises(ConfigurationError, match="no node of this plan"):
+        client.advertise(world.identities["c00"], "zz", world.roster, world.plan, round=0, attempt=0, randomness=FRESH)
+
+
+@pytest.mark.parametrize("bad", [np.zeros(79), np.zeros((80, 1)), np.zeros(80, np.int64), [0.0] * 80])
+def test_vectors_of_another_shape_or_type_are_refused(bad):
+    run = World.nested().run(upto="shares")
+    with pytest.raises(ConfigurationError, match="the update"):
+        client.mask(run.states["shares"]["c00"], b"", bad, randomness=FRESH)
+
+
+# Messages
+
+
+def test_messages_have_one_encoding():
+    vote = Vote(FRESH, "c00", CONTEXT)
+    data = messages.encode(vote)
+    assert messages.decode(Vote, data) == vote
+    # 2 as a 32-bit integer, a name as str32, an array as array16: legal MessagePack, not our encoding
+    wide_array = b"\xdc\x00\x04" + data[1:]
+    long_name = data.replace(b"\xa3c00", b"\xdb\x00\x00\x00\x03c00")
+    for other in (wide_array, long_name):
+        assert other != data
+        with pytest.raises(ProtocolError, match="one encoding"):
+            messages.decode(Vote, other)
+    for broken in (b"", data[:-1], data + b"\0", messages.encode(Survivors(FRESH, ())), b"\xff" * 100, b"\x91" * 5000):
+        with pytest.raises(ProtocolError, match="no such message"):
+            messages.decode(Vote, broken)
+    with pytest.raises(ProtocolError, match="expected bytes"):
+        messages.decode(Vote, "text")
+
+
+@pytest.mark.parametrize("fields", [(b"x" * 31, "c00", CONTEXT), (FRESH, "", CONTEXT), (FRESH, "n" * 65, CONTEXT)])
+def test_field_lengths_are_checked(fields):
+    with pytest.raises(ProtocolError, match="no such message"):
+        messages.decode(Vote, messages.encode(Vote(*fields)))
+
+
+KINDS = [Advert, Adverts, Shares, Inbox, Masked, Survivors, Vote, Votes, Reveal]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@given(st.binary(max_size=300))
+def test_decoders_refuse_noise_with_their_own_error(kind, data):
+    with pytest.raises(ProtocolError):
+        messages.decode(kind, data)
+
+
+@pytest.mark.parametrize(
+    "stage", ["advert", "shares", "masked", "vote", "reveal", "adverts", "inbox", "survivors", "votes"]
+)
+@given(data=st.data())
+def test_mutated_real_messages_are_refused_or_equal(stage, data):
+    run = HONEST
+    kind = {k.__struct_config__.tag: k for k in KINDS}[stage]
+    signed = stage in run.sent
+    real = (run.sent if signed else run.received)[stage]["c00"][64 if signed else 0 :]
+    changed = bytearray(real)
+    for _ in range(data.draw(st.integers(1, 3))):
+        at = data.draw(st.integers(0, min(len(changed), 400) - 1))
+        how = data.draw(st.sampled_from(["set", "cut", "insert"]))
+        if how == "set":
+            changed[at] = data.draw(st.integers(0, 255))
+        elif how == "cut":
+            del changed[at]
+        else:
+            changed.insert(at, data.draw(st.integers(0, 255)))
+    try:
+        message = messages.decode(kind, bytes(changed))
+    except ProtocolError:
+        return
+    assert messages.encode(message) == bytes(changed)
+
+
+HONEST = World.nested().run()
+
+
+# What the server checks beyond the attack table
+
+
+def at(stage):
+    run = World.nested().run(upto=stage)
+    step = {
+        "advert": server.collect_adverts,
+        "shares": server.route_shares,
+        "masked": server.collect_masked,
+        "vote": server.collect_votes,
+    }[stage]
+    before = {"advert": "begin", "shares": "adverts", "masked": "inbox", "vote": "survivors"}[stage]
+    return run, step, run.server_states[before]
+
+
+@pytest.mark.parametrize(
+    ("stage", "kind", "changes", "match"),
+    [
+        ("advert", Advert, {"commitments": (FRESH,)}, "one commitment per node"),
+        ("shares", Shares, {"boxes": ()}, "one digest per holder"),
+        ("shares", Shares, {"digests": (FRESH,)}, "one digest per holder"),
+        ("shares", Shares, {"boxes": (b"",) * 8}, "boxes must have"),
+        ("masked", Masked, {"body": b""}, "0 bytes, the plan asks for"),
+        ("vote", Vote, {"survivors": FRESH}, "another survivor set"),
+    ],
+)
+def test_the_server_names_a_client_that_breaks_the_format_and_can_go_on_without_it(stage, kind, changes, match):
+    run, step, before = at(stage)
+    with pytest.raises(ProtocolError, match=match) as error:
+        step(before, {**run.sent[stage], "c03": forge(run, kind, "c03", **changes)})
+    assert error.value.blames == "c03"
+    rest = {n: d for n, d in run.sent[stage].items() if n != "c03"}
+    following, out = step(before, rest)
+    assert set(out) == set(rest)
+    assert following is not None
+
+
+def test_messages_of_those_who_are_out_are_refused():
+    late = HONEST.sent
+    for stage, name in (("shares", "advert"), ("masked", "shares"), ("vote", "masked"), ("reveal", "masked")):
+        run = World.nested().run({name: ["c08"]}, upto="vote" if stage == "reveal" else stage)
+        if stage == "reveal":
+            state, _ = server.collect_votes(run.server_states["survivors"], run.sent["vote"])
+            step, before, sent = server.open_sums, state, {}
+        else:
+            _, step, _ = at(stage)
+            before = run.server_states[{"shares": "adverts", "masked": "inbox", "vote": "survivors"}[stage]]
+            sent = run.sent[stage]
+        with pytest.raises(ProtocolError, match="c08"):
+            step(before, {**sent, "c08": late[stage]["c08"]})
+
+
+def test_an_advert_from_outside_the_plan_is_refused():
+    world = World.nested()
+    stranger = Identity.generate(FRESH)
+    world.roster = Roster({**world.roster.keys, "zz": stranger.public_bytes})
+    run = world.run(upto="advert")
+    instance = run.server_states["begin"].session.instance
+    advert = messages.sign(stranger, instance, Advert(instance, "zz", FRESH, CONTEXT, ()), "zz")
+    with pytest.raises(ProtocolError, match="not in this plan"):
+        server.collect_adverts(run.server_states["begin"], {**run.sent["advert"], "zz": advert})
+
+
+def test_adverts_out_of_order_or_twice_are_refused_by_the_client():
+    run = World.nested().run(upto="advert")
+    rows = tuple(run.sent["advert"].values())
+    for forged, match in ((rows[::-1], "order"), ((*rows, rows[-1]), "twice")):
+        with pytest.raises(ProtocolError, match=match):
+            client.share(run.states["advert"]["c00"], messages.encode(Adverts(forged)), randomness=FRESH)
+
+
+def test_two_uploads_in_one_stream_are_refused():
+    run, step, before = at("masked")
+    pairs = [*run.sent["masked"].items(), ("c00", run.sent["masked"]["c00"])]
+    with pytest.raises(ProtocolError, match="two uploads"):
+        step(before, iter(pairs))
+
+
+def test_a_reveal_of_the_wrong_length_is_refused():
+    run = World.nested().run(upto="vote")
+    state, _ = server.collect_votes(run.server_states["survivors"], run.sent["vote"])
+    short = forge(HONEST, Reveal, "c00", body=b"x")
+    with pytest.raises(ProtocolError, match="1 bytes") as error:
+        server.open_sums(state, {**HONEST.sent["reveal"], "c00": short})
+    assert error.value.blames == "c00"
+
+
+def test_an_inbox_with_rows_missing_is_refused():
+    run = World.nested().run(upto="shares")
+    _, inboxes = server.route_shares(run.server_states["adverts"], run.sent["shares"])
+    inbox = messages.decode(Inbox, inboxes["c00"])
+    short = Inbox(inbox.session, inbox.sharers, inbox.digests[:-1], inbox.boxes)
+    with pytest.raises(ProtocolError, match="one digest and one box"):
+        client.mask(run.states["shares"]["c00"], messages.encode(short), run.world.updates["c00"], randomness=FRESH)
