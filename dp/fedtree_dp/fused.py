@@ -41,7 +41,7 @@ class _Sink:
     def add(self, parameter: Tensor, gradient: Tensor) -> None:
         """Add (records, *shape): a module that is used twice in one pass has the sum of both gradients."""
         known = self.gradients.get(parameter)
-        if known is not None and len(known) != len(gradient):
+        if known is not None and known.shape[0] != gradient.shape[0]:
             raise TrainingError(
                 "a module was used twice in one pass with different numbers of rows, so records cannot be told apart; "
                 "freeze it, or pass one row for each record"
@@ -114,11 +114,10 @@ def _linear_forward(sink: _Sink, module: nn.Linear, original: Forward, x: Tensor
 
 
 def _lora_forward(sink: _Sink, layer: LoraLinear, original: Forward, x: Tensor, *args: Any, **more: Any) -> Any:
-    if not (sink.enabled and torch.is_grad_enabled()) or args or more or not isinstance(x, Tensor):
-        return original(x, *args, **more)
-    adapter = _only_adapter(layer)
+    plain = sink.enabled and torch.is_grad_enabled() and not args and not more and isinstance(x, Tensor)
+    adapter = _only_adapter(layer) if plain else None
     if adapter is None:
-        return original(x)
+        return original(x, *args, **more)
     base, a, b = layer.base_layer, layer.lora_A[adapter].weight, layer.lora_B[adapter].weight
     return _Lora.apply(x, base.weight, base.bias, a, b, layer.scaling[adapter], sink)  # type: ignore[no-untyped-call]
 
@@ -128,18 +127,21 @@ def _only_adapter(layer: LoraLinear) -> str | None:
     active = [name for name in layer.active_adapters if name in layer.lora_A]
     if len(active) != 1 or layer.disable_adapters or layer.merged or active[0] in layer.lora_variant:
         return None
-    a, b, dropout = (part[active[0]] for part in (layer.lora_A, layer.lora_B, layer.lora_dropout))
-    base = layer.base_layer
-    plain = (
-        all(type(m) is nn.Linear and isinstance(vars(m).get("forward"), _Patch | None) for m in (base, a, b))
-        and a.bias is None
-        and b.bias is None
-        and not any(p.requires_grad for p in base.parameters())
-        and (isinstance(dropout, nn.Identity) or not dropout.training)
-        and (a.weight.requires_grad or b.weight.requires_grad)
-        and not any(m._forward_hooks or m._forward_pre_hooks for m in (base, a, b))
-    )
-    return active[0] if plain else None
+    modules = layer.base_layer, layer.lora_A[active[0]], layer.lora_B[active[0]]
+    dropout = layer.lora_dropout[active[0]]
+    quiet = isinstance(dropout, nn.Identity) or not dropout.training
+    return active[0] if quiet and _plain(*modules) else None
+
+
+def _plain(base: nn.Module, a: nn.Module, b: nn.Module) -> bool:
+    """Whether `_Lora` computes what these three modules would: linear layers as they are, the base frozen."""
+    for module in (base, a, b):
+        ours = isinstance(vars(module).get("forward"), _Patch | None)
+        if type(module) is not nn.Linear or not ours or module._forward_hooks or module._forward_pre_hooks:
+            return False
+    frozen = not any(p.requires_grad for p in base.parameters())
+    trained = any(p.requires_grad for m in (a, b) for p in m.parameters())
+    return frozen and trained and not any("bias" in dict(m.named_parameters()) for m in (a, b))
 
 
 def _other_forward(sink: _Sink, module: nn.Module, original: Forward, *inputs: Any, **more: Any) -> Any:
@@ -160,7 +162,7 @@ def _other_forward(sink: _Sink, module: nn.Module, original: Forward, *inputs: A
 
 def _tokens(x: Tensor) -> Tensor:
     """Bring (records, ..., d) to (records, tokens, d)."""
-    return x.reshape(len(x), -1, x.shape[-1]) if x.ndim != 3 else x
+    return x if x.ndim == 3 else x.reshape(x.shape[0], -1, x.shape[-1])
 
 
 def _products(g: Tensor, x: Tensor) -> Tensor:
@@ -198,7 +200,7 @@ class _Lora(torch.autograd.Function):
     ) -> Tensor:
         out = F.linear(x, weight, bias)
         low = F.linear(x, a.to(x.dtype)).to(out.dtype)
-        out.view(-1, out.shape[-1]).addmm_(low.view(-1, len(a)), b.to(out.dtype).t(), alpha=scale)
+        out.view(-1, out.shape[-1]).addmm_(low.view(-1, a.shape[0]), b.to(out.dtype).t(), alpha=scale)
         ctx.save_for_backward(x, low)
         ctx.factors, ctx.scale, ctx.sink = (weight, a, b), scale, sink
         return out
@@ -215,7 +217,7 @@ class _Lora(torch.autograd.Function):
         grad_x = None
         if ctx.needs_input_grad[0]:
             grad_x = g @ weight.to(g.dtype)
-            grad_x.view(-1, grad_x.shape[-1]).addmm_(low_g.view(-1, len(a)), a.to(g.dtype))
+            grad_x.view(-1, grad_x.shape[-1]).addmm_(low_g.view(-1, a.shape[0]), a.to(g.dtype))
             grad_x = grad_x.to(x.dtype)
         return grad_x, None, None, None, None, None, None
 

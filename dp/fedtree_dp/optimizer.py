@@ -95,7 +95,7 @@ class PrivateOptimizer(DPOptimizer):  # type: ignore[misc]
             per_sample: for each of `params`, in order, shape (records, *parameter shape).
             valid: optional, shape (records,), bool: records that may contribute at all.
         """
-        rows = [_wide(g).reshape(len(g), math.prod(g.shape[1:])) for g in per_sample]
+        rows = [_wide(g).reshape(g.shape[0], math.prod(g.shape[1:])) for g in per_sample]
         norms = torch.stack([torch.linalg.vector_norm(g, dim=1).to(rows[0].device) for g in rows]).norm(dim=0)
         finite = norms.isfinite()
         if valid is not None:
@@ -103,7 +103,7 @@ class PrivateOptimizer(DPOptimizer):  # type: ignore[misc]
         # A hair below the bound, so that rounding of norm and product cannot lift a record above it.
         bound = self.max_grad_norm * (1 - 8 * torch.finfo(norms.dtype).eps)
         factor = torch.where(finite, bound / norms.clamp(min=bound), 0.0)
-        dropped = len(finite) - int(finite.sum())
+        dropped = finite.shape[0] - int(finite.sum())
         for p, g in zip(self.params, rows, strict=True):
             # 0 * NaN is NaN, so rows that are left out are cleared first.
             clean = g.masked_fill(~finite.to(g.device)[:, None], 0.0) if dropped else g

