@@ -21,7 +21,7 @@ from fedtree_dp.errors import (
     LedgerTampered,
     TrainingError,
 )
-from fedtree_dp.events import Event, Gaussian, PoissonGaussian
+from fedtree_dp.events import Event, Gaussian, PoissonGaussian, TruncatedPoissonGaussian
 from fedtree_dp.ledger import Ledger
 
 if TYPE_CHECKING:
@@ -61,6 +61,7 @@ __all__ = [
     "PrivateOptimizer",
     "StepReport",
     "TrainingError",
+    "TruncatedPoissonGaussian",
     "calibrate",
     "epsilon_of",
     "gaussian_mean",

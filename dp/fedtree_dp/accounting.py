@@ -18,11 +18,12 @@ import math
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from typing import Any, Literal
 
 from fedtree_dp import checks
 from fedtree_dp.errors import ConfigurationError
-from fedtree_dp.events import Event, Gaussian, PoissonGaussian
+from fedtree_dp.events import Event, Gaussian, PoissonGaussian, TruncatedPoissonGaussian
 
 Accountant = Literal["pld", "rdp", "prv"]
 
@@ -45,19 +46,37 @@ def merge(events: Iterable[Event]) -> tuple[Event, ...]:
     Equal Poisson steps add up. Full-batch steps (`sample_rate` 1) are Gaussian releases, and Gaussian releases with
     multipliers s_i are together one with `(sum of s_i^-2)^-1/2`: exact, not a bound.
     """
-    steps: Counter[tuple[float, float]] = Counter()
+    steps: Counter[PoissonGaussian | TruncatedPoissonGaussian] = Counter()
     full: Counter[float] = Counter()
     for event in events:
-        if isinstance(event, Gaussian):
-            full[event.noise_multiplier] += 1
-        elif event.sample_rate == 1.0:
-            full[event.noise_multiplier] += event.steps
+        step = _one_step(event)
+        if isinstance(step, Gaussian):
+            full[step.noise_multiplier] += times_of(event)
         else:
-            steps[event.noise_multiplier, event.sample_rate] += event.steps
-    merged: list[Event] = [PoissonGaussian(noise, rate, times) for (noise, rate), times in sorted(steps.items())]
+            steps[step] += times_of(event)
+    merged: list[Event] = [replace(step, steps=steps[step]) for step in sorted(steps, key=_order)]
     if full:
         merged.append(Gaussian(_joint_noise(full)))
     return tuple(merged)
+
+
+def _one_step(event: Event) -> Event:
+    """Return one step of the event, in its simplest equal form."""
+    if isinstance(event, TruncatedPoissonGaussian) and event.cap >= event.records:
+        event = PoissonGaussian(event.noise_multiplier, event.sample_rate, event.steps)
+    if isinstance(event, PoissonGaussian) and event.sample_rate == 1.0:
+        return Gaussian(event.noise_multiplier)
+    return event if isinstance(event, Gaussian) else replace(event, steps=1)
+
+
+def _order(event: PoissonGaussian | TruncatedPoissonGaussian) -> tuple[float, ...]:
+    cut = (event.records, event.cap) if isinstance(event, TruncatedPoissonGaussian) else (0, 0)
+    return event.noise_multiplier, event.sample_rate, *cut
+
+
+def times_of(event: Event) -> int:
+    """Return how many times the event's mechanism ran."""
+    return 1 if isinstance(event, Gaussian) else event.steps
 
 
 def _joint_noise(full: Counter[float]) -> float:
@@ -79,6 +98,8 @@ def epsilon_of(
 ) -> float:
     """Return the epsilon of all events together, at `delta`, for add-or-remove-one-record neighbours.
 
+    With a truncated event among them the neighbours are those of `TruncatedPoissonGaussian`.
+
     Args:
         events: what was or would be released; fixed beforehand, or at least not chosen from earlier outputs.
         delta: from 1e-12 to below 1.
@@ -92,13 +113,16 @@ def epsilon_of(
         0.0 for no events, `inf` if any release has no noise, or so little that no finite value is claimed.
 
     Raises:
-        ConfigurationError: delta, discretisation or accountant outside what is stated here.
+        ConfigurationError: delta, discretisation or accountant outside what is stated here, or truncated batches with
+            another accountant than PLD.
     """
     checks.real("delta", delta, at_least=SMALLEST_DELTA, below=1.0)
     checks.real("discretization", discretization, above=0.0, at_most=1.0)
     merged = merge(events)
     if accountant not in _ACCOUNTANTS:
         raise ConfigurationError(f"unknown accountant {accountant!r}{checks.suggestion(str(accountant), _ACCOUNTANTS)}")
+    if accountant != "pld" and any(isinstance(event, TruncatedPoissonGaussian) for event in merged):
+        raise ConfigurationError(f"only the PLD accountant knows truncated Poisson batches, not {accountant!r}")
     if not merged:
         return 0.0
     if min(event.noise_multiplier for event in merged) < _SMALLEST_NOISE:
@@ -109,39 +133,55 @@ def epsilon_of(
 @functools.lru_cache(maxsize=4096)
 def _pld(merged: tuple[Event, ...], delta: float, discretization: float) -> float:
     """PLD epsilon; cached, because clients of one job run the same plan and a ledger asks again after each charge."""
+    cut = any(isinstance(event, TruncatedPoissonGaussian) for event in merged)
     bound = rdp_bound(merged, delta)
     if bound >= _HOPELESS:
-        return bound
+        return math.inf if cut else bound
     least = min(event.noise_multiplier for event in merged)
-    interval = max(discretization, (16.0 / least + 1.0 / least**2) / _MOST_BUCKETS)
+    # a cut batch has twice the sensitivity
+    widest = 4.0 * (16.0 / least + 1.0 / least**2) if cut else 16.0 / least + 1.0 / least**2
+    interval = max(discretization, widest / _MOST_BUCKETS)
     composed: Any = None
     for event in merged:
-        part = _single(*_kind(event), interval)
-        part = part.self_compose(_times(event)) if _times(event) > 1 else part
+        part = _single(_one_step(event), interval)
+        part = part.self_compose(times_of(event)) if times_of(event) > 1 else part
         composed = part if composed is None else composed.compose(part)
     return max(0.0, float(composed.get_epsilon_for_delta(delta)))
 
 
 @functools.lru_cache(maxsize=24)
-def _single(noise: float, rate: float, interval: float) -> Any:
+def _single(step: Event, interval: float) -> Any:
     """Return the loss distribution of one step; cached, because building it is most of the work."""
-    from dp_accounting.pld import privacy_loss_distribution
+    from dp_accounting.pld import privacy_loss_distribution as pld
 
-    return privacy_loss_distribution.from_gaussian_mechanism(
-        noise, value_discretization_interval=interval, sampling_prob=rate
-    )
+    if isinstance(step, TruncatedPoissonGaussian):
+        return pld.from_truncated_subsampled_gaussian_mechanism(
+            dataset_size=step.records,
+            sampling_probability=step.sample_rate,
+            truncated_batch_size=step.cap,
+            noise_multiplier=step.noise_multiplier,
+            value_discretization_interval=interval,
+            neighboring_relation=_replace_special(),
+        )
+    noise, rate = _kind(step)
+    return pld.from_gaussian_mechanism(noise, value_discretization_interval=interval, sampling_prob=rate)
+
+
+def _replace_special() -> Any:
+    from dp_accounting import NeighboringRelation
+
+    return NeighboringRelation.REPLACE_SPECIAL
 
 
 def _kind(event: Event) -> tuple[float, float]:
-    return event.noise_multiplier, event.sample_rate if isinstance(event, PoissonGaussian) else 1.0
-
-
-def _times(event: Event) -> int:
-    return event.steps if isinstance(event, PoissonGaussian) else 1
+    return event.noise_multiplier, 1.0 if isinstance(event, Gaussian) else event.sample_rate
 
 
 def rdp_bound(merged: tuple[Event, ...], delta: float) -> float:
-    """Return a rough upper bound of epsilon within milliseconds: RDP at a dozen orders; 0.0 for no events."""
+    """Return a rough bound of epsilon within milliseconds: RDP at a dozen orders; 0.0 for no events.
+
+    Not a bound with truncated batches, whose truncation it ignores: then only a guide.
+    """
     return _rdp(merged, delta, 0.0, _GUARD_ORDERS) if merged else 0.0
 
 
@@ -155,7 +195,7 @@ def _rdp(
     with _quiet_absl():
         for event in merged:
             noise, rate = _kind(event)
-            accountant.compose(PoissonSampledDpEvent(rate, GaussianDpEvent(noise)), _times(event))
+            accountant.compose(PoissonSampledDpEvent(rate, GaussianDpEvent(noise)), times_of(event))
         return float(accountant.get_epsilon(delta))
 
 
@@ -167,7 +207,7 @@ def _prv(merged: tuple[Event, ...], delta: float, _discretization: float) -> flo
         from opacus.accountants import PRVAccountant
 
     accountant = PRVAccountant()
-    accountant.history = [(*_kind(event), _times(event)) for event in merged]
+    accountant.history = [(*_kind(event), times_of(event)) for event in merged]
     # a rate of 1 takes the logarithm of 0, exp() overflows in the far tail, RDP sizes the domain with a few orders
     with np.errstate(all="ignore"), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Optimal order is the (largest|smallest) alpha", category=UserWarning)

@@ -27,7 +27,7 @@ from fedtree_dp.budget import PrivacyBudget
 from fedtree_dp.checkpoint import Checkpoint
 from fedtree_dp.entries import GENESIS, Entry, Row, read_chain, seal
 from fedtree_dp.errors import BudgetExceeded, ConfigurationError, LedgerError, LedgerTampered
-from fedtree_dp.events import Event, Gaussian, PoissonGaussian
+from fedtree_dp.events import Event
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
@@ -166,7 +166,7 @@ class Ledger:
             LedgerTampered: the file changed in a way that no charge makes.
             ConfigurationError: an unusable name, or not an event.
         """
-        if not isinstance(event, PoissonGaussian | Gaussian):
+        if not isinstance(event, Event):
             raise ConfigurationError(f"only events can be charged, not {event!r:.80}")
         fields = {
             "event": event.to_dict(),

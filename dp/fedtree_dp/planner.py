@@ -7,8 +7,9 @@ clipping norm, `sigma * sqrt(d) / (q * n)`: above about 1 the noise moves the pa
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 from fedtree_dp import checks
 from fedtree_dp.accounting import PLANNING_DISCRETIZATION, epsilon_of
@@ -16,6 +17,8 @@ from fedtree_dp.budget import PrivacyBudget
 from fedtree_dp.calibration import calibrate
 from fedtree_dp.errors import BudgetExceeded, ConfigurationError
 from fedtree_dp.events import Event, PoissonGaussian
+
+Unknown = Literal["noise", "epsilon", "rounds", "batch"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,3 +180,75 @@ def _rate(records: int, sample_rate: float | None, batch: float | None) -> float
         return checks.real("sample_rate", sample_rate, above=0.0, at_most=1.0)
     size = checks.count("records", records)
     return checks.real("batch", batch, above=0.0, at_most=size) / size
+
+
+def solve(
+    unknown: Unknown,
+    plan: Plan,
+    budget: PrivacyBudget,
+    *,
+    noise_multiplier: float | None = None,
+    spent: Sequence[Event] = (),
+) -> PlanRow:
+    """Return the plan completed by the best value of one unknown, the others being given.
+
+    Args:
+        unknown: `"noise"`: the least that keeps the budget. `"epsilon"`: what plan and noise cost, whatever the
+            budget's epsilon. `"rounds"` and `"batch"`: the most whole rounds, or the largest whole expected batch, that
+            plan and noise allow; the plan's own number is not looked at.
+        plan: the public numbers.
+        budget: what may be spent, at which delta.
+        noise_multiplier: noise of the steps over the clipping norm; needed unless it is the unknown.
+        spent: what was charged before.
+
+    Raises:
+        BudgetExceeded: not even one round, or a batch of one, keeps the budget.
+        ConfigurationError: another unknown, noise missing or given where it is asked for, or delta too large.
+    """
+    if unknown not in {"noise", "epsilon", "rounds", "batch"}:
+        raise ConfigurationError(f"cannot solve for {unknown!r}; known: noise, epsilon, rounds, batch")
+    if (unknown == "noise") != (noise_multiplier is None):
+        raise ConfigurationError("give noise_multiplier exactly when it is not what is solved for")
+    if noise_multiplier is None:
+        return price(plan, budget, spent=spent)
+    budget.check_records(plan.records)
+    noise = checks.real("noise_multiplier", noise_multiplier, above=0.0)
+    if unknown == "epsilon":
+        return _costed(plan, budget, noise, spent)
+
+    def row(number: int) -> PlanRow:
+        rate = number / plan.records
+        changed = replace(plan, rounds=number) if unknown == "rounds" else replace(plan, sample_rate=rate)
+        return _costed(changed, budget, noise, spent)
+
+    return _largest(row, plan.records if unknown == "batch" else 10**6, budget, unknown)
+
+
+def _costed(plan: Plan, budget: PrivacyBudget, noise: float, spent: Sequence[Event]) -> PlanRow:
+    epsilon = epsilon_of((*spent, *plan.events(noise)), budget.delta, discretization=PLANNING_DISCRETIZATION)
+    return PlanRow(plan, budget.delta, epsilon, noise, signal_ratio(noise, plan.parameters, plan.batch))
+
+
+def _largest(row: Callable[[int], PlanRow], most: int, budget: PrivacyBudget, unknown: str) -> PlanRow:
+    """Return the row of the largest number that keeps the budget: doubling, then bisection (epsilon is monotone)."""
+    best, high = row(1), 2
+    if best.epsilon > budget.epsilon:
+        raise BudgetExceeded(
+            f"{unknown} 1 already reaches epsilon {best.epsilon:.4g} of {budget.epsilon:g} allowed at delta "
+            f"{budget.delta:g}. Plan more noise",
+            spent=0.0,
+            requested_total=best.epsilon,
+            allowed=budget.epsilon,
+        )
+    low = 1
+    while high <= most and (tried := row(high)).epsilon <= budget.epsilon:
+        best, low, high = tried, high, 2 * high
+    high = min(high, most + 1)
+    while high - low > 1:
+        middle = (low + high) // 2
+        tried = row(middle)
+        if tried.epsilon <= budget.epsilon:
+            best, low = tried, middle
+        else:
+            high = middle
+    return best

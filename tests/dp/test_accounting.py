@@ -4,12 +4,14 @@ import math
 import random
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 from scipy.stats import norm
 
 from fedtree_dp import BudgetExceeded, ConfigurationError, Gaussian, PoissonGaussian, PrivacyBudget, calibrate
 from fedtree_dp.accounting import epsilon_of, merge
+from fedtree_dp.events import TruncatedPoissonGaussian
 
 MEASURED = PoissonGaussian(noise_multiplier=1, sample_rate=0.01, steps=3000)
 
@@ -64,6 +66,30 @@ def test_accountants_agree_on_mixed_plans():
     assert pld < prv < pld + 0.02
     assert pld < rdp < 1.25 * pld
     assert pld <= epsilon_of(plan, 1e-5, discretization=1e-2) < pld + 0.1
+
+
+CUT = TruncatedPoissonGaussian(noise_multiplier=1.5, sample_rate=0.01, steps=200, records=10_000, cap=160)
+
+
+def test_truncated_batches():
+    """A cap at six standard deviations costs nothing, one at 2.8 half as much again; dp_accounting's accountant says the same."""
+    import dp_accounting
+    from dp_accounting import pld
+
+    whole = epsilon_of([PoissonGaussian(1.5, 0.01, 200)], 1e-5)
+    assert whole <= epsilon_of([CUT], 1e-5) < whole + 1e-3
+    tight = replace(CUT, cap=128)
+    accountant = pld.PLDAccountant(dp_accounting.NeighboringRelation.REPLACE_SPECIAL)
+    accountant.compose(dp_accounting.TruncatedSubsampledGaussianDpEvent(10_000, 0.01, 128, 1.5), 200)
+    assert epsilon_of([tight], 1e-5) == pytest.approx(accountant.get_epsilon(1e-5), abs=1e-4)
+    assert epsilon_of([tight], 1e-5) > 1.5 * whole
+    assert merge([replace(CUT, cap=10_000)]) == (PoissonGaussian(1.5, 0.01, 200),)
+    assert merge([CUT, tight, CUT]) == (tight, replace(CUT, steps=400))
+    assert epsilon_of([replace(CUT, noise_multiplier=0.01)], 1e-5) == math.inf
+    with pytest.raises(ConfigurationError, match="only the PLD accountant"):
+        epsilon_of([CUT], 1e-5, accountant="rdp")
+    (event,) = calibrate([tight], PrivacyBudget(1, 1e-5))
+    assert 0.99 < epsilon_of([event], 1e-5) <= 1
 
 
 def test_special_cases():

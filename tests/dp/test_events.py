@@ -53,3 +53,12 @@ def test_refused_values(field, value):
 def test_strict_reading(data, text):
     with pytest.raises(ConfigurationError, match=text.replace("?", r"\?")):
         events.from_dict(data)
+
+
+def test_truncated_round_trip():
+    data = POISSON | {"mechanism": "truncated_poisson_gaussian", "records": 1000, "cap": 300}
+    event = events.from_dict(data)
+    assert event.to_dict() == data
+    for field in ("records", "cap"):
+        with pytest.raises(ConfigurationError, match=field):
+            events.from_dict(data | {field: 0})

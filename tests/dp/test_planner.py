@@ -4,8 +4,8 @@ import math
 
 import pytest
 
-from fedtree_dp import ConfigurationError, Gaussian, PrivacyBudget, epsilon_of
-from fedtree_dp.planner import Plan, plan_table, price, signal_ratio
+from fedtree_dp import BudgetExceeded, ConfigurationError, Gaussian, PrivacyBudget, epsilon_of
+from fedtree_dp.planner import Plan, plan_table, price, signal_ratio, solve
 
 BUDGET = PrivacyBudget(epsilon=8, delta=1e-5)
 
@@ -68,3 +68,37 @@ def test_refused(changes, text):
     arguments = {"records": 2000, "rounds": 3, "batch": 20} | changes
     with pytest.raises(ConfigurationError, match=text):
         plan_table(BUDGET, **arguments)
+
+
+def test_solves_for_each_unknown():
+    budget, plan = PrivacyBudget(epsilon=2, delta=1e-5), Plan(2000, 0.1, rounds=10, steps_per_round=2)
+    noise = solve("noise", plan, budget).noise_multiplier
+    assert 1.99 <= solve("epsilon", plan, budget, noise_multiplier=noise).epsilon <= 2
+    rounds = solve("rounds", plan, budget, noise_multiplier=noise * 1.001)
+    assert rounds.plan.rounds == 10
+    assert (
+        rounds.epsilon <= 2 < solve("epsilon", Plan(2000, 0.1, 11, 2), budget, noise_multiplier=noise * 1.001).epsilon
+    )
+    batch = solve("batch", plan, budget, noise_multiplier=noise * 1.001)
+    assert batch.plan.batch == pytest.approx(200)
+    everything = solve("batch", plan, budget, noise_multiplier=1000)
+    assert everything.plan.batch == 2000
+
+
+def test_spending_reduces_what_is_solved_for():
+    budget, plan = PrivacyBudget(epsilon=2, delta=1e-5), Plan(2000, 0.1, rounds=1)
+    free = solve("rounds", plan, budget, noise_multiplier=3).plan.rounds
+    assert free > solve("rounds", plan, budget, noise_multiplier=3, spent=[Gaussian(4)]).plan.rounds >= 1
+    with pytest.raises(BudgetExceeded, match="rounds 1 already reaches"):
+        solve("rounds", plan, budget, noise_multiplier=3, spent=[Gaussian(1)])
+
+
+def test_solve_refuses():
+    plan = Plan(2000, 0.1, rounds=1)
+    with pytest.raises(ConfigurationError, match="known: noise, epsilon, rounds, batch"):
+        solve("delta", plan, BUDGET)
+    for unknown, noise in (("noise", 1.0), ("rounds", None)):
+        with pytest.raises(ConfigurationError, match="exactly when"):
+            solve(unknown, plan, BUDGET, noise_multiplier=noise)
+    with pytest.raises(ConfigurationError, match="above 0"):
+        solve("rounds", plan, BUDGET, noise_multiplier=0)
