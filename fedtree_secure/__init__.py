@@ -1,1 +1,71 @@
 """Tree-structured federated LoRA with DP-SGD and secure aggregation: import from here alone."""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fedtree_dp import BudgetExceeded, Ledger, LedgerError, PrivacyBudget
+
+    from fedtree_secure.config import Lora, Masking, Topology, Training
+    from fedtree_secure.data import Client
+    from fedtree_secure.errors import (
+        BackboneError,
+        ConfigurationError,
+        DataError,
+        FedTreeError,
+        RunFolderError,
+        RunStopped,
+    )
+    from fedtree_secure.federation import Federation
+    from fedtree_secure.report import Result
+
+_HOMES = {
+    "BudgetExceeded": "fedtree_dp",
+    "Ledger": "fedtree_dp",
+    "LedgerError": "fedtree_dp",
+    "PrivacyBudget": "fedtree_dp",
+    "Lora": "fedtree_secure.config",
+    "Masking": "fedtree_secure.config",
+    "Topology": "fedtree_secure.config",
+    "Training": "fedtree_secure.config",
+    "Client": "fedtree_secure.data",
+    "BackboneError": "fedtree_secure.errors",
+    "ConfigurationError": "fedtree_secure.errors",
+    "DataError": "fedtree_secure.errors",
+    "FedTreeError": "fedtree_secure.errors",
+    "RunFolderError": "fedtree_secure.errors",
+    "RunStopped": "fedtree_secure.errors",
+    "Federation": "fedtree_secure.federation",
+    "Result": "fedtree_secure.report",
+}
+
+__all__ = [
+    "BackboneError",
+    "BudgetExceeded",
+    "Client",
+    "ConfigurationError",
+    "DataError",
+    "FedTreeError",
+    "Federation",
+    "Ledger",
+    "LedgerError",
+    "Lora",
+    "Masking",
+    "PrivacyBudget",
+    "Result",
+    "RunFolderError",
+    "RunStopped",
+    "Topology",
+    "Training",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first used: torch and transformers take seconds to load."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return list(__all__)

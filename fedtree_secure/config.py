@@ -1,0 +1,292 @@
+"""What a job is: frozen dataclasses, and the TOML file that carries the same names.
+
+All values here are public: they are hashed into every masking session, so that a client that was given another
+configuration derives other masks. No value is ever read from private data; in particular the sample rate and the
+divisor of an averaged gradient are constants of the configuration (PRIVACY: add/remove adjacency needs this).
+"""
+
+import dataclasses
+import hashlib
+import math
+import tomllib
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+import rfc8785
+from fedtree_dp import PrivacyBudget
+
+from fedtree_secure.errors import ConfigurationError, suggest
+
+Task = Literal["classification", "causal-lm"]
+HeadMode = Literal["auto", "local", "shared", "frozen"]
+Source = Literal["fingerprint", "lora_b", "single", "alone"]
+Linkage = Literal["ward", "average", "complete", "single"]
+
+
+def _require(holds: bool, name: str, given: object, allowed: str) -> None:
+    if not holds:
+        raise ConfigurationError(f"{name} is {given!r}; allowed: {allowed}")
+
+
+def _positive(name: str, given: float) -> None:
+    _require(math.isfinite(given) and given > 0, name, given, "a finite number above 0")
+
+
+def _count(name: str, given: int, least: int = 1) -> None:
+    whole = isinstance(given, int) and not isinstance(given, bool)
+    _require(whole and given >= least, name, given, f"a whole number of at least {least}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lora:
+    """Where adapters sit and how large they are.
+
+    Attributes:
+        rank: Rank r of each factor pair; A is (r, d_in), B is (d_out, r).
+        alpha: The adapter's output is scaled by alpha / rank.
+        targets: Names of the linear modules that get an adapter; empty means query and value of the architecture.
+        freeze_a: Keep A at its public initial value (FFA-LoRA). Halves what is trained, noised and uploaded.
+    """
+
+    rank: int = 4
+    alpha: float = 8.0
+    targets: tuple[str, ...] = ()
+    freeze_a: bool = True
+
+    def __post_init__(self) -> None:
+        _count("lora.rank", self.rank)
+        _positive("lora.alpha", self.alpha)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """How a client trains in a round. All of it runs inside DP-SGD.
+
+    Attributes:
+        records: Declared size of a client's training set: a rounded public constant, never measured. The divisor of
+            an averaged gradient is ``sample_rate * records``. A client can declare its own (`Client.records`).
+        sample_rate: Poisson sampling rate of a local step, in (0, 1].
+        local_steps: DP-SGD steps a round. 1: the noisy gradient itself is uploaded and the server's Adam moves the
+            expert. More: a local Adam moves it and the server averages the changes (FedAvg, the paper's form).
+        max_grad_norm: Joint L2 clipping norm C over all trainable values of a client.
+        learning_rate: Of Adam on the adapters (at the server if local_steps is 1, at the client otherwise).
+        head: ``local`` stays with the client, ``shared`` is averaged over all clients like a root layer (all clients
+            must have the same labels), ``frozen`` is not trained; ``auto`` is local for classification and frozen
+            for language modelling.
+        head_steps: DP-SGD steps of the head alone on cached features before the first round; 0 for none.
+        head_sample_rate: Poisson sampling rate of these steps.
+        head_learning_rate: Of Adam on the head (and on lam).
+        head_noise_ratio: Noise multiplier of the head's steps relative to that of the rounds.
+        max_length: Tokens a text is cut to.
+        physical_batch_size: Records that are in memory at once; has no influence on the result.
+    """
+
+    records: int = 1000
+    sample_rate: float = 0.2
+    local_steps: int = 1
+    max_grad_norm: float = 1.0
+    learning_rate: float = 4e-3
+    head: HeadMode = "auto"
+    head_steps: int = 40
+    head_sample_rate: float = 0.2
+    head_learning_rate: float = 2e-2
+    head_noise_ratio: float = 1.25
+    max_length: int = 64
+    physical_batch_size: int = 64
+
+    def __post_init__(self) -> None:
+        for name in ("records", "local_steps", "max_length", "physical_batch_size"):
+            _count(f"training.{name}", getattr(self, name))
+        _count("training.head_steps", self.head_steps, least=0)
+        for name in ("max_grad_norm", "learning_rate", "head_learning_rate", "head_noise_ratio"):
+            _positive(f"training.{name}", getattr(self, name))
+        for name in ("sample_rate", "head_sample_rate"):
+            rate = getattr(self, name)
+            _require(0 < rate <= 1, f"training.{name}", rate, "above 0 and at most 1")
+        _require(self.head in typing.get_args(HeadMode), "training.head", self.head, "auto, local, shared or frozen")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Topology:
+    """How the tree of client groups is found (FedTreeLoRA, section "layer-wise cuts", and its private form).
+
+    Attributes:
+        source: ``fingerprint``: DP means of the frozen backbone's hidden states; ``lora_b``: the B factors after a
+            private warm-up alone (the paper); ``single``: one group for every layer (FedIT); ``alone``: no group.
+        fingerprint_share: Share of epsilon that the fingerprint may cost by itself.
+        warmup_steps: DP-SGD steps that each client trains alone before the distances are taken (``lora_b``).
+        linkage: Of the agglomerative clustering on the distances averaged over the layers.
+        window: K, by how many clusters a layer may exceed the layer below it, plus one.
+        significance: A split is made when its silhouette exceeds this quantile of silhouettes that groups-free
+            clients with the same noise reach.
+        sketch_size: Rows k of the secret projection; the relative error of a squared distance is sqrt(2 / k).
+    """
+
+    source: Source = "fingerprint"
+    fingerprint_share: float = 0.05
+    warmup_steps: int = 8
+    linkage: Linkage = "ward"
+    window: int = 3
+    significance: float = 0.99
+    sketch_size: int = 256
+
+    def __post_init__(self) -> None:
+        _require(self.source in typing.get_args(Source), "topology.source", self.source, ", ".join(typing.get_args(Source)))
+        _require(self.linkage in typing.get_args(Linkage), "topology.linkage", self.linkage, ", ".join(typing.get_args(Linkage)))
+        _require(0 < self.fingerprint_share < 1, "topology.fingerprint_share", self.fingerprint_share, "between 0 and 1")
+        _require(0.5 <= self.significance < 1, "topology.significance", self.significance, "at least 0.5 and below 1")
+        for name in ("warmup_steps", "window"):
+            _count(f"topology.{name}", getattr(self, name))
+        _count("topology.sketch_size", self.sketch_size, least=16)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Masking:
+    """What secure aggregation must withstand.
+
+    Attributes:
+        min_group: m: no sum over fewer clients is ever opened.
+        colluders: c: clients that may work with the server. Needs ``min_group >= colluders + 2``.
+    """
+
+    min_group: int = 3
+    colluders: int = 1
+
+    def __post_init__(self) -> None:
+        _count("masking.min_group", self.min_group, least=2)
+        _count("masking.colluders", self.colluders, least=0)
+        _require(
+            self.min_group >= self.colluders + 2,
+            "masking.min_group", self.min_group, f"at least colluders + 2 = {self.colluders + 2}",
+        )  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """The public description of a federated job; equal on the server and on every client.
+
+    Attributes:
+        backbone: Local folder, GGUF file or hub id of the frozen model.
+        privacy: Budget of each client, for its data set, over all jobs on the same ledger.
+        rounds: Aggregation rounds.
+        seed: Public seed of the initial adapter and head values. Never reaches noise, sampling or keys.
+    """
+
+    backbone: str
+    privacy: PrivacyBudget
+    rounds: int = 10
+    task: Task = "classification"
+    seed: int = 0
+    lora: Lora = field(default_factory=Lora)
+    training: Training = field(default_factory=Training)
+    topology: Topology = field(default_factory=Topology)
+    masking: Masking = field(default_factory=Masking)
+
+    def __post_init__(self) -> None:
+        _require(bool(self.backbone), "backbone", self.backbone, "a local folder, a .gguf file or a hub id")
+        _require(self.task in typing.get_args(Task), "task", self.task, " or ".join(typing.get_args(Task)))
+        _count("rounds", self.rounds, least=0)
+        _count("seed", self.seed, least=0)
+        if self.task == "causal-lm":
+            heads = ("auto", "frozen")
+            _require(self.training.head in heads, "training.head", self.training.head, "frozen for causal-lm")
+
+    @property
+    def head(self) -> HeadMode:
+        """The head mode that applies to this task."""
+        if self.training.head != "auto":
+            return self.training.head
+        return "local" if self.task == "classification" else "frozen"
+
+    @property
+    def head_steps(self) -> int:
+        """Steps of the head alone before the first round; a frozen or shared head takes none."""
+        return self.training.head_steps if self.head == "local" else 0
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values under the names that the TOML file uses."""
+        return typing.cast(dict[str, Any], msgspec.to_builtins(self))
+
+    def digest(self) -> bytes:
+        """SHA-256 over the canonical JSON (RFC 8785) of all settings."""
+        return hashlib.sha256(b"fedtree-secure/job/v1\n" + rfc8785.dumps(self.to_dict())).digest()
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClientFiles:
+    """One ``[[clients]]`` entry of a job file: where a client's rows are and which columns to read.
+
+    Attributes:
+        train, test: CSV, JSONL, JSON or Parquet files, relative to the job file.
+        text, label: Column names; ``label`` is not read for causal language modelling.
+        labels: The declared label set; without it the labels found in the files are taken, and named as public.
+        records: Declared size of the training set (see `Training.records`).
+        dataset: Name of the data set in the ledger; the client's id if empty.
+        privacy: This client's own budget; the job's if not given.
+    """
+
+    id: str
+    train: str
+    test: str | None = None
+    text: str = "text"
+    label: str = "label"
+    labels: tuple[str | int, ...] = ()
+    records: int | None = None
+    dataset: str = ""
+    privacy: PrivacyBudget | None = None
+
+
+def load_job(path: str | Path) -> tuple[Job, tuple[ClientFiles, ...]]:
+    """Read a TOML job file.
+
+    Raises:
+        ConfigurationError: The file is missing, not TOML, has unknown keys (with a suggestion) or values out of range.
+    """
+    path = Path(path)
+    try:
+        raw = tomllib.loads(path.read_text("utf-8"))
+    except FileNotFoundError:
+        raise ConfigurationError(f"there is no job file {path}; see examples/job.toml for one") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigurationError(f"{path} is not valid TOML: {error}") from None
+    clients = raw.pop("clients", [])
+    if not isinstance(clients, list) or not clients:
+        raise ConfigurationError(f"{path} names no clients; add one [[clients]] table for each")
+    return build(Job, raw, ""), tuple(build(ClientFiles, item, f"clients[{i}].") for i, item in enumerate(clients))
+
+
+T = typing.TypeVar("T")
+
+
+def build(kind: type[T], raw: Any, where: str) -> T:
+    """Convert a plain mapping into a settings dataclass, refusing unknown keys with a suggestion."""
+    _refuse_unknown(kind, raw, where)
+    try:
+        return msgspec.convert(raw, kind, strict=True)
+    except msgspec.ValidationError as error:
+        cause = error.__cause__
+        if isinstance(cause, ValueError) and not isinstance(cause, msgspec.ValidationError):
+            raise cause from None
+        raise ConfigurationError(f"{where or 'job: '}{error}") from None
+
+
+def _refuse_unknown(kind: Any, raw: Any, where: str) -> None:
+    if not isinstance(raw, dict):
+        raise ConfigurationError(f"{where.rstrip('.') or 'the job'} is {raw!r}; it must be a table of settings")
+    hints = typing.get_type_hints(kind)
+    names = {f.name for f in dataclasses.fields(kind)}
+    for key, value in raw.items():
+        if key not in names:
+            raise ConfigurationError(f"unknown setting {where}{key}{suggest(key, names)}")
+        if dataclasses.is_dataclass(hints[key]):
+            _refuse_unknown(hints[key], value, f"{where}{key}.")
+    required = [
+        f.name for f in dataclasses.fields(kind)
+        if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
+    ]  # fmt: skip
+    for name in required:
+        if name not in raw:
+            raise ConfigurationError(f"missing setting {where}{name}")

@@ -1,0 +1,418 @@
+"""A client of a job: bytes in, bytes out. The only code that touches private rows, and the only way out of it.
+
+Order of every stage that computes from private rows: check that the budget affords it, charge the ledger (durable),
+compute, write down what will leave (durable), send. A crash between two of these steps can cost budget, never hide a
+cost. A charge whose result was lost before it was written down has released nothing and is used again on resumption.
+"""
+
+import contextlib
+import logging
+import os
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from fedtree_dp import BudgetExceeded, Event, Gaussian, Ledger, NoiseSource, PoissonGaussian
+from fedtree_secagg import Identity, Plan, Roster, client as masking, sketch
+
+from fedtree_secure import wire
+from fedtree_secure.agreement import check_tree, fixed_tree, plan_of_round, sketch_context
+from fedtree_secure.backbone import Backbone
+from fedtree_secure.config import Job
+from fedtree_secure.data import Client, ClientData
+from fedtree_secure.noiseplan import NoisePlan
+from fedtree_secure.seat import Belongings, Floats, fresh_belongings, seated
+from fedtree_secure.storage import read_json, write_json
+from fedtree_secure.topology import Tree
+from fedtree_secure.training import fingerprint, train_head, train_round
+
+log = logging.getLogger("fedtree_secure.participant")
+Tick = Callable[[str, str], None]
+
+
+class StageError(wire.WireError):
+    """A request came out of order, twice, or for another job."""
+
+
+@dataclass
+class Journal:
+    """What must not be forgotten: written before anything leaves.
+
+    Attributes:
+        round, attempt: Highest counters answered; neither goes back.
+        released: How often the result of a charged stage may have left, by stage name.
+        finished: Stages whose result is kept at home.
+        tree: The accepted tree's labels, or None.
+        evidence: SHA-256 of the distances that the tree was computed from.
+    """
+
+    round: int = -1
+    attempt: int = -1
+    released: dict[str, int] = field(default_factory=dict)
+    finished: list[str] = field(default_factory=list)
+    tree: list[list[int]] | None = None
+    evidence: str = ""
+
+
+class Participant:
+    """One client's side of a job.
+
+    Args:
+        client, data: Its description and tokenised rows.
+        job, roster: Its own copies of the public configuration and of the pinned keys; a coordinator that runs
+            another job is refused.
+        identity: Its signing key.
+        backbone: The frozen model.
+        ledger: Its data set's ledger, open.
+        noise_plan: What its stages cost.
+        folder: Where its state is kept; not shared with the server.
+        job_id: Name of this run in the ledger.
+        cache: Computed from rows once in a process (features, hidden states); never leaves it.
+        tick: Called with the client's id and the stage after each step, for progress bars.
+    """
+
+    def __init__(
+        self,
+        client: Client,
+        data: ClientData,
+        job: Job,
+        roster: Roster,
+        identity: Identity,
+        backbone: Backbone,
+        ledger: Ledger,
+        noise_plan: NoisePlan,
+        folder: Path,
+        *,
+        job_id: str,
+        cache: dict[str, Any] | None = None,
+        tick: Tick = lambda *_: None,
+        randomness: Callable[[int], bytes] = os.urandom,
+    ) -> None:
+        self.id = client.id
+        self.data, self.job, self.roster, self.backbone, self.ledger = data, job, roster, backbone, ledger
+        self.noise_plan, self.job_id = noise_plan, job_id
+        self._identity, self._folder, self._cache, self._tick = identity, folder, {} if cache is None else cache, tick
+        self._random = randomness
+        self._records = client.records or job.training.records
+        self._outputs = len(data.label_set)
+        self._names = tuple(sorted(roster.names))
+        self._session: Any = None
+        self._stage = ""
+        self._begin: wire.Begin | None = None
+        self._load()
+
+    @property
+    def mine(self) -> Belongings:
+        """Everything that this client has trained or received. Private."""
+        return self._mine
+
+    @contextlib.contextmanager
+    def at_backbone(self) -> Iterator[None]:
+        """Seat this client at the shared model, for evaluation and saving at home."""
+        with seated(self.backbone, self._mine, self._outputs, self._mixing()):
+            yield
+
+    # --- the message loop ---------------------------------------------------------------------------------------
+
+    def handle(self, request: bytes) -> bytes:
+        """Answer one request.
+
+        Raises:
+            WireError, StageError: The request is malformed or out of order; state is unchanged.
+            fedtree_secagg.ProtocolError: A protocol message was wrong; the round is over for this client.
+        """
+        message = wire.decode_request(request)
+        answer: Callable[[Any], wire.Reply] = self._handlers()[type(message)]
+        try:
+            return wire.encode(answer(message))
+        except BudgetExceeded as error:
+            log.warning("%s does not take part: %s", self.id, error)
+            return wire.encode(wire.Refused("budget"))
+
+    def _handlers(self) -> Mapping[type, Callable[[Any], wire.Reply]]:
+        return {
+            wire.Join: self._join,
+            wire.SketchHello: self._sketch_hello,
+            wire.SketchSeal: self._sketch_seal,
+            wire.SketchSend: self._sketch_send,
+            wire.Distances: self._distances,
+            wire.Prepare: self._prepare,
+            wire.Begin: self._begin_round,
+            wire.Alone: self._alone,
+            wire.Share: self._share,
+            wire.Mask: self._mask,
+            wire.Confirm: self._confirm,
+            wire.Reveal: self._reveal,
+            wire.Finish: self._finish,
+        }
+
+    def _enter(self, expected: str, following: str) -> None:
+        if self._stage != expected:
+            raise StageError(f"{self.id}: this request belongs after stage {expected!r}; the stage is {self._stage!r}")
+        self._stage = following
+
+    # --- before the first round ---------------------------------------------------------------------------------
+
+    def _join(self, message: wire.Join) -> wire.Reply:
+        if message.job != self.job.digest() or message.roster != self.roster.hash:
+            return wire.Refused("mismatch")
+        plan = self.noise_plan
+        return wire.Joined(plan.rounds, self._records, plan.fingerprint, self._outputs)
+
+    def _sketch_hello(self, message: wire.SketchHello) -> wire.Reply:
+        if message.members != self._names:
+            raise StageError(f"{self.id}: the sketch must be of the whole roster")
+        self._session, hello = sketch.hello(
+            self._identity, self.id, self.roster, self._names, sketch_context(self.job, self.backbone.digest, message.attempt),
+            randomness=self._random(32),
+        )  # fmt: skip
+        self._stage = "hello"
+        return wire.Protocol(hello)
+
+    def _sketch_seal(self, message: wire.SketchSeal) -> wire.Reply:
+        self._enter("hello", "seal")
+        self._session, sealed = sketch.seal(self._session, message.hellos, randomness=self._random(32))
+        return wire.Protocol(sealed)
+
+    def _sketch_send(self, message: wire.SketchSend) -> wire.Reply:
+        self._enter("seal", "sketched")
+        state = sketch.unseal(self._session, message.sealed)
+        self._session = None
+        if self.job.topology.source == "fingerprint":
+            vectors = list(self._fingerprint())
+            self._release("fingerprint")
+        else:
+            vectors = self._warm_up()
+            self._release("warm-up")
+        return wire.Protocol(sketch.encode(state, vectors, size=self.job.topology.sketch_size))
+
+    def _fingerprint(self) -> "np.ndarray[Any, Any]":
+        multiplier = self.noise_plan.fingerprint
+        self._charge("fingerprint", Gaussian(multiplier))
+        if "means" not in self._cache:
+            with seated(self.backbone, self._mine, self._outputs, self._mixing()):
+                self._cache["means"] = self.backbone.layer_means(self.data.train)
+        self._tick(self.id, "fingerprint")
+        return fingerprint(
+            self._cache["means"], self.backbone.layer_reference,
+            noise_multiplier=multiplier, records=self._records, noise=self._noise(),
+        )  # fmt: skip
+
+    def _warm_up(self) -> "list[np.ndarray[Any, Any]]":
+        steps = self.job.topology.warmup_steps
+        self._charge("warm-up", self._event(self.noise_plan.warm_up, steps))
+        shares = [True] * len(self.backbone.layout().parts)
+        change = self._train(self.noise_plan.warm_up, shares, steps=steps, upload_gradient=False)
+        with seated(self.backbone, self._mine, self._outputs, self._mixing()):
+            vectors = self.backbone.experts.b_factors()
+        self._mine.pending = change
+        self._mine.own = self.backbone.initial_expert.copy()
+        return vectors
+
+    def _distances(self, message: wire.Distances) -> wire.Reply:
+        tree = check_tree(message, self.job, self._names, self.backbone)
+        if tree is None or (self._journal.tree is not None and tree.labels != self._tree().labels):
+            return wire.Refused("tree")
+        self._journal.tree = [list(row) for row in tree.labels]
+        self._journal.evidence = wire.digest(message)
+        self._save()
+        return wire.Done()
+
+    def _prepare(self, _: wire.Prepare) -> wire.Reply:
+        steps = self.job.head_steps
+        if steps and "head" not in self._journal.finished and self.data.train.labels is not None:
+            event = PoissonGaussian(self.noise_plan.head, self.job.training.head_sample_rate, steps)
+            self._charge("head", event)
+            with seated(self.backbone, self._mine, self._outputs, self._mixing()):
+                if "features" not in self._cache:
+                    self._cache["features"] = self.backbone.features(self.data.train)
+                train_head(
+                    self._cache["features"], self.data.train.labels, self.backbone.centred, self.job,
+                    noise_multiplier=self.noise_plan.head, records=self._records, noise=self._noise(),
+                    tick=lambda: self._tick(self.id, "head"),
+                )  # fmt: skip
+            self._journal.finished.append("head")
+            self._release("head")
+        return wire.Done()
+
+    # --- a round ------------------------------------------------------------------------------------------------
+
+    def _begin_round(self, message: wire.Begin) -> wire.Reply:
+        if (message.round, message.attempt) <= (self._journal.round, self._journal.attempt):
+            raise StageError(
+                f"{self.id}: round {message.round} attempt {message.attempt} is not after round {self._journal.round} "
+                f"attempt {self._journal.attempt}, which this client has answered"
+            )
+        self._receive(message.cluster, message.external)
+        self._journal.round, self._journal.attempt = message.round, message.attempt
+        self._save()
+        event = self._event(self.noise_plan.rounds, self.job.training.local_steps)
+        if not message.merge and not self._affords(self._stage_of(message.round), event):
+            log.warning("%s stops: round %d would exceed its budget", self.id, message.round)
+            return wire.Refused("budget")
+        self._begin = message
+        self._session, advert = masking.advertise(
+            self._identity, self.id, self.roster, self._plan(message),
+            round=message.round, attempt=message.attempt, randomness=self._random(32),
+        )  # fmt: skip
+        self._stage = "advertised"
+        return wire.Protocol(advert)
+
+    def _share(self, message: wire.Share) -> wire.Reply:
+        self._enter("advertised", "shared")
+        self._session, shares = masking.share(self._session, message.adverts, randomness=self._random(32))
+        return wire.Protocol(shares)
+
+    def _mask(self, message: wire.Mask) -> wire.Reply:
+        self._enter("shared", "masked")
+        begin = self._begin
+        assert begin is not None
+        change = self._merge_change() if begin.merge else self._round_change(begin.round)
+        self._session, masked = masking.mask(
+            self._session, message.inbox, change.astype(np.float64), randomness=self._random(32)
+        )
+        return wire.Protocol(masked)
+
+    def _confirm(self, message: wire.Confirm) -> wire.Reply:
+        self._enter("masked", "confirmed")
+        self._session, vote = masking.confirm(self._session, message.survivors)
+        return wire.Protocol(vote)
+
+    def _reveal(self, message: wire.Reveal) -> wire.Reply:
+        self._enter("confirmed", "")
+        shares = masking.reveal(self._session, message.votes)
+        self._session = None
+        return wire.Protocol(shares)
+
+    def _alone(self, message: wire.Alone) -> wire.Reply:
+        if message.round > self._journal.round:
+            self._receive(message.cluster, message.external)
+            self._journal.round = message.round
+            self._round_change(message.round)
+        return wire.Done()
+
+    def _finish(self, message: wire.Finish) -> wire.Reply:
+        self._receive(message.cluster, message.external)
+        self._journal.finished.append("all")
+        self._save()
+        return wire.Done()
+
+    def _round_change(self, number: int) -> Floats:
+        stage, steps = self._stage_of(number), self.job.training.local_steps
+        self._charge(stage, self._event(self.noise_plan.rounds, steps))
+        change = self._train(self.noise_plan.rounds, self._shares(), steps=steps, upload_gradient=steps == 1)
+        self._release(stage)
+        return change
+
+    def _merge_change(self) -> Floats:
+        """The change of the warm-up, already charged; what is not shared becomes the client's own."""
+        change, self._mine.pending = self._mine.pending, None
+        if change is None:
+            raise StageError(f"{self.id}: there is no warm-up to merge")
+        for (start, stop), shared in zip(self.backbone.layout().parts, self._shares(), strict=True):
+            if not shared:
+                self._mine.own[start:stop] += change[start:stop]
+        self._save()
+        return change
+
+    # --- helpers ------------------------------------------------------------------------------------------------
+
+    def _train(self, multiplier: float, shares: list[bool], *, steps: int, upload_gradient: bool) -> Floats:
+        return train_round(
+            self.backbone, self.job, self.data, self._mine, shares=shares, mixing=self._mixing(),
+            noise_multiplier=multiplier, records=self._records, steps=steps, upload_gradient=upload_gradient,
+            noise=self._noise(), tick=lambda: self._tick(self.id, "step"),
+        )  # fmt: skip
+
+    def _receive(self, cluster: bytes, external: bytes) -> None:
+        layout = self.backbone.layout()
+        given = wire.unpack(cluster, layout.length)
+        outside = wire.unpack(external, layout.length)
+        for (start, stop), shared in zip(layout.layers, self._shares(), strict=False):
+            if shared:
+                self._mine.own[start:stop] = given[start:stop]
+            self._mine.external[start:stop] = outside[start:stop]
+        if layout.head and self._shares()[-1]:
+            _write_head(self._mine.head, given[layout.head[0] : layout.head[1]])
+
+    def _tree(self) -> Tree:
+        if self._journal.tree is not None:
+            labels = tuple(tuple(row) for row in self._journal.tree)
+            return Tree(self._names, labels, self.job.masking.min_group)
+        if fixed := fixed_tree(self.job, self._names, self.backbone.experts.depth):
+            return fixed
+        raise StageError(f"{self.id}: there is no accepted tree yet")
+
+    def _shares(self) -> list[bool]:
+        tree = self._tree()
+        return [tree.group_of(self.id, part) is not None for part in range(len(tree.labels))]
+
+    def _mixing(self) -> "np.ndarray[Any, np.dtype[np.bool_]]":
+        depth = self.backbone.experts.depth
+        if self._journal.tree is None:
+            return np.zeros(depth, dtype=bool)
+        tree = self._tree()
+        return np.array([bool(tree.externals_of(self.id, layer)) for layer in range(depth)])
+
+    def _plan(self, begin: wire.Begin) -> Plan:
+        return plan_of_round(
+            self.job, self._tree(), self.backbone.layout(), self.backbone.digest, self._journal.evidence, begin.clip,
+            merge=begin.merge,
+        )  # fmt: skip
+
+    def _event(self, multiplier: float, steps: int) -> PoissonGaussian:
+        return PoissonGaussian(multiplier, self.job.training.sample_rate, steps)
+
+    def _stage_of(self, number: int) -> str:
+        return f"round {number}"
+
+    def _unreleased(self, stage: str) -> bool:
+        """Whether a charge for this stage exists whose result cannot have left (it was lost in a crash)."""
+        charged = sum(entry.job == self.job_id and entry.purpose == stage for entry in self.ledger.entries())
+        return charged > self._journal.released.get(stage, 0)
+
+    def _affords(self, stage: str, event: Event) -> bool:
+        return self._unreleased(stage) or self.ledger.affords(event)
+
+    def _charge(self, stage: str, event: Event) -> None:
+        if not self._unreleased(stage):
+            self.ledger.charge(event, job=self.job_id, purpose=stage)
+
+    def _release(self, stage: str) -> None:
+        """Write down that the result of a charged stage may leave from now on, together with what stays."""
+        self._journal.released[stage] = self._journal.released.get(stage, 0) + 1
+        self._save()
+
+    def _noise(self) -> NoiseSource:
+        return NoiseSource(self._random(32))
+
+    def _load(self) -> None:
+        path = self._folder / "journal.json"
+        if path.exists():
+            stored = read_json(path)
+            self._mine = Belongings.load(self._folder / stored.pop("values"))
+            self._journal = Journal(**stored)
+        else:
+            self._mine, self._journal = fresh_belongings(self.backbone, self._outputs), Journal()
+
+    def _save(self) -> None:
+        """Values first, under a new name; then the journal that points to them. A crash leaves the old pair."""
+        generation = len(list(self._folder.glob("values-*"))) and max(
+            int(p.stem.split("-")[1]) for p in self._folder.glob("values-*.safetensors")
+        )
+        values = self._folder / f"values-{generation + 1}.safetensors"
+        self._mine.save(values)
+        write_json(self._folder / "journal.json", {**vars(self._journal), "values": values.name})
+        for old in self._folder.glob("values-*.safetensors"):
+            if old != values:
+                old.unlink()
+
+
+def _write_head(head: dict[str, Floats], flat: Floats) -> None:
+    at = 0
+    for name in [n for n in head if n.endswith(("weight", "bias"))][-2:]:
+        size = head[name].size
+        head[name] = flat[at : at + size].reshape(head[name].shape).copy()
+        at += size

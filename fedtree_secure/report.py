@@ -1,0 +1,177 @@
+"""What a run leaves behind: summary.json, the table, and the result object."""
+
+import importlib.metadata
+import platform
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fedtree_dp import Ledger
+from fedtree_dp.accounting import merge
+from rich.console import Console
+from rich.table import Table as RichTable
+
+from fedtree_secure.backbone import Backbone
+from fedtree_secure.config import Job
+from fedtree_secure.coordinator import Coordinator
+from fedtree_secure.data import Client, ClientData
+from fedtree_secure.picture import draw_tree
+from fedtree_secure.storage import write_json
+from fedtree_secure.transport import Transcript
+
+PACKAGES = ("fedtree-secure", "torch", "transformers", "peft", "opacus", "dp-accounting", "cryptography", "numpy")
+REFERENCE_TITLES = {"head": "head only", "local": "local only", "fedit": "FedIT"}
+
+
+@dataclass
+class Result:
+    """Outcome of a run.
+
+    Attributes:
+        folder: The run folder.
+        adapters: Folder of each client's adapter, by client id.
+        data: The content of ``summary.json``.
+    """
+
+    folder: Path
+    adapters: Mapping[str, Path]
+    data: dict[str, Any]
+
+    def summary(self, console: Console | None = None) -> dict[str, Any]:
+        """Print the table of clients and return the content of ``summary.json``."""
+        console = console or Console()
+        console.print(table(self.data))
+        for line in remarks(self.data):
+            console.print(line, highlight=False)
+        return self.data
+
+
+def client_report(
+    client: Client, data: ClientData, ledger: Ledger, metric: dict[str, Any] | None, transcript: Transcript
+) -> dict[str, Any]:
+    """One entry of ``clients`` in the summary."""
+    return {
+        "dataset": client.dataset or client.id,
+        "epsilon_spent": ledger.spent(),
+        "epsilon_allowed": ledger.budget.epsilon,
+        "delta": ledger.budget.delta,
+        "events": [event.to_dict() for event in merge(ledger.events())],
+        "metric": metric,
+        "majority": data.majority,
+        "labels": list(data.label_set),
+        "labels_declared": data.labels_declared,
+        "bytes_sent": transcript.sent.get(client.id, 0),
+        "bytes_received": transcript.received.get(client.id, 0),
+    }
+
+
+def write_report(
+    job: Job,
+    folder: Path,
+    reports: dict[str, dict[str, Any]],
+    adapters: Mapping[str, Path],
+    coordinator: Coordinator,
+    backbone: Backbone,
+    seconds: Mapping[str, float],
+) -> Result:
+    """Assemble and write ``summary.json`` and ``tree.png``."""
+    tree = coordinator.tree
+    assert tree is not None
+    depth = len(coordinator.layout.layers)
+    summary = {
+        "format": 1,
+        "job": job.to_dict(),
+        "guarantee": guarantee(job, reports),
+        "clients": reports,
+        "layers": [
+            {"layer": backbone.experts.indices[i], "clusters": [list(group) for group in tree.clusters(i)],
+             "released": [list(group) for group in tree.released(i)]}
+            for i in range(depth)
+        ],
+        "rounds": [vars(record) for record in coordinator.records],
+        "failures": coordinator.failures,
+        "trained_values": _trained_values(coordinator),
+        "model_sha256": backbone.digest.hex(),
+        "device": backbone.device,
+        "seconds": dict(seconds),
+        "versions": {name: _version(name) for name in PACKAGES} | {"python": platform.python_version()},
+    }  # fmt: skip
+    write_json(folder / "summary.json", summary)
+    draw_tree(tree, [f"layer {i}" for i in backbone.experts.indices], folder / "tree.png")
+    return Result(folder, dict(adapters), summary)
+
+
+def guarantee(job: Job, reports: Mapping[str, Any]) -> dict[str, Any]:
+    """The statement that a compliance officer reads: unit, adjacency, observers, and what is not protected."""
+    open_sets = sorted(name for name, report in reports.items() if not report["labels_declared"])
+    return {
+        "unit": "one record (one training row) of one client",
+        "adjacency": "add or remove one record",
+        "observers": "server, other clients and outsiders see post-processing of the client's own DP-SGD run; each "
+        "client's noise protects it without trusting anybody. Masking is a second wall: the server sees sums over at "
+        f"least {job.masking.min_group} clients, up to {job.masking.colluders} colluding",
+        "sampling": "Poisson",
+        "accountant": "privacy loss distribution (dp_accounting)",
+        "declared_public": [
+            "configuration, declared record counts, noise multipliers, label counts, who took part, the tree",
+            *([f"label sets read from the rows of: {', '.join(open_sets)}"] if open_sets else []),
+        ],
+        "not_released": "metrics below were computed at home on each client's own test rows and sent to nobody",
+    }
+
+
+def table(data: Mapping[str, Any]) -> RichTable:
+    """The table of clients: data set, epsilon, metric, references."""
+    references = data.get("references", {})
+    first = next(iter(data["clients"].values()))
+    name = first["metric"]["name"] if first["metric"] else "metric"
+    shown = RichTable(title=f"{name} on each client's own test rows", title_justify="left")
+    shown.add_column("client")
+    shown.add_column("data set")
+    for title in ("ε spent", "of", "ours", *(REFERENCE_TITLES[key] for key in references), "majority"):
+        shown.add_column(title, justify="right")
+    for client, report in data["clients"].items():
+        others = [_number(references[key]["clients"][client]["metric"]) for key in references]
+        majority = "-" if report["majority"] is None else f"{report['majority']:.3f}"
+        shown.add_row(
+            client, report["dataset"], f"{report['epsilon_spent']:.2f}", f"{report['epsilon_allowed']:g}",
+            f"[bold]{_number(report['metric'])}", *others, majority,
+        )  # fmt: skip
+    if len(data["clients"]) > 1 and first["metric"]:
+        means = [_mean(references[key]["clients"]) for key in references]
+        shown.add_section()
+        shown.add_row("mean", "", "", "", f"[bold]{_mean(data['clients'])}", *means, _mean(data["clients"], "majority"))
+    return shown
+
+
+def remarks(data: Mapping[str, Any]) -> list[str]:
+    """Plain sentences below the table: rounds that failed, the tree."""
+    lines = []
+    failed = [record["round"] for record in data["rounds"] if record["error"]]
+    if failed:
+        lines.append(f"Rounds that opened nothing: {', '.join(map(str, failed))} (charged all the same).")
+    cuts = [len(layer["clusters"]) for layer in data["layers"]]
+    lines.append(f"Clusters by layer, shallow to deep: {' '.join(map(str, cuts))}.")
+    return lines
+
+
+def _number(metric: Mapping[str, Any] | None) -> str:
+    return "-" if metric is None else f"{metric['value']:.3f}"
+
+
+def _mean(clients: Mapping[str, Any], key: str = "metric") -> str:
+    values = [c[key]["value"] if key == "metric" and c[key] else c[key] for c in clients.values()]
+    known = [v for v in values if isinstance(v, float | int)]
+    return f"{sum(known) / len(known):.3f}" if known else "-"
+
+
+def _trained_values(coordinator: Coordinator) -> int:
+    return coordinator.layout.length
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
