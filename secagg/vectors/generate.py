@@ -1,0 +1,268 @@
+"""Write the test vectors beside this file: `python secagg/vectors/generate.py` (`--check` compares instead).
+
+`setting.json` holds everything the parties agree on and all secrets and randomness; then one file per step, with the
+accepted calls (input, randomness, output) and rejected inputs (error class, who is blamed). Bytes are hexadecimal;
+updates are lists of float64 that JSON prints exactly. Four clients; `dot` uploads nothing, so both kinds of share are opened.
+"""
+
+import hashlib
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from fedtree_secagg import (
+    Identity,
+    Node,
+    Plan,
+    Quantiser,
+    Roster,
+    SecAggError,
+    client,
+    messages,
+    server,
+    sketch,
+)
+
+FOLDER = Path(__file__).resolve().parent
+NAMES = ("ann", "bob", "cyd", "dot")
+LOST = "dot"
+ROUND, ATTEMPT = 7, 2
+Json = dict[str, Any]
+
+
+def derive(*labels: str) -> bytes:
+    """Return the 32 bytes that stand for fresh randomness in the vectors."""
+    return hashlib.sha256("/".join(("fedtree-secagg test vectors", *labels)).encode()).digest()
+
+
+IDENTITIES = {name: Identity.generate(derive("identity", name)) for name in NAMES}
+ROSTER = Roster({name: identity.public_bytes for name, identity in IDENTITIES.items()})
+PLAN = Plan(
+    length=9,
+    nodes=(Node("trunk", NAMES, ((0, 3), (7, 8))), Node("leaf", NAMES[:3], ((3, 6),))),
+    threshold=3,
+    quantiser=Quantiser(clip=1.5, bits=20),
+    context=derive("context"),
+)
+UPDATES = {name: [round(-1.4 + 0.3 * i + 0.11 * j, 6) for j in range(9)] for i, name in enumerate(NAMES)}
+VECTORS = {name: [[round(0.25 * i - 0.1 * j, 6) for j in range(5)]] for i, name in enumerate(NAMES)}
+
+
+def setting() -> Json:
+    """Return what everyone agrees on, and the secrets."""
+    grid = PLAN.quantiser
+    return {
+        "round": ROUND,
+        "attempt": ATTEMPT,
+        "identities": {name: identity.to_private_bytes().hex() for name, identity in IDENTITIES.items()},
+        "roster": {name: key.hex() for name, key in ROSTER.keys.items()},
+        "plan": {
+            "length": PLAN.length,
+            "nodes": [
+                {"name": n.name, "members": list(n.members), "ranges": [list(r) for r in n.ranges]} for n in PLAN.nodes
+            ],
+            "threshold": PLAN.threshold,
+            "min_group": PLAN.min_group,
+            "colluders": PLAN.colluders,
+            "ring_bits": PLAN.ring.bits,
+            "clip": grid.clip,
+            "bits": grid.bits,
+            "saturate": grid.saturate,
+            "context": PLAN.context.hex(),
+        },
+        "plan_hash": PLAN.hash.hex(),
+        "roster_hash": ROSTER.hash.hex(),
+        "updates": UPDATES,
+        "sketch_vectors": VECTORS,
+    }
+
+
+class _Book:
+    """Collects the calls of each step."""
+
+    def __init__(self) -> None:
+        self.files: dict[str, Json] = {"setting": setting()}
+
+    def accepted(self, step: str, name: str, inputs: bytes, output: bytes) -> None:
+        rows = self.files.setdefault(step, {"accepted": [], "rejected": []})["accepted"]
+        rows.append(
+            {"client": name, "randomness": derive(step, name).hex(), "input": inputs.hex(), "output": output.hex()}
+        )
+
+    def rejected(self, step: str, name: str, why: str, inputs: bytes, call: Callable[[bytes], Any]) -> None:
+        """Record the refusal, after seeing that it is one."""
+        try:
+            call(inputs)
+        except SecAggError as error:
+            blames = getattr(error, "blames", None)
+            row = {"client": name, "why": why, "input": inputs.hex(), "error": type(error).__name__, "blames": blames}
+            self.files[step]["rejected"].append(row)
+            return
+        raise AssertionError(f"{step}: {why} was accepted")
+
+
+def _edited(kind: type[messages.Message], data: bytes, **changes: Any) -> bytes:
+    return messages.encode(msgspec.structs.replace(messages.decode(kind, data), **changes))
+
+
+def protocol(book: _Book) -> None:
+    """Run one attempt and record it."""
+    states: dict[str, Any] = {}
+    out: dict[str, bytes] = {}
+    for name in NAMES:
+        states[name], out[name] = client.advertise(
+            IDENTITIES[name], name, ROSTER, PLAN, round=ROUND, attempt=ATTEMPT, randomness=derive("advertise", name)
+        )
+        book.accepted("advertise", name, b"", out[name])
+    state, adverts = server.collect_adverts(server.begin(ROSTER, PLAN, round=ROUND, attempt=ATTEMPT), out)
+    _reject_adverts(book, states["ann"], adverts["ann"])
+
+    out = _step(book, "share", adverts, states, lambda s, m, n: client.share(s, m, randomness=derive("share", n)))
+    routed, inboxes = server.route_shares(state, out)
+    _reject_inboxes(book, states["ann"], inboxes["ann"])
+
+    def mask(held: client.Shared, data: bytes, name: str) -> tuple[client.Uploaded, bytes]:
+        return client.mask(held, data, np.array(UPDATES[name]), randomness=derive("mask", name))
+
+    out = _step(book, "mask", {n: m for n, m in inboxes.items() if n != LOST}, states, mask)
+    summed, survivors = server.collect_masked(routed, out)
+    _reject_survivors(book, states["ann"], survivors["ann"])
+
+    out = _step(book, "confirm", survivors, states, lambda s, m, _: client.confirm(s, m))
+    agreed, votes = server.collect_votes(summed, out)
+    _reject_votes(book, states["ann"], votes["ann"])
+
+    out = _step(book, "reveal", votes, states, lambda s, m, _: (None, client.reveal(s, m)))
+    opened = server.open_sums(agreed, out)
+    book.files["open"] = {
+        name: {"members_summed": list(node.members_summed), "ring": node.ring.tolist()} for name, node in opened.items()
+    }
+
+
+def _step(
+    book: _Book, step: str, received: dict[str, bytes], states: dict[str, Any], call: Callable[..., tuple[Any, bytes]]
+) -> dict[str, bytes]:
+    out = {}
+    for name, data in received.items():
+        states[name], out[name] = call(states[name], data, name)
+        book.accepted(step, name, data, out[name])
+    return out
+
+
+def _reject_adverts(book: _Book, state: client.Advertised, data: bytes) -> None:
+    book.files["share"] = {"accepted": [], "rejected": []}
+    rows = messages.decode(messages.Adverts, data).adverts
+    flipped = bytes([rows[1][0] ^ 1]) + rows[1][1:]
+    cases = {
+        "one byte short": data[:-1],
+        "own advert missing": _edited(messages.Adverts, data, adverts=rows[1:]),
+        "a signature changed": _edited(messages.Adverts, data, adverts=(rows[0], flipped, *rows[2:])),
+        "out of order": _edited(messages.Adverts, data, adverts=rows[::-1]),
+        "one twice": _edited(messages.Adverts, data, adverts=(*rows, rows[3])),
+        "below the threshold": _edited(messages.Adverts, data, adverts=rows[:2]),
+    }
+    for why, changed in cases.items():
+        book.rejected("share", "ann", why, changed, lambda m: client.share(state, m, randomness=derive("share", "ann")))
+
+
+def _reject_inboxes(book: _Book, state: client.Shared, data: bytes) -> None:
+    book.files["mask"] = {"accepted": [], "rejected": []}
+    inbox = messages.decode(messages.Inbox, data)
+    flipped = inbox.boxes[0][:-1] + bytes([inbox.boxes[0][-1] ^ 1])
+    cases = {
+        "another session": _edited(messages.Inbox, data, session=bytes(32)),
+        "a box changed": _edited(messages.Inbox, data, boxes=(flipped, *inbox.boxes[1:])),
+        "two boxes swapped": _edited(messages.Inbox, data, boxes=(inbox.boxes[1], inbox.boxes[0], *inbox.boxes[2:])),
+        "own name missing": _edited(messages.Inbox, data, sharers=inbox.sharers[1:]),
+        "a digest missing": _edited(messages.Inbox, data, digests=inbox.digests[1:]),
+    }
+    vector = np.array(UPDATES["ann"])
+    for why, changed in cases.items():
+        book.rejected(
+            "mask", "ann", why, changed, lambda m: client.mask(state, m, vector, randomness=derive("mask", "ann"))
+        )
+
+
+def _reject_survivors(book: _Book, state: client.Uploaded, data: bytes) -> None:
+    book.files["confirm"] = {"accepted": [], "rejected": []}
+    names = messages.decode(messages.Survivors, data).names
+    cases = {
+        "own name missing": (*names[1:], LOST),
+        "a name twice": (*names, names[-1]),
+        "unknown name": (*names, "zed"),
+        "unsorted": names[::-1],
+        "below the threshold": names[:2],
+    }
+    for why, changed in cases.items():
+        edited = _edited(messages.Survivors, data, names=changed)
+        book.rejected("confirm", "ann", why, edited, lambda m: client.confirm(state, m))
+
+
+def _reject_votes(book: _Book, state: client.Confirmed, data: bytes) -> None:
+    book.files["reveal"] = {"accepted": [], "rejected": []}
+    message = messages.decode(messages.Votes, data)
+    other = messages.Vote(message.session, "bob", client.survivor_hash(message.session, NAMES))
+    split = messages.sign(IDENTITIES["bob"], message.session, other, "bob")
+    cases = {
+        "a vote for another set": (message.votes[0], split, message.votes[2]),
+        "a vote twice": (message.votes[0], message.votes[0], message.votes[2]),
+        "a changed signature": (bytes([message.votes[0][0] ^ 1]) + message.votes[0][1:], *message.votes[1:]),
+        "below the threshold": message.votes[:2],
+    }
+    for why, changed in cases.items():
+        book.rejected(
+            "reveal", "ann", why, _edited(messages.Votes, data, votes=changed), lambda m: client.reveal(state, m)
+        )
+
+
+def sketches(book: _Book) -> None:
+    """Run one sketch and record it."""
+    context = derive("sketch-context")
+    book.files["sketch"] = {"context": context.hex(), "size": 4, "scale": 1024.0, "members": {}}
+    rows = book.files["sketch"]["members"]
+    greeted = {
+        n: sketch.hello(IDENTITIES[n], n, ROSTER, NAMES, context, randomness=derive("sketch-hello", n)) for n in NAMES
+    }
+    hellos = sketch.collect(ROSTER, NAMES, context, {n: m for n, (_, m) in greeted.items()})
+    sealed = {n: sketch.seal(greeted[n][0], hellos[n], randomness=derive("sketch-seal", n)) for n in NAMES}
+    routed = sketch.route(ROSTER, NAMES, context, hellos["ann"], {n: m for n, (_, m) in sealed.items()})
+    for name in NAMES:
+        ready = sketch.unseal(sealed[name][0], routed[name])
+        vectors = [np.array(v) for v in VECTORS[name]]
+        encoded = sketch.encode(ready, vectors, size=4, scale=1024.0)
+        steps = {"hello": greeted[name][1], "seal": sealed[name][1], "sketch": encoded}
+        rows[name] = {
+            "randomness_hello": derive("sketch-hello", name).hex(),
+            "randomness_seal": derive("sketch-seal", name).hex(),
+            **{step: data.hex() for step, data in steps.items()},
+        }
+
+
+def generate() -> dict[str, str]:
+    """Return the text of every file, by name."""
+    book = _Book()
+    protocol(book)
+    sketches(book)
+    return {f"{name}.json": json.dumps(content, indent=1) + "\n" for name, content in sorted(book.files.items())}
+
+
+def main() -> int:
+    """Write the files, or with --check compare them."""
+    check, different = "--check" in sys.argv[1:], []
+    for name, text in generate().items():
+        path = FOLDER / name
+        if not path.exists() or path.read_text() != text:
+            different.append(name)
+            if not check:
+                path.write_text(text)
+    sys.stdout.write(f"{'differ' if check else 'written'}: {', '.join(different) or 'none'}\n")
+    return 1 if check and different else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
