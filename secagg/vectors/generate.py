@@ -2,7 +2,8 @@
 
 `setting.json` holds everything the parties agree on and all secrets and randomness; then one file per step, with the
 accepted calls (input, randomness, output) and rejected inputs (error class, who is blamed). Bytes are hexadecimal;
-updates are lists of float64 that JSON prints exactly. Four clients; `dot` uploads nothing, so both kinds of share are opened.
+updates are lists of float64 that JSON prints exactly. Four clients; `dot` uploads nothing, so that both kinds of share
+are opened.
 """
 
 import hashlib
