@@ -22,9 +22,12 @@ from fedtree_dp.errors import (
     TrainingError,
 )
 from fedtree_dp.events import Event, Gaussian, PoissonGaussian, TruncatedPoissonGaussian
+from fedtree_dp.filters import RenyiFilter
 from fedtree_dp.ledger import Ledger
+from fedtree_dp.statements import Statement, statement
 
 if TYPE_CHECKING:
+    from fedtree_dp.discrete import discrete_gaussian
     from fedtree_dp.engine import DPSGD, StepReport
     from fedtree_dp.losses import per_sequence_loss
     from fedtree_dp.mechanisms import gaussian_mean
@@ -38,6 +41,7 @@ _LATER = {
     "PoissonSampler": "sampling",
     "PrivateOptimizer": "optimizer",
     "StepReport": "engine",
+    "discrete_gaussian": "discrete",
     "gaussian_mean": "mechanisms",
     "per_sequence_loss": "losses",
 }
@@ -59,13 +63,17 @@ __all__ = [
     "PoissonSampler",
     "PrivacyBudget",
     "PrivateOptimizer",
+    "RenyiFilter",
+    "Statement",
     "StepReport",
     "TrainingError",
     "TruncatedPoissonGaussian",
     "calibrate",
+    "discrete_gaussian",
     "epsilon_of",
     "gaussian_mean",
     "per_sequence_loss",
+    "statement",
 ]
 
 

@@ -72,7 +72,7 @@ CUT = TruncatedPoissonGaussian(noise_multiplier=1.5, sample_rate=0.01, steps=200
 
 
 def test_truncated_batches():
-    """A cap at six standard deviations costs nothing, one at 2.8 half as much again; dp_accounting's accountant says the same."""
+    """A cap at six standard deviations costs nothing, one at 2.8 half as much again; dp_accounting agrees."""
     import dp_accounting
     from dp_accounting import pld
 
