@@ -5,7 +5,6 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from fedtree_dp import BudgetExceeded, Ledger, LedgerError, PrivacyBudget
-
     from fedtree_secure.config import Lora, Masking, Topology, Training
     from fedtree_secure.data import Client
     from fedtree_secure.errors import (

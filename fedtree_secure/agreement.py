@@ -9,8 +9,8 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
-from fedtree_secagg import Node, Plan, Quantiser
 
+from fedtree_secagg import Node, Plan, Quantiser
 from fedtree_secure.backbone import Backbone
 from fedtree_secure.config import Job
 from fedtree_secure.experts import Layout

@@ -22,6 +22,7 @@ from fedtree_secure.experts import CLUSTER, Experts, Layout
 
 EVALUATION_BATCH = 64
 PUBLIC_TEXTS = 256
+FEATURE_NORM = 3.0  # of centred features: the head's gradients then outweigh those of its bias
 
 
 class Centred(nn.Module):
@@ -78,8 +79,8 @@ class Backbone:
         self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         self.tokenizer, self.model, self.fresh = _load(job)
         frozen = _weights_digest(self.model, skip=self.fresh)
-        self.model.to(self.device).eval()  # type: ignore[arg-type]
-        self._head_name, self._head_template = _find_head(self.model) if job.task == "classification" else ("", None)
+        self.model.to(self.device).eval()
+        self._head_name, self._head_template = _find_head(self.model, job)
         self.experts = Experts(self.model, job.lora, str(self.model.config.model_type), job.seed)
         for mix in self.experts.mixes:
             mix.to(self.device)
@@ -118,7 +119,7 @@ class Backbone:
         assert self.head is not None
         head = copy.deepcopy(self.head).cpu()
         name = next(name for name, module in head.named_modules() if isinstance(module, Centred))
-        return _replace(head, name, head.get_submodule(name).folded())  # type: ignore[operator]
+        return _replace(head, name, self.centred.folded())
 
     def set_head(self, head: nn.Module) -> None:
         """Put a head in place."""
@@ -223,7 +224,7 @@ class Backbone:
         if self._head_template is not None:
             features = self.features(table)
             mean = features.mean(dim=0)
-            self.reference = (mean, float(1 / (features - mean).square().sum(dim=1).mean().sqrt()))
+            self.reference = (mean, float(FEATURE_NORM / (features - mean).square().sum(dim=1).mean().sqrt()))
 
     def layout(self) -> Layout:
         """Where the layers (and a shared head that is in place) stand in the update vector."""
@@ -240,7 +241,7 @@ class Backbone:
             yield rows, table.batch(rows, self.pad, self.device)
 
 
-def _load(job: Job) -> tuple[Any, nn.Module, tuple[str, ...]]:
+def _load(job: Job) -> tuple[Any, Any, tuple[str, ...]]:
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
     kind = AutoModelForCausalLM if job.task == "causal-lm" else AutoModelForSequenceClassification
@@ -252,7 +253,9 @@ def _load(job: Job) -> tuple[Any, nn.Module, tuple[str, ...]]:
     if looks_local and not Path(place).expanduser().is_dir():
         raise BackboneError(f"there is no model folder {place}; give a local folder, a .gguf file or a hub id")
     try:
-        torch.manual_seed(job.seed)  # the initial values of layers that the checkpoint lacks; public, and saved with the adapter
+        torch.manual_seed(
+            job.seed
+        )  # the initial values of layers that the checkpoint lacks; public, and saved with the adapter
         tokenizer = AutoTokenizer.from_pretrained(place, **extra)
         model, info = kind.from_pretrained(place, output_loading_info=True, dtype=torch.float32, **extra)
     except (OSError, ValueError, ImportError, KeyError) as error:
@@ -265,7 +268,9 @@ def _load(job: Job) -> tuple[Any, nn.Module, tuple[str, ...]]:
     return tokenizer, model, tuple(sorted(info["missing_keys"]))
 
 
-def _find_head(model: nn.Module) -> tuple[str, nn.Module]:
+def _find_head(model: nn.Module, job: Job) -> tuple[str, nn.Module | None]:
+    if job.task == "causal-lm":
+        return "", None
     for name in ("classifier", "score"):
         if hasattr(model, name):
             return name, copy.deepcopy(getattr(model, name))

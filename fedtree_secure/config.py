@@ -16,8 +16,8 @@ from typing import Any, Literal
 
 import msgspec
 import rfc8785
-from fedtree_dp import PrivacyBudget
 
+from fedtree_dp import PrivacyBudget
 from fedtree_secure.errors import ConfigurationError, suggest
 
 Task = Literal["classification", "causal-lm"]
@@ -92,7 +92,7 @@ class Training:
     head: HeadMode = "auto"
     head_steps: int = 40
     head_sample_rate: float = 0.2
-    head_learning_rate: float = 2e-2
+    head_learning_rate: float = 3e-2
     head_noise_ratio: float = 1.25
     max_length: int = 64
     physical_batch_size: int = 64
@@ -134,9 +134,18 @@ class Topology:
     sketch_size: int = 256
 
     def __post_init__(self) -> None:
-        _require(self.source in typing.get_args(Source), "topology.source", self.source, ", ".join(typing.get_args(Source)))
-        _require(self.linkage in typing.get_args(Linkage), "topology.linkage", self.linkage, ", ".join(typing.get_args(Linkage)))
-        _require(0 < self.fingerprint_share < 1, "topology.fingerprint_share", self.fingerprint_share, "between 0 and 1")
+        _require(
+            self.source in typing.get_args(Source), "topology.source", self.source, ", ".join(typing.get_args(Source))
+        )
+        _require(
+            self.linkage in typing.get_args(Linkage),
+            "topology.linkage",
+            self.linkage,
+            ", ".join(typing.get_args(Linkage)),
+        )
+        _require(
+            0 < self.fingerprint_share < 1, "topology.fingerprint_share", self.fingerprint_share, "between 0 and 1"
+        )
         _require(0.5 <= self.significance < 1, "topology.significance", self.significance, "at least 0.5 and below 1")
         for name in ("warmup_steps", "window"):
             _count(f"topology.{name}", getattr(self, name))
@@ -208,7 +217,7 @@ class Job:
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values under the names that the TOML file uses."""
-        return typing.cast(dict[str, Any], msgspec.to_builtins(self))
+        return typing.cast("dict[str, Any]", msgspec.to_builtins(self))
 
     def digest(self) -> bytes:
         """SHA-256 over the canonical JSON (RFC 8785) of all settings."""

@@ -12,9 +12,10 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from fedtree_secagg import ProtocolError, Roster, SecAggError, server as masking, sketch
 from safetensors.numpy import load_file, save_file
 
+from fedtree_secagg import ProtocolError, Roster, SecAggError, sketch
+from fedtree_secagg import server as masking
 from fedtree_secure import wire
 from fedtree_secure.agreement import compute_tree, evidence_of, fixed_tree, node_name, plan_of_round, sketch_context
 from fedtree_secure.backbone import Backbone
@@ -136,7 +137,7 @@ class Coordinator:
     def _distances(self) -> tuple[tuple[str, ...], "np.ndarray[Any, np.dtype[np.float64]]"]:
         attempt = self._state["starts"]
         context = sketch_context(self.job, self.backbone.digest, attempt)
-        sketching = {"roster": self.roster, "members": self.names, "context": context}
+        sketching: dict[str, Any] = {"roster": self.roster, "members": self.names, "context": context}
         hello = wire.SketchHello(self.names, attempt)
         hellos = _payloads(self._exchange("sketch-hello", dict.fromkeys(self.names, hello)))
         broadcast = sketch.collect(hellos=hellos, **sketching)
@@ -345,4 +346,3 @@ def _payloads(replies: Mapping[str, wire.Reply]) -> dict[str, bytes]:
 
 def _wrap(kind: Callable[[bytes], wire.Message], messages: Mapping[str, bytes]) -> dict[str, wire.Message]:
     return {name: kind(data) for name, data in messages.items()}
-

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from fedtree_dp import PrivacyBudget
 
+from fedtree_dp import PrivacyBudget
 from fedtree_secure.config import ClientFiles, Job
 from fedtree_secure.errors import DataError
 
@@ -50,9 +50,13 @@ class Client:
     def __post_init__(self) -> None:
         allowed = self.id and all(c.isalnum() or c in "-_." for c in self.id) and not self.id.startswith(".")
         if not allowed or len(self.id) > 64:
-            raise DataError(f"client id {self.id!r}: use 1 to 64 letters, digits, '-', '_' or '.', not starting with '.'")
+            raise DataError(
+                f"client id {self.id!r}: use 1 to 64 letters, digits, '-', '_' or '.', not starting with '.'"
+            )
         if self.records is not None and (isinstance(self.records, bool) or self.records < 1):
-            raise DataError(f"client {self.id}: declared records is {self.records!r}; it must be a whole number above 0")
+            raise DataError(
+                f"client {self.id}: declared records is {self.records!r}; it must be a whole number above 0"
+            )
 
 
 @dataclass(frozen=True)
@@ -70,7 +74,9 @@ class Table:
     def __len__(self) -> int:
         return len(self.tokens)
 
-    def batch(self, indices: Sequence[int] | Any, pad: int, device: "torch.device | str" = "cpu") -> dict[str, "torch.Tensor"]:
+    def batch(
+        self, indices: Sequence[int] | Any, pad: int, device: "torch.device | str" = "cpu"
+    ) -> dict[str, "torch.Tensor"]:
         """Collate rows into ``input_ids``, ``attention_mask`` of shape (n, longest) and ``labels`` of shape (n,)."""
         import torch
 
@@ -163,8 +169,8 @@ def prepare(client: Client, job: Job, tokenizer: Any) -> ClientData:
     held_out = None if client.test is None else _texts(client, client.test, "test")
     if budget.delta >= 1 / len(texts):
         raise DataError(
-            f"client {client.id}: delta is {budget.delta:g}, not below 1/n for its training rows; with such a delta the "
-            f"guarantee allows one record to be published outright. Choose a smaller delta"
+            f"client {client.id}: delta is {budget.delta:g}, not below 1/n for its training rows; such a delta "
+            f"would allow one record to be published outright. Choose a smaller delta"
         )
     if job.task == "causal-lm":
         train = Table(_tokenise(texts, tokenizer, job), None)

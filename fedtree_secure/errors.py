@@ -37,7 +37,7 @@ class RunFolderError(FedTreeError):
     """The output folder holds another job, is in use, or lacks a file that it must have."""
 
 
-class RunStopped(FedTreeError):
+class RunStopped(FedTreeError):  # noqa: N818 - what happened, not a fault
     """A run ended early; what was finished is kept and the text says how to continue."""
 
 

@@ -8,6 +8,7 @@ expert and lam is 1.
 """
 
 import hashlib
+import itertools
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -143,7 +144,7 @@ class Experts:
         model.requires_grad_(False)
         self._initialise(seed)
         sizes = np.cumsum([0, *(sum(p.numel() for p in self.factors(CLUSTER, i)) for i in range(self.depth))])
-        self.layers = tuple((int(a), int(b)) for a, b in zip(sizes[:-1], sizes[1:], strict=True))
+        self.layers = tuple((a, b) for a, b in itertools.pairwise(sizes.tolist()))
 
     @property
     def depth(self) -> int:
@@ -229,8 +230,8 @@ def _check_targets(model: nn.Module, targets: tuple[str, ...], architecture: str
         hits = [name for name in linear if name.rsplit(".", 1)[-1] == target and re.search(r"\.\d+\.", name)]
         if not hits:
             raise BackboneError(
-                f"the backbone ({architecture}) has no linear layer named {target!r} to attach LoRA to; its transformer "
-                f"layers have: {', '.join(endings) or 'no torch.nn.Linear at all'}. Set lora.targets"
+                f"the backbone ({architecture}) has no linear layer named {target!r} to attach LoRA to; its "
+                f"transformer layers have: {', '.join(endings) or 'no torch.nn.Linear at all'}. Set lora.targets"
             )
 
 
@@ -240,6 +241,6 @@ def _group_by_layer(model: nn.Module) -> dict[int, list[MixedLinear]]:
         if isinstance(module, MixedLinear):
             match = re.search(r"\.(\d+)\.", name)
             if match:
-                module.place = name  # type: ignore[assignment]
+                module.place = name
                 groups.setdefault(int(match.group(1)), []).append(module)
     return {index: groups[index] for index in sorted(groups)}

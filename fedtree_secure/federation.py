@@ -18,7 +18,6 @@ from typing import Any, Self
 
 from fedtree_dp import Ledger, PrivacyBudget
 from fedtree_secagg import Identity, Roster
-
 from fedtree_secure.backbone import Backbone
 from fedtree_secure.config import Job, load_job
 from fedtree_secure.coordinator import Coordinator, RoundRecord
@@ -139,7 +138,7 @@ class Federation(Job):
         for what, names in (("id", [c.id for c in clients]), ("dataset", [c.dataset or c.id for c in clients])):
             twice = {name for name in names if names.count(name) > 1}
             if twice:
-                raise ConfigurationError(f"two clients have the {what} {sorted(twice)[0]!r}; each needs its own")
+                raise ConfigurationError(f"two clients have the {what} {min(twice)!r}; each needs its own")
         for client in clients:
             budget, records = client.privacy or self.privacy, client.records or self.training.records
             budget.check_records(records)
@@ -264,7 +263,7 @@ def _interruptible() -> Iterator[threading.Event]:
         yield stop
         return
 
-    def first(signum: int, frame: Any) -> None:
+    def first(*_: Any) -> None:
         stop.set()
         signal.signal(signal.SIGINT, previous)
 
@@ -293,12 +292,16 @@ def _open_folder(folder: Path, job: Job, clients: Sequence[Client], *, resume: b
     described = {
         "job": job.to_dict(),
         "simulate": simulate,
-        "clients": {c.id: {"dataset": c.dataset or c.id, "records": c.records} for c in sorted(clients, key=lambda c: c.id)},
+        "clients": {
+            c.id: {"dataset": c.dataset or c.id, "records": c.records} for c in sorted(clients, key=lambda c: c.id)
+        },
     }
     if not path.exists():
         strangers = sorted(p.name for p in folder.iterdir() if p.name != ".lock")
         if strangers:
-            raise RunFolderError(f"{folder} is not empty (it holds {', '.join(strangers[:5])}) and holds no run; choose another folder")
+            raise RunFolderError(
+                f"{folder} is not empty (it holds {', '.join(strangers[:5])}) and holds no run; choose another folder"
+            )
         run_id = secrets.token_hex(8)
         write_json(path, {"format": 1, "run": run_id, **described})
         return run_id
@@ -307,7 +310,9 @@ def _open_folder(folder: Path, job: Job, clients: Sequence[Client], *, resume: b
         raise RunFolderError(f"{folder} holds another job (its job.json differs); choose another folder")
     if not resume:
         state = "a finished run" if (folder / "summary.json").exists() else "an unfinished run"
-        raise RunFolderError(f"{folder} holds {state} of this job; go on with resume=True (--resume) or choose another folder")
+        raise RunFolderError(
+            f"{folder} holds {state} of this job; go on with resume=True (--resume) or choose another folder"
+        )
     return str(stored["run"])
 
 

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from fedtree_dp import Event, Gaussian, PoissonGaussian, PrivacyBudget, calibrate
-
 from fedtree_secure.config import Job
 
 

@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from fedtree_dp import BudgetExceeded, Event, Gaussian, Ledger, NoiseSource, PoissonGaussian
-from fedtree_secagg import Identity, Plan, Roster, client as masking, sketch
 
+from fedtree_dp import BudgetExceeded, Event, Gaussian, Ledger, NoiseSource, PoissonGaussian
+from fedtree_secagg import Identity, Plan, Roster, sketch
+from fedtree_secagg import client as masking
 from fedtree_secure import wire
 from fedtree_secure.agreement import check_tree, fixed_tree, plan_of_round, sketch_context
 from fedtree_secure.backbone import Backbone
@@ -164,10 +165,10 @@ class Participant:
     def _sketch_hello(self, message: wire.SketchHello) -> wire.Reply:
         if message.members != self._names:
             raise StageError(f"{self.id}: the sketch must be of the whole roster")
+        context = sketch_context(self.job, self.backbone.digest, message.attempt)
         self._session, hello = sketch.hello(
-            self._identity, self.id, self.roster, self._names, sketch_context(self.job, self.backbone.digest, message.attempt),
-            randomness=self._random(32),
-        )  # fmt: skip
+            self._identity, self.id, self.roster, self._names, context, randomness=self._random(32)
+        )
         self._stage = "hello"
         return wire.Protocol(hello)
 

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 def reference_jobs(job: "Federation") -> dict[str, "Federation"]:
     """The reference jobs by name; a task without a trained head has no head reference."""
+
     def with_source(source: str) -> Topology:
         return dataclasses.replace(job.topology, source=source)  # type: ignore[arg-type]
 

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fedtree_dp import Ledger
-from fedtree_dp.accounting import merge
 from rich.console import Console
 from rich.table import Table as RichTable
 
+from fedtree_dp import Ledger
+from fedtree_dp.accounting import merge
 from fedtree_secure.backbone import Backbone
 from fedtree_secure.config import Job
 from fedtree_secure.coordinator import Coordinator

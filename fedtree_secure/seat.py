@@ -51,7 +51,9 @@ class Belongings:
         tensors |= {f"adam/{name}": value for name, value in self.adam.items()}
         if self.pending is not None:
             tensors["pending"] = self.pending
-        write_atomically(path, lambda target: save_file({k: np.ascontiguousarray(v) for k, v in tensors.items()}, target))
+        write_atomically(
+            path, lambda target: save_file({k: np.ascontiguousarray(v) for k, v in tensors.items()}, target)
+        )
 
     @classmethod
     def load(cls, path: Path) -> "Belongings":

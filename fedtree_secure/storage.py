@@ -51,5 +51,7 @@ def held(folder: Path) -> Iterator[None]:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            raise RunFolderError(f"{folder} is in use by another process; wait for it or choose another folder") from None
+            raise RunFolderError(
+                f"{folder} is in use by another process; wait for it or choose another folder"
+            ) from None
         yield

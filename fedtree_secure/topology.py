@@ -22,6 +22,7 @@ import numpy as np
 from scipy.cluster.hierarchy import cut_tree, linkage
 from scipy.spatial.distance import squareform
 
+from fedtree_secure.config import Linkage
 from fedtree_secure.config import Topology as Settings
 
 Floats = np.ndarray[Any, np.dtype[np.float64]]
@@ -126,13 +127,11 @@ def build_tree(members: Sequence[str], evidence: Evidence, settings: Settings, m
     labels, current = [], 1
     for layer in range(len(raw)):
         current = _cut(merges, raw[layer], clean[layer], current, thresholds, settings.window, min_group)
-        labels.append(tuple(int(v) for v in cut_tree(merges, n_clusters=current)[:, 0]))
+        labels.append(tuple(int(v) for v in _labels(merges, current)))
     return Tree(tuple(members), tuple(labels), min_group)
 
 
-def _cut(
-    merges: Floats, raw: Floats, clean: Floats, current: int, thresholds: Floats, window: int, least: int
-) -> int:
+def _cut(merges: Floats, raw: Floats, clean: Floats, current: int, thresholds: Floats, window: int, least: int) -> int:
     """Choose c_l from the window [c_(l-1), c_(l-1) + K - 1]; more clusters must be significant *and* score better."""
     best, best_score = current, -np.inf if current == 1 else silhouette(clean, _labels(merges, current), least)
     for count in range(max(current + 1, 2), min(current + window, len(raw))):
@@ -144,11 +143,11 @@ def _cut(
 
 
 def _labels(merges: Floats, count: int) -> "np.ndarray[Any, Any]":
-    labels: np.ndarray[Any, Any] = cut_tree(merges, n_clusters=count)[:, 0]
+    labels: np.ndarray[Any, Any] = cut_tree(merges, n_clusters=[count])[:, 0]
     return labels
 
 
-def _merge_tree(debiased: Floats, method: str) -> Floats:
+def _merge_tree(debiased: Floats, method: Linkage) -> Floats:
     condensed = squareform(_roots(debiased.mean(axis=0)), checks=False)
     merges: Floats = linkage(condensed, method=method)
     return merges

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from fedtree_dp import DPSGD, NoiseSource, PoissonSampler, gaussian_mean
 from torch import nn
 
+from fedtree_dp import DPSGD, NoiseSource, PoissonSampler, gaussian_mean
 from fedtree_secure.backbone import Backbone
 from fedtree_secure.config import Job
 from fedtree_secure.data import ClientData
@@ -144,7 +144,7 @@ def train_round(
         mine.adam |= _moments(optimizer, parts)
         changes = [(p.detach() - old).float().cpu().reshape(-1) for p, old in zip(parts.shared, before, strict=True)]
         backbone.model.requires_grad_(False)
-    return _spread(changes, backbone, job, shares)
+    return _spread(changes, backbone, shares)
 
 
 def train_head(
@@ -273,7 +273,7 @@ def _moments(optimizer: SplitAdam, parts: Trainables) -> dict[str, Floats]:
     return saved
 
 
-def _spread(changes: list[torch.Tensor], backbone: Backbone, job: Job, shares: Sequence[bool]) -> Floats:
+def _spread(changes: list[torch.Tensor], backbone: Backbone, shares: Sequence[bool]) -> Floats:
     layout = backbone.layout()
     out = np.zeros(layout.length, dtype=np.float32)
     flat, at = (torch.cat(changes).numpy() if changes else out[:0]), 0

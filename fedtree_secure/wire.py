@@ -166,7 +166,19 @@ class Refused(Message, frozen=True, tag="refused"):
 
 
 Request = (
-    Join | SketchHello | SketchSeal | SketchSend | Distances | Prepare | Begin | Alone | Share | Mask | Confirm | Reveal | Finish
+    Join
+    | SketchHello
+    | SketchSeal
+    | SketchSend
+    | Distances
+    | Prepare
+    | Begin
+    | Alone
+    | Share
+    | Mask
+    | Confirm
+    | Reveal
+    | Finish
 )
 Reply = Joined | Protocol | Done | Refused
 REASONS = ("budget", "mismatch", "tree")

@@ -1,0 +1,184 @@
+"""Command line: `fedtree-secure demo | run | budget | ledger`.
+
+Exit codes: 0 done, 1 stopped or failed, 2 refused input (nothing was started or charged), 130 interrupted.
+"""
+
+import importlib.metadata
+import logging
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import cyclopts
+from cyclopts import Parameter
+from rich.console import Console
+from rich.table import Table
+
+app = cyclopts.App(
+    name="fedtree-secure",
+    help="Fine-tune language models together without showing anyone the data.",
+    version=lambda: importlib.metadata.version("fedtree-secure"),
+)
+ledger_app = cyclopts.App(name="ledger", help="Read and check privacy ledgers.")
+app.command(ledger_app)
+console = Console()
+errors = Console(stderr=True)
+
+
+@app.command
+def demo(out: Path = Path("runs/demo"), *, resume: bool = False) -> int:
+    """Run the main job on MiniLM and real text, nine clients on three tasks, with references.
+
+    Parameters
+    ----------
+    out
+        Run folder; an earlier demo there is replaced.
+    resume
+        Go on with an interrupted demo.
+    """
+    from fedtree_secure.demo import run_demo
+    from fedtree_secure.progress import Bars
+
+    with Bars("rounds", errors) as bars:
+        result = run_demo(out, bars, resume=resume)
+    result.summary(console)
+    _show_places(result.folder)
+    console.print(
+        "Next: [bold]fedtree-secure ledger verify "
+        f"{next(iter(sorted((result.folder / 'ledgers').glob('*.sqlite'))))}[/bold], or a job of your own: "
+        "[bold]fedtree-secure run examples/job.toml --out runs/first[/bold]",
+        highlight=False,
+    )
+    return 0
+
+
+@app.command
+def run(job: Path, *, out: Path, resume: bool = False, simulate: bool = False, ledgers: Path | None = None) -> int:
+    """Run a job file: all clients in this process, nothing but protocol bytes between them and the server.
+
+    Parameters
+    ----------
+    job
+        TOML job file, see examples/job.toml.
+    out
+        Run folder, new or empty.
+    resume
+        Go on with an interrupted run of the same job.
+    simulate
+        Research mode: ledgers inside the run folder, references trained for comparison, nothing released.
+    ledgers
+        Folder of the data sets' ledgers, shared by all jobs on these data; by default `ledgers` beside OUT.
+    """
+    from fedtree_secure.federation import Federation
+    from fedtree_secure.progress import Bars
+
+    federation, clients = Federation.from_toml(job)
+    with Bars("rounds", errors) as bars:
+        result = federation.run(clients, out, resume=resume, simulate=simulate, ledgers=ledgers, observer=bars)
+    result.summary(console)
+    _show_places(result.folder)
+    return 0
+
+
+@app.command
+def budget(
+    *,
+    epsilon: float,
+    delta: float,
+    records: int,
+    batch: float,
+    rounds: int,
+    local_steps: int = 1,
+    trained_values: Annotated[int, Parameter(help="Trained values d, for the noise column.")] = 9216,
+) -> int:
+    """Show the noise multiplier that a plan needs, and what other choices would cost.
+
+    Parameters
+    ----------
+    epsilon, delta
+        Budget of each client.
+    records
+        Declared training records n of a client.
+    batch
+        Expected records in a step, q n.
+    rounds
+        Aggregation rounds.
+    local_steps
+        DP-SGD steps of a client in a round.
+    """
+    from fedtree_secure.planning import budget_table
+
+    console.print(budget_table(epsilon, delta, records, batch, rounds, local_steps, trained_values))
+    return 0
+
+
+@ledger_app.command
+def show(path: Path) -> int:
+    """List a ledger's entries and what is spent."""
+    from fedtree_dp import Ledger
+
+    with Ledger.inspect(path) as ledger:
+        table = Table(title=f"data set {ledger.dataset}", title_justify="left")
+        for title in ("#", "time", "job", "purpose", "mechanism"):
+            table.add_column(title)
+        for entry in ledger.entries():
+            what = "" if entry.event is None else ", ".join(f"{k} {v}" for k, v in entry.event.to_dict().items())
+            budget_text = "" if entry.budget is None else f"budget ε {entry.budget.epsilon:g}, δ {entry.budget.delta:g}"
+            table.add_row(
+                str(entry.sequence), entry.time, entry.job or "", entry.purpose or entry.kind, what or budget_text
+            )
+        console.print(table)
+        console.print(f"ε {ledger.spent():.4f} of {ledger.budget.epsilon:g} spent at δ = {ledger.budget.delta:g}")
+    return 0
+
+
+@ledger_app.command
+def verify(path: Path) -> int:
+    """Check a ledger's hash chain and recompute epsilon with three accountants."""
+    from fedtree_dp import Ledger, epsilon_of
+
+    with Ledger.inspect(path) as ledger:
+        ledger.verify()
+        delta, events = ledger.budget.delta, ledger.events()
+        found = {name: epsilon_of(events, delta, accountant=name) for name in ("pld", "prv", "rdp")}
+        console.print(f"[green]chain of {len(ledger.entries())} entries holds[/green]; data set {ledger.dataset}")
+        console.print(
+            ", ".join(f"ε by {name.upper()} {value:.4f}" for name, value in found.items()) + f" at δ = {delta:g}"
+        )
+        within = found["pld"] <= ledger.budget.epsilon
+        console.print(
+            f"budget ε {ledger.budget.epsilon:g}: " + ("[green]kept[/green]" if within else "[red]EXCEEDED[/red]")
+        )
+    return 0 if within else 1
+
+
+def _show_places(folder: Path) -> None:
+    console.print(
+        f"Tree: {folder / 'tree.png'}   summary: {folder / 'summary.json'}   adapters: {folder / 'adapters'}",
+        highlight=False,
+    )
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Entry point: run a command, turn known errors into one clear sentence and an exit code."""
+    logging.basicConfig(level=logging.ERROR, format="%(levelname)s: %(message)s")
+    sys.exit(_guarded(lambda: app(arguments, result_action="return_value")))
+
+
+def _guarded(command: Callable[[], Any]) -> int:
+    from fedtree_dp import DPError
+    from fedtree_secagg import SecAggError
+    from fedtree_secure.errors import FedTreeError, RunStopped
+
+    try:
+        return int(command() or 0)
+    except RunStopped as error:
+        errors.print(f"[bold yellow]stopped:[/] {error}", highlight=False)
+        return 1
+    except (FedTreeError, DPError, SecAggError) as error:
+        errors.print(f"[bold red]refused:[/] {error}", highlight=False, markup=True)
+        return 2
+    except KeyboardInterrupt:
+        errors.print("[bold yellow]interrupted:[/] the ledgers are valid; go on with --resume", highlight=False)
+        return 130
