@@ -7,14 +7,17 @@ Keep checkpoints where who can write the ledger cannot: another machine, a log o
 from __future__ import annotations
 
 import json
+import os
 import re
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import rfc8785
 
 from fedtree_dp import checks
-from fedtree_dp.errors import ConfigurationError, LedgerTampered
+from fedtree_dp.errors import ConfigurationError, LedgerError, LedgerTampered
+from fedtree_dp.store import flush
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
@@ -94,3 +97,47 @@ class Checkpoint:
 
     def _message(self) -> bytes:
         return _TAG + rfc8785.dumps(asdict(replace(self, signature="")))
+
+
+def keep(checkpoint: Checkpoint, path: str | os.PathLike[str]) -> None:
+    """Add the checkpoint as one line to a file elsewhere, durably; create the file when missing.
+
+    Raises:
+        LedgerError: the file cannot be written.
+    """
+    file = Path(path)
+    line = checkpoint.to_json().encode() + b"\n"
+    try:
+        descriptor = os.open(file, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+        try:
+            os.write(descriptor, line)  # one write, so that two processes do not mix their lines
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        flush(file.parent)
+    except OSError as error:
+        raise LedgerError(f"cannot keep a checkpoint in {file}: {error.strerror}") from error
+
+
+def kept(path: str | os.PathLike[str]) -> tuple[Checkpoint, ...]:
+    """Return all checkpoints of a file that `keep` wrote, oldest first.
+
+    Raises:
+        LedgerError: it cannot be read.
+        LedgerTampered: a line is no checkpoint, there are none, or they speak of several ledgers.
+    """
+    try:
+        lines = Path(path).read_text("utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise LedgerError(f"cannot read checkpoints from {path}: {error}") from error
+    found: list[Checkpoint] = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            found.append(Checkpoint.from_json(line))
+        except ConfigurationError as error:
+            raise LedgerTampered(f"{path}: line {number}: {error}") from None
+        if found[-1].ledger != found[0].ledger:
+            raise LedgerTampered(f"{path}: line {number} is of another ledger than line 1")
+    if not found:
+        raise LedgerTampered(f"{path}: no checkpoints; the file was emptied")
+    return tuple(found)

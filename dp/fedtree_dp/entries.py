@@ -102,6 +102,30 @@ def read_chain(rows: Iterable[Row], after: tuple[Entry, ...] = ()) -> tuple[Entr
     return tuple(entries)
 
 
+def to_line(entry: Entry) -> str:
+    """Return the entry as one line of canonical JSON with its hash: the form of exports."""
+    return rfc8785.dumps(entry.to_dict()).decode()
+
+
+def read_lines(lines: Iterable[str]) -> tuple[Entry, ...]:
+    """Check an export and return its entries.
+
+    Raises:
+        LedgerTampered: it is not a whole export from the first line on, or was changed. Missing last lines show only
+            against a checkpoint.
+    """
+    return read_chain(_row(number, line) for number, line in enumerate(lines))
+
+
+def _row(number: int, line: str) -> Row:
+    try:
+        data = json.loads(line)
+        sealed = bytes.fromhex(data.pop("hash"))
+        return data["sequence"], rfc8785.dumps(data), sealed
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise LedgerTampered(f"line {number} of the export cannot be read: {error}") from None
+
+
 def _read(row: Row, before: list[Entry]) -> Entry:
     sequence, body, stored = row
     expected = len(before)

@@ -24,10 +24,11 @@ from typing import TYPE_CHECKING, Any, Self
 from fedtree_dp import checks, store
 from fedtree_dp.accounting import PLANNING_DISCRETIZATION, epsilon_of
 from fedtree_dp.budget import PrivacyBudget
-from fedtree_dp.checkpoint import Checkpoint
-from fedtree_dp.entries import GENESIS, Entry, Row, read_chain, seal
+from fedtree_dp.checkpoint import Checkpoint, keep, kept
+from fedtree_dp.entries import GENESIS, Entry, Row, read_chain, seal, to_line
 from fedtree_dp.errors import BudgetExceeded, ConfigurationError, LedgerError, LedgerTampered
 from fedtree_dp.events import Event
+from fedtree_dp.odometer import Reading, readings
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
@@ -86,6 +87,8 @@ class Ledger:
         ledger = cls(_existing(file), read_only=False)
         try:
             ledger._refuse_foreign(dataset, budget)
+            with store.explained(file):
+                store.migrate(ledger._connection)
         except LedgerError:
             ledger.close()
             raise
@@ -146,9 +149,21 @@ class Ledger:
         """Epsilon of the budget less `spent`; not what an event may cost, because epsilons do not add up."""
         return max(0.0, self.budget.epsilon - self.spent())
 
+    def odometer(self) -> tuple[Reading, ...]:
+        """Return, for each job in the order of its first charge, what it cost alone and what the total was after it."""
+        return readings(self.entries(), self.budget.delta)
+
     def affords(self, *events: Event) -> bool:
         """Say whether all these events together would be accepted now."""
         return self._excess(events) is None
+
+    def require(self, *events: Event) -> None:
+        """Refuse a job before it starts unless all its events together would be accepted now; nothing is charged.
+
+        Raises:
+            BudgetExceeded: they would not; the text says what is left.
+        """
+        self._refuse_excess(*events)
 
     # --- what it does -------------------------------------------------------------------------------------------
 
@@ -237,6 +252,41 @@ class Ledger:
             with store.explained(self.path):
                 store.copy(self._connection, Path(path))
 
+    def export(self, path: str | os.PathLike[str]) -> None:
+        """Write all lines as JSON lines with their hashes, for people and other programs; replaces the file.
+
+        `fedtree_dp.entries.read_lines` checks such a file. It is no ledger and cannot be charged.
+
+        Raises:
+            LedgerError: the file is a ledger or snapshot, or cannot be written.
+        """
+        store.write_text(Path(path), "".join(f"{to_line(entry)}\n" for entry in self.entries()))
+
+    def keep_checkpoint(self, path: str | os.PathLike[str], key: Ed25519PrivateKey | None = None) -> Checkpoint:
+        """Add a checkpoint to a file at a second place, durably, and return it.
+
+        Raises:
+            LedgerError: the file cannot be written.
+        """
+        made = self.checkpoint(key)
+        keep(made, path)
+        return made
+
+    def verify_kept(self, path: str | os.PathLike[str], *, public_key: Ed25519PublicKey | None = None) -> None:
+        """Check the whole file, and against every checkpoint of the second place.
+
+        Raises:
+            LedgerError: the checkpoints cannot be read.
+            LedgerTampered: anything does not fit, or a signature is missing where a key is given.
+        """
+        found = kept(path)
+        for checkpoint in found:
+            if public_key is not None:
+                checkpoint.check_signature(public_key)
+        self.verify()
+        for checkpoint in found:
+            self._compare(checkpoint)
+
     def close(self) -> None:
         """Close the file; charges are on the disk already."""
         if self._pid == os.getpid():
@@ -264,14 +314,14 @@ class Ledger:
         reached = epsilon_of(total, budget.delta)
         return reached if reached > budget.epsilon else None
 
-    def _refuse_excess(self, event: Event) -> None:
-        reached = self._excess((event,))
+    def _refuse_excess(self, *events: Event) -> None:
+        reached = self._excess(events)
         if reached is None:
             return
         budget, spent = self.budget, self.spent()
         left = max(0.0, budget.epsilon - spent)
         raise BudgetExceeded(
-            f"data set {self.dataset!r}: this release would bring epsilon to {reached:.4g} of {budget.epsilon:g} "
+            f"data set {self.dataset!r}: this would bring epsilon to {reached:.4g} of {budget.epsilon:g} "
             f"allowed at delta {budget.delta:g}; {spent:.4g} is spent, {left:.2g} is left. Nothing was charged. Plan "
             "more noise or fewer steps, or stop here",
             spent=spent,

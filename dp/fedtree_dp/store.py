@@ -23,7 +23,7 @@ SNAPSHOT_ID = 0x46544453  # "FTDS": a copy, which must never be charged
 SCHEMA_VERSION = 1
 _PATIENCE_S = 60.0
 
-_SCHEMA = {
+_SCHEMA: dict[str, str] = {
     "entries": "CREATE TABLE entries (sequence INTEGER PRIMARY KEY CHECK (sequence >= 0), "
     "body BLOB NOT NULL CHECK (typeof(body) = 'blob'), hash BLOB NOT NULL CHECK (length(hash) = 32))",
     "head": "CREATE TABLE head (one INTEGER PRIMARY KEY CHECK (one = 1), size INTEGER NOT NULL, hash BLOB NOT NULL)",
@@ -32,6 +32,11 @@ _SCHEMA = {
     "entries_hold": "CREATE TRIGGER entries_hold BEFORE UPDATE ON entries "
     "BEGIN SELECT RAISE(ABORT, 'ledger lines are never changed'); END",
 }
+
+# Tables of each schema that can be read, and the statements that lead from it to the next. Lines of the chain never
+# change their form: a migration may add tables, indices or triggers, nothing else.
+SCHEMAS: dict[int, dict[str, str]] = {1: _SCHEMA}
+MIGRATIONS: dict[int, tuple[str, ...]] = {}
 
 
 def create(path: Path, first: Row) -> None:
@@ -47,7 +52,7 @@ def create(path: Path, first: Row) -> None:
         with contextlib.closing(connect(temporary)) as connection, immediate(connection):
             connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
             connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
-            for statement in _SCHEMA.values():
+            for statement in SCHEMAS[SCHEMA_VERSION].values():
                 connection.execute(statement)
             append(connection, first)
         flush(temporary)
@@ -163,12 +168,12 @@ def check_file(connection: sqlite3.Connection, path: Path, *, snapshot_allowed: 
         raise LedgerError(f"{path}: a database, but not a privacy ledger. Name another file")
     if kind == SNAPSHOT_ID and not snapshot_allowed:
         raise LedgerError(f"{path}: a snapshot of a ledger, which may lack later charges. Name the ledger itself")
-    if version != SCHEMA_VERSION:
-        raise LedgerError(f"{path}: schema {version} is not known here (known: {SCHEMA_VERSION}). Update this package")
+    if version not in SCHEMAS:
+        raise LedgerError(f"{path}: schema {version} is not known here (known: {max(SCHEMAS)}). Update this package")
     (verdict,) = connection.execute("PRAGMA integrity_check(1)").fetchone()
     if verdict != "ok":
         raise LedgerTampered(f"{path}: damaged ({verdict}). Keep the file, and compare with a snapshot or checkpoint")
-    if dict(connection.execute("SELECT name, sql FROM sqlite_master").fetchall()) != _SCHEMA:
+    if dict(connection.execute("SELECT name, sql FROM sqlite_master").fetchall()) != SCHEMAS[version]:
         raise LedgerTampered(f"{path}: its tables or triggers were changed")
 
 
@@ -185,6 +190,37 @@ def deferred(connection: sqlite3.Connection) -> Iterator[None]:
         _roll_back(connection)
 
 
+def migrate(connection: sqlite3.Connection) -> None:
+    """Bring a checked ledger of an older schema to the present one, all at once or not at all."""
+    if _number(connection, "user_version") == SCHEMA_VERSION:
+        return
+    with immediate(connection):
+        for version in range(_number(connection, "user_version"), SCHEMA_VERSION):  # nothing if another was faster
+            for statement in MIGRATIONS[version]:
+                connection.execute(statement)
+            connection.execute(f"PRAGMA user_version = {version + 1}")
+
+
+def write_text(target: Path, text: str) -> None:
+    """Write a file completely or not at all; a ledger or snapshot is never overwritten.
+
+    Raises:
+        LedgerError: it is one, or the file cannot be written.
+    """
+    temporary = target.with_name(f".{target.name}.writing-{secrets.token_hex(8)}")
+    try:
+        if os.path.lexists(target) and _kind(target) in {APPLICATION_ID, SNAPSHOT_ID}:
+            raise LedgerError(f"{target}: a ledger or snapshot, so it is not overwritten. Name another file")
+        temporary.write_text(text, "utf-8")
+        flush(temporary)
+        temporary.replace(target)
+        flush(target.parent)
+    except OSError as error:
+        raise LedgerError(f"cannot write {target}: {error.strerror}") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
 def copy(source: sqlite3.Connection, target: Path) -> None:
     """Write a consistent, marked copy of a ledger; an earlier snapshot under that name is replaced at once.
 
@@ -193,8 +229,8 @@ def copy(source: sqlite3.Connection, target: Path) -> None:
     """
     temporary = target.with_name(f".{target.name}.copying-{secrets.token_hex(8)}")
     try:
-        if os.path.lexists(target):
-            _refuse_other(target)
+        if os.path.lexists(target) and _kind(target) != SNAPSHOT_ID:
+            raise LedgerError(f"{target}: not an earlier snapshot, so it is not overwritten. Name another file")
         os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
         with contextlib.closing(connect(temporary)) as connection:
             source.backup(connection)
@@ -208,14 +244,16 @@ def copy(source: sqlite3.Connection, target: Path) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def _refuse_other(target: Path) -> None:
+def _kind(path: Path) -> int:
+    """Return a database's application number, 0 for anything else.
+
+    Asked through SQLite: opening and closing a ledger in any other way would drop this process's locks on it (POSIX).
+    """
     try:
-        with contextlib.closing(connect(target, read_only=True)) as connection:
-            kind = _number(connection, "application_id")
+        with contextlib.closing(connect(path, read_only=True)) as connection:
+            return _number(connection, "application_id")
     except (LedgerError, sqlite3.Error):
-        kind = 0
-    if kind != SNAPSHOT_ID:
-        raise LedgerError(f"{target}: not an earlier snapshot, so it is not overwritten. Name another file")
+        return 0
 
 
 def _number(connection: sqlite3.Connection, pragma: str) -> int:

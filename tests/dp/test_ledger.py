@@ -1,5 +1,6 @@
 """The ledger in ordinary use: charging, refusing, reopening, copying; and its answers to bad input."""
 
+import json
 import os
 import threading
 
@@ -16,6 +17,7 @@ from fedtree_dp import (
     PrivacyBudget,
     calibrate,
     epsilon_of,
+    store,
 )
 
 BUDGET = PrivacyBudget(epsilon=8, delta=1e-5)
@@ -221,8 +223,6 @@ def test_lost_race_of_creation_opens_the_winners_ledger(path, monkeypatch):
 def test_a_failing_disk_charges_nothing_and_says_so(path, monkeypatch):
     import sqlite3
 
-    from fedtree_dp import store
-
     def full(*_):
         raise sqlite3.OperationalError("database or disk is full")
 
@@ -236,8 +236,6 @@ def test_a_failing_disk_charges_nothing_and_says_so(path, monkeypatch):
 
 
 def test_a_ledger_that_another_process_holds(path, monkeypatch):
-    from fedtree_dp import store
-
     monkeypatch.setattr(store, "_PATIENCE_S", 0.05)
     with (
         opened(path) as holder,
@@ -263,3 +261,77 @@ def test_empty_file(path):
     path.touch()
     with pytest.raises(LedgerTampered, match="empty; a ledger never is"):
         opened(path)
+
+
+def test_require_refuses_a_job_before_it_starts(path):
+    with opened(path, budget=PrivacyBudget(epsilon=1, delta=1e-5)) as ledger:
+        ledger.require(Gaussian(9), Gaussian(9))
+        with pytest.raises(BudgetExceeded, match="Nothing was charged"):
+            ledger.require(*[Gaussian(9)] * 20)
+        assert ledger.events() == ()
+
+
+def test_odometer_reads_each_job(path):
+    with opened(path) as ledger:
+        for job, noise in (("first", 5), ("second", 8), ("first", 5)):
+            ledger.charge(Gaussian(noise), job=job, purpose="p")
+        first, second = ledger.odometer()
+        assert (first.job, first.events, second.job, second.events) == ("first", 2, "second", 1)
+        assert first.epsilon == epsilon_of([Gaussian(5)] * 2, 1e-5)
+        assert second.total == epsilon_of([Gaussian(5), Gaussian(8)], 1e-5) < first.total == ledger.spent()
+
+
+def test_export_can_be_checked_without_this_package_s_files(path, tmp_path):
+    from fedtree_dp.entries import read_lines
+
+    out = tmp_path / "ledger.jsonl"
+    with opened(path) as ledger:
+        ledger.charge(ROUND, job="j", purpose="p")
+        ledger.export(out)
+        ledger.set_budget(BUDGET, reason="review")
+        ledger.export(out)
+        lines = out.read_text().splitlines()
+        assert read_lines(lines) == ledger.entries()
+        assert json.loads(lines[1])["event"] == ROUND.to_dict()
+        for broken in ([lines[0], lines[2]], [lines[0], lines[1].replace("2.5", "9.5")], ["{}"], ["[]"], ["x"], []):
+            with pytest.raises(LedgerTampered):
+                read_lines(broken)
+        for ours in (path, tmp_path / "copy"):
+            ours.exists() or ledger.snapshot(ours)
+            with pytest.raises(LedgerError, match="a ledger or snapshot, so it is not overwritten"):
+                ledger.export(ours)
+        with pytest.raises(LedgerError, match="cannot write"):
+            ledger.export(tmp_path / "missing" / "ledger.jsonl")
+
+
+def test_an_older_schema_is_migrated_when_opened_for_writing(path, monkeypatch):
+    with opened(path) as ledger:
+        ledger.charge(Gaussian(9), job="j", purpose="p")
+        before = ledger.checkpoint()
+    index = "CREATE INDEX by_hash ON entries (hash)"
+    monkeypatch.setattr(store, "SCHEMA_VERSION", 2)
+    monkeypatch.setitem(store.SCHEMAS, 2, store.SCHEMAS[1] | {"by_hash": index})
+    monkeypatch.setitem(store.MIGRATIONS, 1, (index,))
+    old = path.read_bytes()
+    with Ledger.inspect(path) as ledger:
+        ledger.verify(before)
+    with pytest.raises(LedgerError, match="of data set 'clinic-a'"):
+        opened(path, dataset="other")
+    assert path.read_bytes() == old, "neither reading nor a refused opening migrates"
+    with opened(path) as ledger, opened(path) as second:
+        for handle in (ledger, second):
+            handle.verify(before)
+            assert handle._connection.execute("PRAGMA user_version").fetchone() == (2,)
+        ledger.charge(Gaussian(9), job="j", purpose="p")
+
+
+def test_a_migration_that_fails_changes_nothing(path, monkeypatch):
+    opened(path).close()
+    old = path.read_bytes()
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "SCHEMA_VERSION", 2)
+        patch.setitem(store.MIGRATIONS, 1, ("CREATE TABLE extra (x)", "CREATE TABLE head (x)"))
+        with pytest.raises(LedgerError, match="already exists"):
+            opened(path)
+    assert path.read_bytes() == old
+    opened(path).close()

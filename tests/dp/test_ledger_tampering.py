@@ -238,3 +238,41 @@ def test_checkpoints_are_read_strictly(path, change):
         Checkpoint.from_json(json.dumps(data | change))
     with pytest.raises(ConfigurationError, match="not a checkpoint"):
         Checkpoint.from_json("{")
+
+
+def test_checkpoints_at_a_second_place(path, tmp_path):
+    key, place = Ed25519PrivateKey.generate(), tmp_path / "elsewhere.jsonl"
+    old = tmp_path / "old"
+    shutil.copy(path, old)
+    with Ledger.open(path, dataset="clinic-a") as ledger:
+        first = ledger.keep_checkpoint(place, key)
+        ledger.charge(Gaussian(30), job="j", purpose="later")
+        second = ledger.keep_checkpoint(place, key)
+        assert (first.size, second.size) == (5, 6)
+        ledger.verify_kept(place, public_key=key.public_key())
+        with pytest.raises(LedgerTampered, match="not signed with the expected key"):
+            ledger.verify_kept(place, public_key=Ed25519PrivateKey.generate().public_key())
+        with pytest.raises(LedgerError, match="cannot keep a checkpoint"):
+            ledger.keep_checkpoint(tmp_path / "missing" / "place")
+        with pytest.raises(LedgerError, match="cannot read checkpoints"):
+            ledger.verify_kept(tmp_path / "missing")
+    with Ledger.inspect(old) as ledger, pytest.raises(LedgerTampered, match="lines at the end were removed"):
+        ledger.verify_kept(place)
+
+
+def test_a_damaged_second_place(path, tmp_path):
+    place = tmp_path / "elsewhere.jsonl"
+    with Ledger.open(path, dataset="clinic-a") as ledger:
+        ledger.keep_checkpoint(place)
+        good = place.read_text()
+        other = json.dumps(json.loads(good) | {"ledger": "0" * 32})
+        for text, complaint in (
+            (good + "{", "line 2: not a checkpoint"),
+            ("", "emptied"),
+            (good + other, "another ledger"),
+        ):
+            place.write_text(text)
+            with pytest.raises(LedgerTampered, match=complaint):
+                ledger.verify_kept(place)
+        place.write_text(good)
+        ledger.verify_kept(place)
