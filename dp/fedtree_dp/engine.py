@@ -22,7 +22,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from types import TracebackType
 from typing import Literal
 
@@ -40,6 +40,8 @@ from fedtree_dp.optimizer import Clipped, PrivateOptimizer
 
 _CAPTURES: Mapping[str, Callable[[nn.Module, guards.Named], Capture]] = {"fused": FusedCapture, "hooks": HookCapture}
 _open_models: weakref.WeakSet[nn.Module] = weakref.WeakSet()
+# What was compared with plain autograd before: one model object serves many clients and rounds.
+_verified: weakref.WeakKeyDictionary[nn.Module, set[Hashable]] = weakref.WeakKeyDictionary()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,10 +114,17 @@ class DPSGD:
         self._loss = loss
         self._modes = {module: module.training for module in model.modules()}
         self._device = self._named[0][1].device
-        self._checked = self._verified = False
+        self._known = _verified.setdefault(model, set())
+        self._signature = (engine, tuple(name for name, _ in self._named), _code(loss))
+        self._verified = self._signature in self._known
+        self._checked = False
         self._closed = False
+        try:
+            self._capture: Capture = _CAPTURES[engine](model, self._named)
+        except ConfigurationError:
+            self.optimizer.release()
+            raise
         _set_modes(model)
-        self._capture: Capture = _CAPTURES[engine](model, self._named)
         _open_models.add(model)
 
     def step(self, batch: Batch | Iterable[Batch] | None) -> StepReport:
@@ -167,6 +176,7 @@ class DPSGD:
         clipped = self.optimizer.accumulate(per_sample, finite)
         if not self._verified and clipped.dropped == 0:
             self._verify(part, per_sample)
+            self._known.add(self._signature)
         return clipped, losses.detach()[finite]
 
     def _verify(self, part: Batch, per_sample: list[Tensor]) -> None:
@@ -197,6 +207,11 @@ class DPSGD:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _code(loss: Loss) -> Hashable:
+    """Return what tells one loss from another: its code, which outlives a lambda that is made anew for each client."""
+    return getattr(loss, "__code__", None) or getattr(type(loss).__call__, "__code__", type(loss))
 
 
 def _set_modes(model: nn.Module) -> None:

@@ -453,6 +453,24 @@ def test_the_same_model_serves_the_next_client():
         t.step(data)
 
 
+def test_the_comparison_with_plain_autograd_is_made_once_for_a_model_and_loss():
+    model, data, calls = m.mixed(), m.mixed_batch(), []
+
+    def counted(model, part):
+        calls.append(len(part["y"]))
+        return m.mixed_loss(model, part)
+
+    for _ in range(3):
+        with trainer(model, counted) as t:
+            t.step(data)
+            t.step(data)
+    assert calls == [9, 1, 9, 9, 9, 9, 9]
+    model.head.requires_grad_(False)
+    with trainer(model, counted) as t:
+        t.step(data)
+    assert calls[-2:] == [9, 1]
+
+
 def test_closing_after_an_error_cleans_up_too():
     model = m.lora("bert")
     with pytest.raises(RuntimeError, match="mine"), trainer(model):

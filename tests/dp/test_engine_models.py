@@ -181,6 +181,7 @@ def test_gradient_checkpointing(kind, reentrant):
     else:
         with pytest.raises(ConfigurationError, match="use_reentrant=True"):
             clipped_sum(model, "hooks", kind=kind)
+        assert [trace for trace in m.traces(model) if "hook" not in trace] == []
 
 
 @both
