@@ -21,6 +21,7 @@ from fedtree_secagg.errors import ConfigurationError, ProtocolError
 from fedtree_secagg.identity import Identity, Roster
 from fedtree_secagg.messages import Advert, Adverts, Inbox, Masked, Reveal, Shares, Survivors, Vote, Votes
 from fedtree_secagg.plan import Plan
+from fedtree_secagg.ring import Words
 from fedtree_secagg.secret import OneShot, Secret, check_randomness
 from fedtree_secagg.session import Cohort, Session, check_names, require
 
@@ -64,11 +65,12 @@ class _InCohort(_Me):
 class Shared(_InCohort):
     """After `share`: the session id is fixed, own bundle kept, channels to all others open."""
 
-    __slots__ = ("channels", "mask", "seeds")
+    __slots__ = ("channels", "mask", "seeds", "upload")
 
     mask: keys.Pair
     seeds: tuple[Secret, ...]
     channels: dict[str, Secret]
+    upload: Secret
 
 
 class Uploaded(_InCohort):
@@ -146,10 +148,10 @@ def share(state: Advertised, adverts: bytes, *, randomness: bytes) -> tuple[Shar
     """
     stream = keys.Stream(check_randomness(randomness), b"share")
     with state:
-        signed = messages.decode(Adverts, adverts).adverts
-        if state.advert not in signed:
+        message = messages.decode(Adverts, adverts)
+        if state.advert not in message.adverts:
             raise ProtocolError("adverts: this client's own advert is missing or changed")
-        cohort = Cohort(state.session, signed)
+        cohort = Cohort(state.session, message.server_key, message.adverts)
         following = Shared(state.identity, state.name, state.session)
         following.cohort, following.mask, following.seeds = cohort, state.mask, state.seeds
         following.channels = {
@@ -157,6 +159,7 @@ def share(state: Advertised, adverts: bytes, *, randomness: bytes) -> tuple[Shar
             for peer in cohort.holders(state.name)
             if peer != state.name
         }
+        following.upload = state.channel.agree(cohort.id, "the server", cohort.server_key)
         dealt = _deal(state, cohort, stream)
         following.bundles = {state.name: dealt[state.name]}
         return following, _sealed(following, dealt, stream)
@@ -173,7 +176,7 @@ def mask(state: Shared, inbox: bytes, vector: npt.NDArray[Any], *, randomness: b
         randomness: 32 fresh bytes.
 
     Returns:
-        The state for `confirm`, and about 64 + 110 + width * ring bytes.
+        The state for `confirm`, and the upload: about 140 bytes and the ring's 2 or 4 per value.
 
     Raises:
         ConfigurationError: the vector has another length or type, or values the quantiser refuses.
@@ -191,9 +194,10 @@ def mask(state: Shared, inbox: bytes, vector: npt.NDArray[Any], *, randomness: b
         following = Uploaded(state.identity, state.name, state.session)
         following.inherit(state)
         following.bundles = {**state.bundles, **_open_inbox(state, message)}
-        body = _masked_body(state, message.sharers, vector, stream)
-        signed = Masked(cohort.id, state.name, body)
-        return following, messages.sign(state.identity, cohort.id, signed, state.name)
+        body = _masked_words(state, message.sharers, vector, stream).data.cast("B")
+        nonce = stream(keys.NONCE_BYTES)
+        head = Masked(cohort.id, state.name, nonce, keys.upload_tag(state.upload, nonce, body))
+        return following, messages.attach(messages.sign(state.identity, cohort.id, head, state.name), body)
 
 
 def confirm(state: Uploaded, survivors: bytes) -> tuple[Confirmed, bytes]:
@@ -302,7 +306,7 @@ def _open_bundle(state: Shared, dealer: str, digest: bytes, box: bytes) -> Bundl
     return bundle
 
 
-def _masked_body(state: Shared, alive: Sequence[str], vector: npt.NDArray[Any], stream: keys.Stream) -> bytes:
+def _masked_words(state: Shared, alive: Sequence[str], vector: npt.NDArray[Any], stream: keys.Stream) -> Words:
     """Return the masked words of all nodes; a pair has masks only in the nodes that it shares."""
     cohort, plan = state.cohort, state.session.plan
     agreed: dict[str, Secret] = {}
@@ -310,8 +314,7 @@ def _masked_body(state: Shared, alive: Sequence[str], vector: npt.NDArray[Any], 
     at = 0
     for node, seed in zip(cohort.nodes_of(state.name), state.seeds, strict=True):
         part = words[at : at + node.width]
-        # Casting keeps the low bits: negative integers become their residues modulo the ring.
-        part[:] = plan.quantiser.quantise(node.gather(vector), stream(32)).astype(plan.ring.dtype)
+        plan.quantiser.quantise_into(part, node.gather(vector), stream(32))
         masks = [(keys.self_mask_key(seed.reveal(), cohort.id, state.name, node.name), 1)]
         for peer in cohort.peers(state.name, node, alive):
             if peer not in agreed:
@@ -319,7 +322,7 @@ def _masked_body(state: Shared, alive: Sequence[str], vector: npt.NDArray[Any], 
             masks.append((keys.pair_mask_key(agreed[peer], node.name), 1 if state.name < peer else -1))
         plan.ring.add_masks(part, masks)
         at += node.width
-    return words.tobytes()
+    return words
 
 
 def _check_votes(state: Confirmed, message: Votes) -> None:

@@ -91,17 +91,19 @@ class Pair(Unprintable):
         return Secret(extract(session, shared))
 
 
-def check_public(public_bytes: bytes, owner: str) -> None:
+def check_public(public_bytes: bytes, owner: str, *, blame: bool = True) -> None:
     """Refuse X25519 keys of small order, and encodings that are not the only one of their point.
 
     X25519 ignores the top bit and reduces modulo the field: without this, a copied key could hide as other bytes.
 
     Raises:
-        ProtocolError: blames the owner, who signed the key.
+        ProtocolError: blames the owner, who signed the key; with `blame=False`, for a key nobody signed, no one.
     """
     point = int.from_bytes(public_bytes, "little")
     if point >= FIELD or point in SMALL_ORDER:
-        raise ProtocolError(f"the key of {owner!r} has small order or is not in canonical form", blames=owner)
+        raise ProtocolError(
+            f"the key of {owner!r} has small order or is not in canonical form", blames=owner if blame else None
+        )
 
 
 def pair_mask_key(agreed: Secret, node: str) -> bytes:
@@ -127,6 +129,24 @@ def share_hash(share: bytes, session: bytes, dealer: str, holder: str, slot: int
 def bundle_digest(hashes: Iterable[bytes]) -> bytes:
     """Return the digest of a holder's bundle from its share hashes: what the dealer signs for this holder."""
     return digest(b"bundle", *hashes)
+
+
+def upload_tag(agreed: Secret, nonce: bytes, body: memoryview) -> bytes:
+    """Return the GMAC tag (AES-256-GCM without a plaintext) of a masked vector, 16 bytes.
+
+    A MAC with the server and not a hash in the signature: it runs at ten times the speed of SHA-256, and the server is
+    the only one who needs to know that nobody on the way changed the vector.
+    """
+    return AESGCM(expand(agreed.reveal(), b"upload")).encrypt(nonce, b"", body)
+
+
+def upload_verifies(agreed: Secret, nonce: bytes, tag: bytes, body: memoryview) -> bool:
+    """Say whether this is the tag of these bytes."""
+    try:
+        AESGCM(expand(agreed.reveal(), b"upload")).decrypt(nonce, tag, body)
+    except InvalidTag:
+        return False
+    return True
 
 
 def seal(agreed: Secret, nonce: bytes, plaintext: bytes, *binding: str | bytes) -> bytes:

@@ -38,8 +38,9 @@ class Advert(Message, frozen=True, tag="advert"):
 
 
 class Adverts(Message, frozen=True, tag="adverts"):
-    """Server to all: every signed advert it accepted, by sender."""
+    """Server to all: its own key of this attempt, and every signed advert it accepted, by sender."""
 
+    server_key: Key
     adverts: tuple[bytes, ...]
 
 
@@ -65,11 +66,12 @@ class Inbox(Message, frozen=True, tag="inbox"):
 
 
 class Masked(Message, frozen=True, tag="masked"):
-    """A client's masked vector: ring words, node after node in the order of the plan."""
+    """The signed head of an upload: nonce and tag of a MAC over the masked vector, which follows it (`attach`)."""
 
     session: Hash
     sender: Name
-    body: bytes
+    nonce: Annotated[bytes, Meta(min_length=12, max_length=12)]
+    tag: Annotated[bytes, Meta(min_length=16, max_length=16)]
 
 
 class Survivors(Message, frozen=True, tag="survivors"):
@@ -195,6 +197,19 @@ def verify(kind: type[M], data: bytes, roster: Roster, context: bytes, sender: s
     if not roster.verifies(name, data[:SIGNATURE_BYTES], signed_input(context, _stage(kind), name, payload)):
         raise ProtocolError(f"{_stage(kind)} of {name!r}: the signature does not match roster, session and content")
     return message
+
+
+def attach(signed: bytes, body: memoryview) -> bytes:
+    """Return `u16(length) || signed message || body`: an upload."""
+    return b"".join((len(signed).to_bytes(2, "big"), signed, body))
+
+
+def detach(data: bytes) -> tuple[bytes, memoryview]:
+    """Return the signed message and the body of an upload, the body without copying it."""
+    if not isinstance(data, bytes) or len(data) < 2:
+        raise ProtocolError("masked: these bytes are no upload")
+    start = 2 + int.from_bytes(data[:2], "big")
+    return data[2:start], memoryview(data)[start:]
 
 
 def _stage(kind: type[Message]) -> str:

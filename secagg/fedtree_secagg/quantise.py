@@ -70,6 +70,11 @@ class Quantiser:
             ConfigurationError: a value is nan or infinite, or beyond the clip while `saturate` is off.
         """
         out = np.empty(values.shape, np.int32)
+        self.quantise_into(out, values, key)
+        return out
+
+    def quantise_into(self, out: npt.NDArray[Any], values: npt.NDArray[Any], key: bytes) -> None:
+        """Write the integers into a vector of any integer type; narrow and unsigned ones keep the low bits."""
         stream = Cipher(algorithms.AES(key), modes.CTR(bytes(16))).encryptor()
         zeros, random = bytes(4 * CHUNK), bytearray(4 * CHUNK)
         grid, wide = np.empty(CHUNK), np.empty(CHUNK, np.int64)
@@ -86,7 +91,6 @@ class Quantiser:
             wide[:count] += np.frombuffer(random, "<u4", count)
             np.right_shift(wide[:count], 32, out=wide[:count])
             out[start : start + count] = wide[:count]
-        return out
 
     def decode(self, integers: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
         """Return integers of the grid, or sums of them, in the units of the update."""

@@ -2,10 +2,12 @@
 
 Each step takes the state of the one before and the clients' messages by sender; who is missing has dropped out. A step
 that refuses a message raises a ProtocolError that names whose message it was and leaves the state as it was: drop that
-client's message and call the step again. The server needs no secret; what it must be trusted with is nothing but not
-to lose messages. It learns the sums of the opened nodes, who took part, and the plan.
+client's message and call the step again. Its one secret is a fresh key per attempt with which it sees that uploads
+were not changed on their way; it is trusted with nothing but delivering messages. It learns the sums of the opened
+nodes, who took part, and the plan.
 """
 
+import secrets
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
@@ -21,7 +23,7 @@ from fedtree_secagg.messages import Adverts, Inbox, Masked, Message, Reveal, Sha
 from fedtree_secagg.plan import Node, Plan
 from fedtree_secagg.quantise import Quantiser
 from fedtree_secagg.ring import Words
-from fedtree_secagg.secret import OneShot, Secret
+from fedtree_secagg.secret import OneShot, Secret, check_randomness
 from fedtree_secagg.session import HASH_BYTES, Cohort, Session, check_names, require
 
 M = TypeVar("M", bound=Message)
@@ -55,9 +57,10 @@ class NodeSum:
 
 
 class _State(OneShot):
-    __slots__ = ("cohort", "session")
+    __slots__ = ("cohort", "key", "session")
 
     session: Session
+    key: keys.Pair
     cohort: Cohort
 
 
@@ -98,10 +101,27 @@ class Agreed(Summed):
     voters: tuple[str, ...]
 
 
-def begin(roster: Roster, plan: Plan, *, round: int, attempt: int) -> Begun:  # noqa: A002
-    """Start an attempt."""
+def begin(
+    roster: Roster,
+    plan: Plan,
+    *,
+    round: int,  # noqa: A002
+    attempt: int,
+    randomness: bytes | None = None,
+) -> Begun:
+    """Start an attempt.
+
+    Args:
+        roster: pinned keys.
+        plan: what is summed.
+        round: see `Session`.
+        attempt: see `Session`.
+        randomness: 32 fresh bytes for the server's key; None draws them, since nothing of a client depends on it.
+    """
     state = Begun()
     state.session = Session(roster, plan, round, attempt)
+    fresh = check_randomness(secrets.token_bytes(32) if randomness is None else randomness)
+    state.key = keys.Pair(keys.Stream(fresh, b"server")(32))
     return state
 
 
@@ -115,9 +135,10 @@ def collect_adverts(state: Begun, incoming: Incoming) -> tuple[Gathered, dict[st
     with state:
         signed = dict(sorted(_pairs(incoming)))
         following = Gathered()
-        following.session = state.session
-        following.cohort = Cohort(state.session, signed)
-        return following, _to_all(following.cohort.names, Adverts(tuple(signed.values())))
+        following.session, following.key = state.session, state.key
+        following.cohort = Cohort(state.session, state.key.public_bytes, signed)
+        broadcast = Adverts(state.key.public_bytes, tuple(signed.values()))
+        return following, _to_all(following.cohort.names, broadcast)
 
 
 def route_shares(state: Gathered, incoming: Incoming) -> tuple[Routed, dict[str, bytes]]:
@@ -127,7 +148,7 @@ def route_shares(state: Gathered, incoming: Incoming) -> tuple[Routed, dict[str,
         uploads = {name: _verified_shares(state, name, data) for name, data in sorted(_pairs(incoming))}
         require(state.session.plan, "shares", len(uploads))
         following = Routed()
-        following.session, following.cohort = state.session, cohort
+        following.session, following.key, following.cohort = state.session, state.key, cohort
         following.digests = {
             name: dict(zip(cohort.holders(name), upload.digests, strict=True)) for name, upload in uploads.items()
         }
@@ -184,15 +205,12 @@ def open_sums(state: Agreed, incoming: Incoming) -> dict[str, NodeSum]:
         ThresholdError: too few answers; nothing is opened.
     """
     with state:
-        cohort, survivors = state.cohort, frozenset(state.survivors)
-        answers = {name: _verified_reveal(state, name, data) for name, data in sorted(_pairs(incoming))}
+        layout = _reveal_layout(state)
+        answers = {name: _verified_reveal(state, name, data, layout) for name, data in sorted(_pairs(incoming))}
         require(state.session.plan, "reveal", len(answers))
         opener = _Opener(state, answers)
-        opened = {}
-        for node in state.session.plan.nodes:
-            if cohort.opens(node, survivors):
-                opened[node.name] = _open_node(state, opener, node)
-        return opened
+        opened = state.cohort.opened_nodes(frozenset(state.survivors))
+        return {n.name: _open_node(state, opener, n) for n in state.session.plan.nodes if n.name in opened}
 
 
 class _Opener:
@@ -248,7 +266,8 @@ class _Opener:
 
 def _open_node(state: Agreed, opener: _Opener, node: Node) -> NodeSum:
     cohort, plan = state.cohort, state.session.plan
-    alive = [name for name in node.members if name in set(state.survivors)]
+    surviving = set(state.survivors)
+    alive = [name for name in node.members if name in surviving]
     masks = [(_self_mask_key(cohort, opener, name, node), -1) for name in alive]
     for gone in set(node.members).intersection(state.digests).difference(alive):
         for peer in cohort.peers(gone, node, alive):
@@ -320,7 +339,11 @@ def _add_upload(state: Routed, name: str, data: bytes, totals: dict[str, Words])
     if name not in state.digests:
         raise ProtocolError(f"masked: {name!r} did not share its keys")
     plan = state.session.plan
-    body = _verified(state, Masked, name, data).body
+    signed, body = messages.detach(data)
+    head = _verified(state, Masked, name, signed)
+    agreed = state.key.agree(state.cohort.id, name, state.cohort.adverts[name].channel_key)
+    if not keys.upload_verifies(agreed, head.nonce, head.tag, body):
+        raise ProtocolError(f"masked of {name!r}: the vector does not match its tag")
     expected = plan.width_of(name) * plan.ring.word_bytes
     if len(body) != expected:
         raise ProtocolError(f"masked of {name!r}: {len(body)} bytes, the plan asks for {expected}", blames=name)
@@ -330,21 +353,28 @@ def _add_upload(state: Routed, name: str, data: bytes, totals: dict[str, Words])
         at += node.width
 
 
-def _verified_reveal(state: Agreed, name: str, data: bytes) -> dict[str, list[bytes]]:
+def _verified_reveal(
+    state: Agreed, name: str, data: bytes, layout: Mapping[str, Sequence[int]]
+) -> dict[str, list[bytes]]:
     """Return the opened shares and hashes of one answer, by dealer and slot."""
     if name not in state.survivors:
         raise ProtocolError(f"reveal: {name!r} is no survivor")
     body = _verified(state, Reveal, name, data).body
-    cohort, survivors = state.cohort, frozenset(state.survivors)
-    expected = sum(cohort.reveal_bytes(dealer, survivors) for dealer in state.digests)
+    expected = sum(map(sum, layout.values()))
     if len(body) != expected:
         raise ProtocolError(f"reveal of {name!r}: {len(body)} bytes, {expected} expected", blames=name)
     answers: dict[str, list[bytes]] = {}
     at = 0
-    for dealer in state.digests:
-        answers[dealer] = []
-        for opened in cohort.opened_slots(dealer, survivors):
-            size = shamir.SHARE_BYTES if opened else HASH_BYTES
-            answers[dealer].append(body[at : at + size])
+    for dealer, sizes in layout.items():
+        slots = answers[dealer] = []
+        for size in sizes:
+            slots.append(body[at : at + size])
             at += size
     return answers
+
+
+def _reveal_layout(state: Agreed) -> dict[str, list[int]]:
+    """Return the bytes of each slot of each sharer's bundle in an answer."""
+    survivors = frozenset(state.survivors)
+    sizes = {True: shamir.SHARE_BYTES, False: HASH_BYTES}
+    return {dealer: [sizes[o] for o in state.cohort.opened_slots(dealer, survivors)] for dealer in state.digests}

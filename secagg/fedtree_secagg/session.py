@@ -60,11 +60,12 @@ class Cohort:
         id: the session id, 32 bytes.
     """
 
-    def __init__(self, session: Session, signed: Mapping[str, bytes] | Sequence[bytes]) -> None:
+    def __init__(self, session: Session, server_key: bytes, signed: Mapping[str, bytes] | Sequence[bytes]) -> None:
         """Verify adverts.
 
         Args:
             session: the attempt.
+            server_key: the server's X25519 key of the attempt: with it, it authenticates uploads.
             signed: the signed adverts, by sender (server) or in the order of the senders' names (client).
 
         Raises:
@@ -72,6 +73,7 @@ class Cohort:
             ThresholdError: too few.
         """
         self.session = session
+        self._opened: tuple[frozenset[str], frozenset[str]] | None = None  # of the survivor set asked for last
         expected = list(signed) if isinstance(signed, Mapping) else [None] * len(signed)
         raw = list(signed.values()) if isinstance(signed, Mapping) else list(signed)
         self.adverts: dict[str, Advert] = {}
@@ -83,10 +85,11 @@ class Cohort:
         self.names = tuple(self.adverts)
         if list(self.names) != sorted(self.names):
             raise ProtocolError("adverts: not in the order of their senders' names")
-        _refuse_shared_keys(self.adverts.values())
+        self.server_key = server_key
+        _refuse_shared_keys(server_key, self.adverts.values())
         require(session.plan, "adverts", len(self.names))
         hashes = b"".join(hashlib.sha256(data).digest() for data in raw)
-        self.id = keys.digest(b"session", session.instance, hashlib.sha256(hashes).digest())
+        self.id = keys.digest(b"session", session.instance, server_key, hashlib.sha256(hashes).digest())
 
     def point(self, holder: str) -> int:
         """Return the holder's Shamir point: its place in the cohort, from 1."""
@@ -123,16 +126,17 @@ class Cohort:
         For a survivor the seeds of the nodes that will be opened; for one that dropped out the key, and only when
         one of its nodes will be opened. This function alone decides it, for client and server alike.
         """
-        opens = tuple(self.opens(node, survivors) for node in self.nodes_of(dealer))
+        opened = self.opened_nodes(survivors)
+        opens = tuple(node.name in opened for node in self.nodes_of(dealer))
         return (False, *opens) if dealer in survivors else (any(opens), *(False for _ in opens))
 
-    def opens(self, node: Node, survivors: frozenset[str]) -> bool:
-        """Say whether a node has enough survivors to be opened."""
-        return len(survivors.intersection(node.members)) >= self.session.plan.min_group
-
-    def reveal_bytes(self, dealer: str, survivors: frozenset[str]) -> int:
-        """Return the bytes that a bundle of this dealer takes in a reveal."""
-        return sum(SHARE_BYTES if opened else HASH_BYTES for opened in self.opened_slots(dealer, survivors))
+    def opened_nodes(self, survivors: frozenset[str]) -> frozenset[str]:
+        """Return the names of the nodes that have enough survivors to be opened."""
+        if self._opened is None or self._opened[0] != survivors:
+            plan = self.session.plan
+            enough = (n.name for n in plan.nodes if len(survivors.intersection(n.members)) >= plan.min_group)
+            self._opened = survivors, frozenset(enough)
+        return self._opened[1]
 
 
 def verify_advert(session: Session, data: bytes, sender: str | None) -> Advert:
@@ -165,8 +169,9 @@ def require(plan: Plan, stage: str, present: int) -> None:
         raise ThresholdError(stage, present=present, threshold=plan.threshold)
 
 
-def _refuse_shared_keys(adverts: Iterable[Advert]) -> None:
-    seen: dict[bytes, str] = {}
+def _refuse_shared_keys(server_key: bytes, adverts: Iterable[Advert]) -> None:
+    keys.check_public(server_key, "the server", blame=False)
+    seen = {server_key: "the server"}
     for advert in adverts:
         for key in (advert.mask_key, advert.channel_key):
             keys.check_public(key, advert.sender)

@@ -60,6 +60,7 @@ def setting() -> Json:
     return {
         "round": ROUND,
         "attempt": ATTEMPT,
+        "server_randomness": derive("server").hex(),
         "identities": {name: identity.to_private_bytes().hex() for name, identity in IDENTITIES.items()},
         "roster": {name: key.hex() for name, key in ROSTER.keys.items()},
         "plan": {
@@ -120,7 +121,8 @@ def protocol(book: _Book) -> None:
             IDENTITIES[name], name, ROSTER, PLAN, round=ROUND, attempt=ATTEMPT, randomness=derive("advertise", name)
         )
         book.accepted("advertise", name, b"", out[name])
-    state, adverts = server.collect_adverts(server.begin(ROSTER, PLAN, round=ROUND, attempt=ATTEMPT), out)
+    begun = server.begin(ROSTER, PLAN, round=ROUND, attempt=ATTEMPT, randomness=derive("server"))
+    state, adverts = server.collect_adverts(begun, out)
     _reject_adverts(book, states["ann"], adverts["ann"])
 
     out = _step(book, "share", adverts, states, lambda s, m, n: client.share(s, m, randomness=derive("share", n)))
@@ -166,6 +168,7 @@ def _reject_adverts(book: _Book, state: client.Advertised, data: bytes) -> None:
         "out of order": _edited(messages.Adverts, data, adverts=rows[::-1]),
         "one twice": _edited(messages.Adverts, data, adverts=(*rows, rows[3])),
         "below the threshold": _edited(messages.Adverts, data, adverts=rows[:2]),
+        "a server key of small order": _edited(messages.Adverts, data, server_key=bytes(32)),
     }
     for why, changed in cases.items():
         book.rejected("share", "ann", why, changed, lambda m: client.share(state, m, randomness=derive("share", "ann")))

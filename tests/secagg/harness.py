@@ -105,7 +105,7 @@ class Run:
             ("vote", "survivors", lambda s, m, n: client.confirm(s, m), server.collect_masked),
             ("reveal", "votes", lambda s, m, n: (None, client.reveal(s, m)), server.collect_votes),
         ]
-        self.server_states["begin"] = server.begin(w.roster, w.plan, **counters)
+        self.server_states["begin"] = server.begin(w.roster, w.plan, **counters, randomness=rand())
         self._send("advert", {name: advertise(name) for name in w.plan.cohort if name not in self._gone("advert")})
         state = self.server_states["begin"]
         for stage, received, client_step, server_step in steps:
@@ -153,10 +153,20 @@ def session_id(run: Run) -> bytes:
 def forge(run: Run, kind: type[messages.Message], name: str, signer: str | None = None, **changes: Any) -> bytes:
     """What a malicious `name` sends: its own message with fields changed, signed by itself or by another."""
     stage = kind.__struct_config__.tag
-    payload = messages.decode(kind, run.sent[stage][name][messages.SIGNATURE_BYTES :])
+    sent = messages.detach(run.sent[stage][name])[0] if kind is messages.Masked else run.sent[stage][name]
+    payload = messages.decode(kind, sent[messages.SIGNATURE_BYTES :])
     bound = run.server_states["begin"].session.instance if kind is messages.Advert else session_id(run)
     identity = run.world.identities[signer or name]
-    return messages.sign(identity, bound, msgspec.structs.replace(payload, **changes), name)
+    forged = messages.sign(identity, bound, msgspec.structs.replace(payload, **changes), name)
+    return messages.attach(forged, messages.detach(run.sent[stage][name])[1]) if kind is messages.Masked else forged
+
+
+def forge_upload(run: Run, name: str, body: bytes) -> bytes:
+    """What a malicious client uploads: another body with a genuine tag and signature."""
+    nonce = bytes(12)
+    tag = keys.upload_tag(run.states["shares"][name].upload, nonce, memoryview(body))
+    head = messages.Masked(session_id(run), name, nonce, tag)
+    return messages.attach(messages.sign(run.world.identities[name], session_id(run), head, name), memoryview(body))
 
 
 def edit(kind: type[messages.Message], **changes: Callable[[Any], Any]) -> Callable[[bytes], bytes]:

@@ -113,7 +113,8 @@ class Reference:
             payload = ["advert", self.instance, name, self.mask_key[name], self.channel_key[name], commitments]
             self.adverts[name] = self.signed(self.instance, name, payload)
         hashes = b"".join(hashlib.sha256(self.adverts[name]).digest() for name in self.names)
-        self.session = h("session", self.instance, hashlib.sha256(hashes).digest())
+        self.server_key = x25519_public(Draw(self.randomness["server", ""], "server")(32))
+        self.session = h("session", self.instance, self.server_key, hashlib.sha256(hashes).digest())
         return self.adverts
 
     def share(self):
@@ -172,7 +173,11 @@ class Reference:
                         total = add(total, mask, 1 if name < peer else -1)
                 body += total
             data = b"".join((word % 2 ** (8 * size)).to_bytes(size, "little") for word in body)
-            out[name] = self.signed(self.session, name, ["masked", self.session, name, data])
+            nonce = draw(12)
+            shared = extract(self.session, x25519(self.channel_secret[name], self.server_key))
+            tag = aes256_gcm_encrypt(expand(shared, "upload"), nonce, b"", data)
+            signed = self.signed(self.session, name, ["masked", self.session, name, nonce, tag])
+            out[name] = len(signed).to_bytes(2, "big") + signed + data
         return out
 
     def quantise(self, values, key):

@@ -5,7 +5,19 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from harness import Randomness, World, edit, flat_plan, forge, names, nested_plan, opened_sums, plain_sums, session_id
+from harness import (
+    Randomness,
+    World,
+    edit,
+    flat_plan,
+    forge,
+    forge_upload,
+    names,
+    nested_plan,
+    opened_sums,
+    plain_sums,
+    session_id,
+)
 
 from fedtree_secagg import (
     ConfigurationError,
@@ -75,7 +87,7 @@ def test_row_01_no_holder_opens_key_and_seed_of_one_client():
 
 def test_row_01_an_upload_for_some_nodes_only_is_refused():
     run = World.nested().run(upto="masked")
-    part = forge(run, Masked, "c03", body=run.sent["masked"]["c03"][-4 * 40 :])
+    part = forge_upload(run, "c03", run.sent["masked"]["c03"][-4 * 40 :])
     with refused("160 bytes, the plan asks for 320", blames="c03"):
         server.collect_masked(run.server_states["inbox"], {**run.sent["masked"], "c03": part})
 
@@ -435,7 +447,7 @@ def test_row_11_boxes_never_share_key_and_nonce(monkeypatch):
 
     monkeypatch.setattr(keys, "AESGCM", Spy)
     World.nested().run(upto="masked")
-    assert len(seen) == 9 * 8
+    assert len(seen) == 9 * 8 + 9  # a box to each other, and the tag of the upload
     assert len({key for key, _ in seen}) == len(seen)
     assert len({nonce for _, nonce in seen}) == len(seen)
 
@@ -571,8 +583,7 @@ def test_row_16_the_client_sends_nothing_beyond_the_clip(value):
 
 
 def test_row_16_the_server_refuses_a_sum_beyond_n_times_the_clip(monkeypatch):
-    original = Quantiser.quantise
-    monkeypatch.setattr(Quantiser, "quantise", lambda self, values, key: original(self, values, key) * 0 + 2**20)
+    monkeypatch.setattr(Quantiser, "quantise_into", lambda self, out, values, key: out.fill(2**20))
     with refused("beyond 5 times the clip"):
         World.of(flat_plan()).run()
 
@@ -591,6 +602,38 @@ def test_row_17_a_changed_byte_is_refused_and_blames_nobody(stage, byte):
     with pytest.raises(ProtocolError) as error:
         World.nested().run(tamper={(stage, "c02"): flip})
     assert error.value.blames is None
+
+
+def test_row_17_a_vector_changed_on_its_way_is_refused():
+    run = World.nested().run(upto="masked")
+    for name, change in (
+        ("c02", lambda d: d[:-1] + bytes([d[-1] ^ 1])),
+        ("c02", lambda d: d[:-4]),
+        ("c02", lambda d: d + d),
+    ):
+        with refused("does not match its tag"):
+            server.collect_masked(
+                run.server_states["inbox"], {**run.sent["masked"], name: change(run.sent["masked"][name])}
+            )
+    head = messages.detach(run.sent["masked"]["c02"])[0]
+    moved = messages.attach(head, messages.detach(run.sent["masked"]["c03"])[1])
+    with refused("does not match its tag"):
+        server.collect_masked(run.server_states["inbox"], {**run.sent["masked"], "c02": moved})
+
+
+def test_row_17_a_server_key_that_is_a_clients_or_of_small_order_is_refused():
+    run = World.nested().run(upto="advert")
+    _, broadcast = server.collect_adverts(run.server_states["begin"], run.sent["advert"])
+    victim = messages.decode(Advert, run.sent["advert"]["c05"][64:]).channel_key
+    for key, match in ((victim, "same key"), (SMALL_ORDER, "'the server' has small order")):
+        with refused(match):
+            forged = edit(Adverts, server_key=lambda _, key=key: key)(broadcast["c00"])
+            client.share(run.states["advert"]["c00"], forged, randomness=FRESH)
+
+
+def test_row_17_a_man_in_the_middle_with_a_server_key_of_his_own_changes_the_session():
+    with refused("signature does not match"):
+        World.nested().run(tamper={("adverts", "c00"): edit(Adverts, server_key=lambda _: FRESH)})
 
 
 @pytest.mark.parametrize("kind", [Advert, Shares, Masked, Vote, Reveal])
@@ -637,7 +680,7 @@ def test_row_18_a_key_of_small_order_is_refused_and_names_its_sender(field):
     signed = {**run.sent["advert"], "c05": zero}
     with refused("small order", blames="c05"):
         server.collect_adverts(run.server_states["begin"], signed)
-    broadcast = messages.encode(Adverts(tuple(signed[n] for n in sorted(signed))))
+    broadcast = messages.encode(Adverts(keys.Pair(FRESH).public_bytes, tuple(signed[n] for n in sorted(signed))))
     with refused("small order", blames="c05"):
         client.share(run.states["advert"]["c00"], broadcast, randomness=FRESH)
 

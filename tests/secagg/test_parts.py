@@ -35,6 +35,7 @@ from fedtree_secagg.messages import Advert, Adverts, Inbox, Masked, Reveal, Shar
 from fedtree_secagg.secret import OneShot, Secret, check_randomness
 
 FRESH = bytes(range(32))
+KEY = keys.Pair(FRESH).public_bytes
 
 
 def stream(seed=0):
@@ -415,7 +416,9 @@ def test_mutated_real_messages_are_refused_or_equal(stage, data):
     run = HONEST
     kind = {k.__struct_config__.tag: k for k in KINDS}[stage]
     signed = stage in run.sent
-    real = (run.sent if signed else run.received)[stage]["c00"][64 if signed else 0 :]
+    real = (run.sent if signed else run.received)[stage]["c00"]
+    real = messages.detach(real)[0] if stage == "masked" else real
+    real = real[64 if signed else 0 :]
     changed = bytearray(real)
     for _ in range(data.draw(st.integers(1, 3))):
         at = data.draw(st.integers(0, min(len(changed), 400) - 1))
@@ -458,7 +461,6 @@ def at(stage):
         ("shares", Shares, {"boxes": ()}, "one digest per holder"),
         ("shares", Shares, {"digests": (FRESH,)}, "one digest per holder"),
         ("shares", Shares, {"boxes": (b"",) * 8}, "boxes must have"),
-        ("masked", Masked, {"body": b""}, "0 bytes, the plan asks for"),
         ("vote", Vote, {"survivors": FRESH}, "another survivor set"),
     ],
 )
@@ -504,7 +506,7 @@ def test_adverts_out_of_order_or_twice_are_refused_by_the_client():
     rows = tuple(run.sent["advert"].values())
     for forged, match in ((rows[::-1], "order"), ((*rows, rows[-1]), "twice")):
         with pytest.raises(ProtocolError, match=match):
-            client.share(run.states["advert"]["c00"], messages.encode(Adverts(forged)), randomness=FRESH)
+            client.share(run.states["advert"]["c00"], messages.encode(Adverts(KEY, forged)), randomness=FRESH)
 
 
 def test_two_uploads_in_one_stream_are_refused():
@@ -512,6 +514,13 @@ def test_two_uploads_in_one_stream_are_refused():
     pairs = [*run.sent["masked"].items(), ("c00", run.sent["masked"]["c00"])]
     with pytest.raises(ProtocolError, match="two uploads"):
         step(before, iter(pairs))
+
+
+@pytest.mark.parametrize("bad", [b"", b"\0", b"\xff\xff", b"\0\0", "text", b"\0\x40" + bytes(500)])
+def test_uploads_that_are_none_are_refused(bad):
+    run, step, before = at("masked")
+    with pytest.raises(ProtocolError):
+        step(before, {**run.sent["masked"], "c00": bad})
 
 
 def test_a_reveal_of_the_wrong_length_is_refused():

@@ -39,6 +39,7 @@ def reference():
         for step in STEPS
         for row in FILES[f"{step}.json"]["accepted"]
     }
+    randomness["server", ""] = bytes.fromhex(SETTING["server_randomness"])
     return Reference(SETTING, randomness)
 
 
