@@ -149,7 +149,7 @@ def _pld(merged: tuple[Event, ...], delta: float, discretization: float) -> floa
     return max(0.0, float(composed.get_epsilon_for_delta(delta)))
 
 
-@functools.lru_cache(maxsize=24)
+@functools.lru_cache(maxsize=32)
 def _single(step: Event, interval: float) -> Any:
     """Return the loss distribution of one step; cached, because building it is most of the work."""
     from dp_accounting.pld import privacy_loss_distribution as pld

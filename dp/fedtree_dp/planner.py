@@ -56,6 +56,7 @@ class Plan:
         ):
             checks.count(name, getattr(self, name), at_least=least)
         checks.real("sample_rate", self.sample_rate, above=0.0, at_most=1.0)
+        object.__setattr__(self, "releases", tuple(self.releases))
 
     @property
     def steps(self) -> int:

@@ -1,11 +1,14 @@
 """Power loss and races: a killed process has never reported a charge that the ledger lacks; two never overspend."""
 
 import random
+import shutil
 import subprocess
 import sys
 import textwrap
 
-from fedtree_dp import Gaussian, Ledger, PrivacyBudget, epsilon_of
+import pytest
+
+from fedtree_dp import Gaussian, Ledger, LedgerError, PrivacyBudget, epsilon_of
 
 BUDGET = PrivacyBudget(epsilon=2, delta=1e-5)
 
@@ -95,3 +98,29 @@ def test_two_processes_never_exceed_the_budget_together(tmp_path):
         most = len(held)
     assert epsilon_of([Gaussian(15)] * most, 1e-5) <= 2 < epsilon_of([Gaussian(15)] * (most + 1), 1e-5)
     assert set(held) == {"left", "right"}
+
+
+def test_an_interrupted_write_is_rolled_back_by_the_next_writer(tmp_path):
+    """What a power cut in the middle of a commit leaves: changed pages in the file, the old ones in the journal."""
+    path, cut = tmp_path / "ledger", tmp_path / "cut"
+    with Ledger.open(path, dataset="d", budget=BUDGET) as ledger:
+        for index in range(3):
+            ledger.charge(Gaussian(100), job="j", purpose=f"{index}")
+        before = ledger.entries()
+        connection = ledger._connection
+        connection.execute("PRAGMA cache_size = 1")
+        connection.execute("PRAGMA cache_spill = 1")
+        connection.execute("BEGIN IMMEDIATE")
+        for sequence in range(4, 200):  # more pages than the cache holds, so that some reach the file uncommitted
+            connection.execute("INSERT INTO entries VALUES (?, ?, ?)", (sequence, b"x" * 3000, b"h" * 32))
+        shutil.copy(path, cut)
+        shutil.copy(f"{path}-journal", f"{cut}-journal")
+        connection.execute("ROLLBACK")
+    assert cut.stat().st_size > 10 * 4096
+    with pytest.raises(LedgerError, match="cannot be used now"):
+        Ledger.inspect(cut)
+    with Ledger.open(cut, dataset="d", budget=BUDGET) as ledger:
+        assert ledger.entries() == before
+        ledger.charge(Gaussian(100), job="j", purpose="after the cut")
+    with Ledger.inspect(cut) as ledger:
+        assert len(ledger.events()) == 4

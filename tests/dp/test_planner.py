@@ -40,7 +40,7 @@ def test_releases_and_spending_cost_noise():
     plan = Plan(2000, 0.2, rounds=10)
     budget = PrivacyBudget(epsilon=2, delta=1e-5)
     alone = price(plan, budget)
-    with_release = price(Plan(2000, 0.2, rounds=10, releases=(Gaussian(5.0),)), budget)
+    with_release = price(Plan(2000, 0.2, rounds=10, releases=[Gaussian(5.0)]), budget)
     later = price(plan, budget, spent=[Gaussian(3.0)], verify=1e-4)
     assert alone.noise_multiplier < with_release.noise_multiplier < later.noise_multiplier
 
