@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F  # noqa: N812 - the usual name
+import torch.nn.functional as F
 from opacus.grad_sample import GradSampleHooks
 from peft.tuners.lora.layer import Linear as LoraLinear
 from torch import Tensor, nn
@@ -167,7 +167,10 @@ def _tokens(x: Tensor) -> Tensor:
 
 def _products(g: Tensor, x: Tensor) -> Tensor:
     """Return `g_i^T x_i` for each record: (records, tokens, a), (records, tokens, b) -> (records, a, b)."""
-    return torch.bmm(_tokens(g).transpose(1, 2), _tokens(x))
+    left, right = _tokens(g), _tokens(x)
+    if left.shape[2] > right.shape[2]:  # matrix kernels are several times faster with the narrow side first
+        return torch.bmm(right.transpose(1, 2), left).transpose(1, 2)
+    return torch.bmm(left.transpose(1, 2), right)
 
 
 class _Linear(torch.autograd.Function):
@@ -195,7 +198,7 @@ class _Lora(torch.autograd.Function):
     """`W x + bias + s B A x` with W frozen, in the type of W's product."""
 
     @staticmethod
-    def forward(  # noqa: PLR0917 - autograd passes positions only
+    def forward(
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, scale: float, sink: _Sink
     ) -> Tensor:
         out = F.linear(x, weight, bias)
@@ -209,7 +212,7 @@ class _Lora(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         (x, low), (weight, a, b) = ctx.saved_tensors, ctx.factors
-        low_g = (g @ b.to(g.dtype)) * ctx.scale
+        low_g = F.linear(g, b.to(g.dtype).t().contiguous() * ctx.scale)  # several times faster than g @ b
         if ctx.needs_input_grad[3]:
             ctx.sink.add(a, _products(low_g, x.to(g.dtype)))
         if ctx.needs_input_grad[4]:

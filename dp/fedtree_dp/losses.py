@@ -6,7 +6,7 @@ others (moved a clipped sum by 8.56 clipping norms where 1 was promised). Here a
 
 from __future__ import annotations
 
-import torch.nn.functional as F  # noqa: N812 - the usual name
+import torch.nn.functional as F
 from torch import Tensor
 
 IGNORED = -100
