@@ -118,7 +118,7 @@ class PrivateOptimizer(DPOptimizer):  # type: ignore[misc]
         wide = torch.float64 if any(p.dtype == torch.float64 for p in params) else torch.float32
         std = self.noise_multiplier * self.max_grad_norm
         sizes = [p.numel() for p in params]
-        draws = torch.split(self._noise.normal(sum(sizes), std, wide), sizes)
+        draws = torch.split(self._noise.normal(sum(sizes), std, wide, params[0].device), sizes)
         for p, draw in zip(params, draws, strict=True):
             noisy = draw.view(p.shape).to(p.device, _wide_dtype(p.dtype))
             p.summed_grad = noisy if p.summed_grad is None else noisy + p.summed_grad

@@ -62,6 +62,18 @@ def test_ranks_scalings_and_biases(engine, settings):
 
 @both
 @pytest.mark.parametrize("kind", m.KINDS)
+def test_a_nan_in_a_transformer_stays_in_its_record(engine, kind):
+    data = m.batch(kind)
+    data["scale"] = torch.ones(7, dtype=torch.float64)
+    scaled = lambda model, part: m.loss(model, part) * part["scale"]  # noqa: E731
+    rest = {k: torch.cat([v[:2], v[3:]]) for k, v in data.items()}
+    expected = clipped_sum(m.lora(kind), engine, scaled, rest)
+    data["scale"][2] = torch.nan
+    assert m.gap(clipped_sum(m.lora(kind), engine, scaled, data), expected) < 1e-9
+
+
+@both
+@pytest.mark.parametrize("kind", m.KINDS)
 def test_all_linear_layers_as_targets(engine, kind):
     exact(m.lora(kind, target_modules="all-linear"), engine, kind=kind)
 

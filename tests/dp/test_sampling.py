@@ -52,6 +52,22 @@ def test_indices_are_ascending_and_distinct():
     assert batch.dtype == np.int64
 
 
+def test_a_capped_batch_keeps_a_uniform_part():
+    free, capped = (PoissonSampler(50, 0.2, NoiseSource(KEY), cap=cap) for cap in (50, 8))
+    counts = np.zeros(50, dtype=int)
+    for _ in range(4000):
+        batch = capped.draw()
+        assert len(batch) <= 8
+        assert (np.diff(batch) > 0).all()
+        counts[batch] += 1
+        assert len(free.draw()) <= 50
+    assert stats.chisquare(counts).pvalue > ALARM  # negatively correlated, so the test is conservative
+    assert len(PoissonSampler(10, 1, NoiseSource(KEY), cap=3).draw()) == 3
+    for cap in (0, -1, 2.5, True):
+        with pytest.raises(ConfigurationError, match="cap"):
+            PoissonSampler(10, 0.1, NoiseSource(KEY), cap=cap)
+
+
 def test_edges():
     assert len(PoissonSampler(0, 0.5, NoiseSource(KEY)).draw()) == 0
     assert list(PoissonSampler(3, 1, NoiseSource(KEY)).draw()) == [0, 1, 2]
