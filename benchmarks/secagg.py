@@ -5,12 +5,13 @@
 All ratios come from one run: what is compared alternates, and medians are taken. Flower (flwr) is driven in-process
 through its own mod and workflow in a child of the interpreter given with --flower (default: this one), so that it
 needs no place in our environment; without flwr its ratios are null. The last line of output is one JSON object.
-Times are milliseconds of one core; "client" is the sum over the steps of the median client, "server" of the server's.
+Times are CPU milliseconds, which a busy machine disturbs less than the clock's; "client" is the sum over the steps of the median client, "server" of the server's.
 """
 
 import argparse
 import copy
 import hashlib
+import itertools
 import json
 import platform
 import statistics
@@ -25,27 +26,35 @@ import numpy as np
 CONTEXT = hashlib.sha256(b"benchmark").digest()
 
 
-def fresh(counter=iter(range(2**62))):
-    return hashlib.sha256(f"benchmark {next(counter)}".encode()).digest()
+COUNTER = itertools.count()
+
+
+def fresh():
+    return hashlib.sha256(f"benchmark {next(COUNTER)}".encode()).digest()
 
 
 # Ours
 
 
 class Clock:
+    """CPU milliseconds by step."""
+
     def __init__(self):
         self.spent = {}
 
     def __call__(self, step, call, *args, **kwargs):
-        start = time.perf_counter()
+        """Call and count."""
+        start = time.process_time()
         result = call(*args, **kwargs)
-        self.spent.setdefault(step, []).append(1000 * (time.perf_counter() - start))
+        self.spent.setdefault(step, []).append(1000 * (time.process_time() - start))
         return result
 
     def client(self):
+        """Sum of the steps of a median client."""
         return sum(statistics.median(v) for k, v in self.spent.items() if not k.startswith("server "))
 
     def server(self):
+        """Sum of the server's steps."""
         return sum(sum(v) for k, v in self.spent.items() if k.startswith("server "))
 
 
@@ -95,13 +104,13 @@ def attempt(plan, updates):
     everyone("advertise", advertise, dict.fromkeys(plan.cohort))
     state = server.begin(roster, plan, round=0, attempt=0)
     state, sent = clock("server adverts", server.collect_adverts, state, out)
-    everyone("share", lambda n, s, m: client.share(s, m, randomness=fresh()), sent)
+    everyone("share", lambda _, s, m: client.share(s, m, randomness=fresh()), sent)
     state, sent = clock("server shares", server.route_shares, state, out)
     everyone("mask", lambda n, s, m: client.mask(s, m, updates[n], randomness=fresh()), sent)
     state, sent = clock("server masked", server.collect_masked, state, out)
-    everyone("confirm", lambda n, s, m: client.confirm(s, m), sent)
+    everyone("confirm", lambda _, s, m: client.confirm(s, m), sent)
     state, sent = clock("server votes", server.collect_votes, state, out)
-    everyone("reveal", lambda n, s, m: (None, client.reveal(s, m)), sent)
+    everyone("reveal", lambda _, s, m: (None, client.reveal(s, m)), sent)
     opened = clock("server open", server.open_sums, state, out)
     for node in plan.nodes:
         exact = sum(node.gather(updates[m]).astype(np.float64) for m in node.members)
@@ -128,14 +137,14 @@ def keystream_ratio(repeats):
     chunks = peers * words.nbytes // CHUNK_BYTES
     masking, bare = [], []
     for _ in range(repeats):
-        start = time.perf_counter()
+        start = time.process_time()
         Ring(32).add_masks(words, [(fresh(), 1) for _ in range(peers)])
-        masking.append(peers * words.nbytes / (time.perf_counter() - start))
+        masking.append(peers * words.nbytes / (time.process_time() - start))
         stream = Cipher(algorithms.AES(fresh()), modes.CTR(bytes(16))).encryptor()
-        start = time.perf_counter()
+        start = time.process_time()
         for _ in range(chunks):
             stream.update_into(zeros, buffer)
-        bare.append(chunks * CHUNK_BYTES / (time.perf_counter() - start))
+        bare.append(chunks * CHUNK_BYTES / (time.process_time() - start))
     return statistics.median(m / b for m, b in zip(masking, bare, strict=True)), statistics.median(bare) / 1e9
 
 
@@ -151,11 +160,14 @@ def nested_ratio(repeats):
 
 
 def memory():
-    """Peak memory of a client's mask step and of the server's sums, over the update's bytes on the wire."""
+    """Peak memory of a client's mask step and of the server's two large steps, over the update's bytes on the wire.
+
+    The server reads uploads one at a time from a generator; the one it reads counts, those to come do not.
+    """
     from fedtree_secagg import Identity, Roster, client, server
 
-    plan = flat(5, 1_000_000)
-    updates, width = random_updates(plan), 4_000_000
+    plan, width = flat(5, 1_000_000), 4_000_000
+    updates = random_updates(plan)
     identities = {name: Identity.generate(hashlib.sha256(name.encode()).digest()) for name in plan.cohort}
     roster = Roster({name: identity.public_bytes for name, identity in identities.items()})
     held = {
@@ -165,33 +177,23 @@ def memory():
     state, adverts = server.collect_adverts(state, {n: m for n, (_, m) in held.items()})
     held = {n: client.share(held[n][0], adverts[n], randomness=fresh()) for n in plan.cohort}
     state, inboxes = server.route_shares(state, {n: m for n, (_, m) in held.items()})
-    peaks = {}
-
-    def masked():  # a generator: the server sees one upload at a time
-        for name in plan.cohort:
-            step = client.mask(held[name][0], inboxes[name], updates[name], randomness=fresh())
-            held[name] = (step[0], b"")
-            yield name, step[1]
-
+    peaks, uploads = {}, []
+    for name in plan.cohort:
+        tracemalloc.start()
+        held[name] = client.mask(held[name][0], inboxes[name], updates[name], randomness=fresh())
+        peaks["client"] = tracemalloc.get_traced_memory()[1] / width
+        tracemalloc.stop()
+        uploads.append((name, held[name][1]))
+    states = {name: step[0] for name, step in held.items()}
     tracemalloc.start()
-    first = client.mask(held["c00000"][0], inboxes["c00000"], updates["c00000"], randomness=fresh())
-    peaks["client"] = tracemalloc.get_traced_memory()[1] / width
-    tracemalloc.stop()
-    uploads = {"c00000": first[1], **{n: m for n, m in masked() if n != "c00000"}} if False else None
-    del uploads
-    rest = [("c00000", first[1])]
-    held["c00000"] = (first[0], b"")
-    for name in plan.cohort[1:]:
-        step = client.mask(held[name][0], inboxes[name], updates[name], randomness=fresh())
-        held[name] = (step[0], b"")
-        rest.append((name, step[1]))
-    tracemalloc.start()
-    state, survivors = server.collect_masked(state, iter(rest))
-    votes = {n: client.confirm(held[n][0], survivors[n]) for n in plan.cohort}
+    state, survivors = server.collect_masked(state, iter(uploads))
+    collecting = tracemalloc.get_traced_memory()[1] + width  # the upload being read was made before
+    votes = {n: client.confirm(states[n], survivors[n]) for n in plan.cohort}
     state, ballots = server.collect_votes(state, {n: m for n, (_, m) in votes.items()})
-    server.open_sums(state, {n: client.reveal(votes[n][0], ballots[n]) for n in plan.cohort})
-    # plus the upload that is being read, which this test made before it began to measure
-    peaks["server"] = tracemalloc.get_traced_memory()[1] / width + 1
+    reveals = {n: client.reveal(votes[n][0], ballots[n]) for n in plan.cohort}
+    tracemalloc.reset_peak()
+    server.open_sums(state, reveals)
+    peaks["server"] = max(collecting, tracemalloc.get_traced_memory()[1]) / width
     tracemalloc.stop()
     return peaks
 
@@ -219,7 +221,8 @@ def curve(full):
         )
         row = rows[-1]
         print(
-            f"N {n:6d}  client {row['client_ms']:9.1f} ms  server {row['server_ms']:10.1f} ms  sent {row['sent_bytes']:9d} B"
+            f"N {n:6d}  client {row['client_ms']:9.1f} ms  server {row['server_ms']:10.1f} ms  "
+            f"sent {row['sent_bytes']:9d} B"
         )
     return rows
 
@@ -256,7 +259,6 @@ def flower(n, length):
     from flwr.server.workflow import SecAggPlusWorkflow
     from flwr.server.workflow.constant import MAIN_CONFIGS_RECORD, MAIN_PARAMS_RECORD
     from flwr.server.workflow.constant import Key as WorkflowKey
-
     from flwr.supercore.task_identity import TaskIdentity
 
     logging.disable(logging.CRITICAL)
@@ -287,14 +289,14 @@ def flower(n, length):
         def __init__(self):
             self.contexts = {i: Context(1, i, {}, RecordDict(), {}) for i in range(1, n + 1)}
 
-        def send_and_receive(self, messages, *, timeout=None):
-            begun, replies = time.perf_counter(), []
+        def send_and_receive(self, messages, *, timeout=None):  # noqa: ARG002
+            begun, replies = time.process_time(), []
             for message in messages:
                 message.content = copy.deepcopy(message.content)  # as sending it would: clients must not share one
-                start = time.perf_counter()
+                start = time.process_time()
                 replies.append(secaggplus_mod(message, self.contexts[message.metadata.dst_node_id], self.train))
-                self.spent += time.perf_counter() - start
-            self.inside += time.perf_counter() - begun
+                self.spent += time.process_time() - start
+            self.inside += time.process_time() - begun
             return replies
 
         def train(self, message, _context):
@@ -307,9 +309,9 @@ def flower(n, length):
     zero = ndarrays_to_parameters([np.zeros(length, np.float32)])
     context.state.array_records[MAIN_PARAMS_RECORD] = compat.parameters_to_arrayrecord(zero, True)
     workflow = SecAggPlusWorkflow(num_shares=1.0, reconstruction_threshold=(n + 1) // 2 + 1, max_weight=1.0)
-    start = time.perf_counter()
+    start = time.process_time()
     workflow(grid, context)
-    total = time.perf_counter() - start
+    total = time.process_time() - start
     error = np.abs(parameters_to_ndarrays(strategy.result)[0] - update).max()
     assert error < 1e-3, f"flower's own result is off by {error}"
     print(

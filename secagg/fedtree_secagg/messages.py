@@ -17,6 +17,7 @@ from fedtree_secagg.identity import Identity, Roster
 
 VERSION = b"fedtree-secagg/v1"
 SIGNATURE_BYTES = 64
+ALIGNMENT = 16
 
 Name = Annotated[str, Meta(min_length=1, max_length=64)]
 Hash = Annotated[bytes, Meta(min_length=32, max_length=32)]
@@ -200,16 +201,22 @@ def verify(kind: type[M], data: bytes, roster: Roster, context: bytes, sender: s
 
 
 def attach(signed: bytes, body: memoryview) -> bytes:
-    """Return `u16(length) || signed message || body`: an upload."""
-    return b"".join((len(signed).to_bytes(2, "big"), signed, body))
+    """Return `u16(length) || signed message || zeros up to a multiple of 16 || body`: an upload.
+
+    The zeros align the words of the body, which makes adding them up several times faster.
+    """
+    return b"".join((len(signed).to_bytes(2, "big"), signed, bytes(-(2 + len(signed)) % ALIGNMENT), body))
 
 
 def detach(data: bytes) -> tuple[bytes, memoryview]:
     """Return the signed message and the body of an upload, the body without copying it."""
     if not isinstance(data, bytes) or len(data) < 2:
         raise ProtocolError("masked: these bytes are no upload")
-    start = 2 + int.from_bytes(data[:2], "big")
-    return data[2:start], memoryview(data)[start:]
+    end = 2 + int.from_bytes(data[:2], "big")
+    start = end + -end % ALIGNMENT
+    if any(data[end:start]):
+        raise ProtocolError("masked: these bytes are no upload")
+    return data[2:end], memoryview(data)[start:]
 
 
 def _stage(kind: type[Message]) -> str:

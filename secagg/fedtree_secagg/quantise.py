@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
 from fedtree_secagg.errors import ConfigurationError
 
-CHUNK = 1 << 14  # values: the temporaries of one chunk stay in the second-level cache
+CHUNK = 1 << 15  # values: the temporaries of one chunk stay in the second-level cache
 
 
 @dataclass(frozen=True)
@@ -85,12 +85,11 @@ class Quantiser:
             # The integer part moves to the upper 32 bits, the fraction to the lower; adding 32 uniform bits carries
             # into the integer part with the probability of the fraction. Exact for |x| = clip: its fraction is zero.
             np.multiply(chunk, self.scale * 2.0**32, out=grid[:count], dtype=np.float64)
-            # clip * scale may round to one ulp beyond the last grid point
-            np.clip(grid[:count], -self._limit, self._limit, out=grid[:count])
+            if self.clip * (self.scale * 2.0**32) > self._limit:  # rounded to one ulp beyond the last grid point
+                np.clip(grid[:count], -self._limit, self._limit, out=grid[:count])
             wide[:count] = grid[:count]
             wide[:count] += np.frombuffer(random, "<u4", count)
-            np.right_shift(wide[:count], 32, out=wide[:count])
-            out[start : start + count] = wide[:count]
+            out[start : start + count] = wide[:count].view("<i4")[1::2]  # the upper halves
 
     def decode(self, integers: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
         """Return integers of the grid, or sums of them, in the units of the update."""

@@ -46,10 +46,6 @@ class Ring:
         """Return how many values of that many bits can be summed: the largest n with n * 2^(bits-1) <= 2^(ring-1)."""
         return int(2 ** (self.bits - bits))
 
-    def signed(self, words: Words) -> npt.NDArray[np.int64]:
-        """Return ring elements as the signed integers they stand for."""
-        return words.view(f"<i{self.word_bytes}").astype(np.int64)
-
     def add_masks(self, target: Words, keys: Iterable[tuple[bytes, int]]) -> None:
         """Add the keystream of each key to the target, in place, with sign +1 or -1.
 
@@ -57,14 +53,39 @@ class Ring:
             target: contiguous vector of ring words.
             keys: pairs of a 32-byte key and its sign. No key may ever serve twice.
         """
-        streams = [(Cipher(algorithms.AES(key), modes.CTR(bytes(16))).encryptor(), sign) for key, sign in keys]
-        zeros, keystream = bytes(CHUNK_BYTES), bytearray(CHUNK_BYTES)
-        words = np.frombuffer(keystream, self.dtype)
+        masks = _Keystreams(self, keys)
         step = CHUNK_BYTES // self.word_bytes
         for start in range(0, len(target), step):
-            part = target[start : start + step]
-            source = memoryview(zeros)[: part.nbytes]
-            mask = words[: len(part)]
-            for stream, sign in streams:
-                stream.update_into(source, keystream)
-                (np.add if sign > 0 else np.subtract)(part, mask, out=part)
+            masks.add_next(target[start : start + step])
+
+    def unmasked(self, total: Words, keys: Iterable[tuple[bytes, int]]) -> npt.NDArray[np.int64]:
+        """Return the total with keystreams added, as signed integers; the total stays as it is.
+
+        Chunk by chunk, so that no second copy of the total is needed.
+        """
+        masks, out = _Keystreams(self, keys), np.empty(len(total), np.int64)
+        step = CHUNK_BYTES // self.word_bytes
+        for start in range(0, len(total), step):
+            part = total[start : start + step].copy()
+            masks.add_next(part)
+            out[start : start + step] = part.view(f"<i{self.word_bytes}")
+        return out
+
+
+class _Keystreams:
+    """The running keystreams of some keys, and the buffer they are written to before they are added."""
+
+    def __init__(self, ring: Ring, keys: Iterable[tuple[bytes, int]]) -> None:
+        self._streams = [
+            (Cipher(algorithms.AES(key), modes.CTR(bytes(16))).encryptor(), np.add if sign > 0 else np.subtract)
+            for key, sign in keys
+        ]
+        self._zeros, self._keystream = bytes(CHUNK_BYTES), bytearray(CHUNK_BYTES)
+        self._words = np.frombuffer(self._keystream, ring.dtype)
+
+    def add_next(self, part: Words) -> None:
+        """Add the next words of all keystreams; only the last part may be shorter than a chunk."""
+        source, mask = memoryview(self._zeros)[: part.nbytes], self._words[: len(part)]
+        for stream, combine in self._streams:
+            stream.update_into(source, self._keystream)
+            combine(part, mask, out=part)

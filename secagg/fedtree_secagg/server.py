@@ -180,24 +180,27 @@ def collect_masked(state: Routed, incoming: Incoming) -> tuple[Summed, dict[str,
 
 
 def collect_votes(state: Summed, incoming: Incoming) -> tuple[Agreed, dict[str, bytes]]:
-    """Pass on the signed votes; return the message for each voter."""
+    """Pass on a threshold of the signed votes, the first by name; return the message for each voter."""
     with state:
         agreed = survivor_hash(state.cohort.id, state.survivors)
         signed = dict(sorted(_pairs(incoming)))
         check_names(list(signed), state.survivors, "votes")
-        for name, data in signed.items():
+        require(state.session.plan, "votes", len(signed))
+        enough = dict(list(signed.items())[: state.session.plan.threshold])
+        for name, data in enough.items():
             vote = _verified(state, Vote, name, data)
             if vote.survivors != agreed:
                 raise ProtocolError(f"vote of {name!r}: for another survivor set", blames=name)
-        require(state.session.plan, "votes", len(signed))
         following = Agreed()
         following.session, following.cohort, following.digests = state.session, state.cohort, state.digests
         following.survivors, following.totals, following.voters = state.survivors, state.totals, tuple(signed)
-        return following, _to_all(following.voters, Votes(state.cohort.id, tuple(signed.values())))
+        return following, _to_all(following.voters, Votes(state.cohort.id, tuple(enough.values())))
 
 
 def open_sums(state: Agreed, incoming: Incoming) -> dict[str, NodeSum]:
     """Rebuild the secrets and return the sum of every node with enough survivors, by node name.
+
+    The answers of the first t senders by name are read; the others are spares for when one of those is refused.
 
     Raises:
         ProtocolError: an answer is malformed, or a share contradicts what its dealer signed (blames the holder), or a
@@ -205,9 +208,11 @@ def open_sums(state: Agreed, incoming: Incoming) -> dict[str, NodeSum]:
         ThresholdError: too few answers; nothing is opened.
     """
     with state:
-        layout = _reveal_layout(state)
-        answers = {name: _verified_reveal(state, name, data, layout) for name, data in sorted(_pairs(incoming))}
-        require(state.session.plan, "reveal", len(answers))
+        plan, received = state.session.plan, dict(sorted(_pairs(incoming)))
+        check_names(list(received), state.survivors, "reveal")
+        require(plan, "reveal", len(received))
+        layout, enough = _reveal_layout(state), list(received.items())[: plan.threshold]
+        answers = {name: _verified_reveal(state, name, data, layout) for name, data in enough}
         opener = _Opener(state, answers)
         opened = state.cohort.opened_nodes(frozenset(state.survivors))
         return {n.name: _open_node(state, opener, n) for n in state.session.plan.nodes if n.name in opened}
@@ -219,7 +224,7 @@ class _Opener:
     def __init__(self, state: Agreed, answers: Mapping[str, Mapping[str, Sequence[bytes]]]) -> None:
         self._state = state
         self._answers = answers
-        self._holders = tuple(answers)[: state.session.plan.threshold]
+        self._holders = tuple(answers)
         self._weights = shamir.weights_at_zero([state.cohort.point(holder) for holder in self._holders])
         self._pairs: dict[str, keys.Pair] = {}
 
@@ -274,9 +279,7 @@ def _open_node(state: Agreed, opener: _Opener, node: Node) -> NodeSum:
             agreed: Secret = opener.pair(gone).agree(cohort.id, peer, cohort.adverts[peer].mask_key)
             # The survivor added this mask if its name sorts first; take it out again.
             masks.append((keys.pair_mask_key(agreed, node.name), -1 if peer < gone else 1))
-    words = state.totals[node.name].copy()
-    plan.ring.add_masks(words, masks)
-    total = plan.ring.signed(words)
+    total = plan.ring.unmasked(state.totals[node.name], masks)
     limit = len(alive) * plan.quantiser.max_integer
     if max(int(total.max()), -int(total.min())) > limit:
         raise ProtocolError(f"node {node.name!r}: the sum is beyond {len(alive)} times the clip; someone did not clip")
@@ -357,8 +360,6 @@ def _verified_reveal(
     state: Agreed, name: str, data: bytes, layout: Mapping[str, Sequence[int]]
 ) -> dict[str, list[bytes]]:
     """Return the opened shares and hashes of one answer, by dealer and slot."""
-    if name not in state.survivors:
-        raise ProtocolError(f"reveal: {name!r} is no survivor")
     body = _verified(state, Reveal, name, data).body
     expected = sum(map(sum, layout.values()))
     if len(body) != expected:

@@ -232,7 +232,14 @@ MUTANTS = (
         "row_13",
     ),
     M("13 non-elements accepted", "client.py", "if not all(map(shamir.is_share, bundle)):", "if False:", "row_13"),
-    M("15 masks left out", "ring.py", "stream.update_into(source, keystream)", "pass", "masks_hide", "test_round.py"),
+    M(
+        "15 masks left out",
+        "ring.py",
+        "stream.update_into(source, self._keystream)",
+        "pass",
+        "masks_hide",
+        "test_round.py",
+    ),
     M("16 overflow accepted", "plan.py", "if largest > capacity:", "if False:", "row_16"),
     M("16 clip unchecked", "quantise.py", "if -self.clip <= low and high <= self.clip:", "if True:", "row_16"),
     M(

@@ -177,7 +177,7 @@ class Reference:
             shared = extract(self.session, x25519(self.channel_secret[name], self.server_key))
             tag = aes256_gcm_encrypt(expand(shared, "upload"), nonce, b"", data)
             signed = self.signed(self.session, name, ["masked", self.session, name, nonce, tag])
-            out[name] = len(signed).to_bytes(2, "big") + signed + data
+            out[name] = len(signed).to_bytes(2, "big") + signed + bytes(-(2 + len(signed)) % 16) + data
         return out
 
     def quantise(self, values, key):
