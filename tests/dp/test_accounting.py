@@ -166,6 +166,14 @@ def test_calibration_refuses_what_cannot_be():
         calibrate([MEASURED], budget, verify=-1.0)
 
 
+def test_calibration_gives_up_beyond_its_bounds(monkeypatch):
+    from fedtree_dp import calibration
+
+    monkeypatch.setattr(calibration, "_WIDEST", 0.01)
+    with pytest.raises(BudgetExceeded, match="no noise keeps this plan within it"):
+        calibrate([PoissonGaussian(7, 0.03, 11)], PrivacyBudget(epsilon=0.5, delta=1e-5))
+
+
 def test_importing_the_package_is_fast():
     """dp_accounting, scipy, torch and Opacus take seconds; they are loaded at the first use."""
     code = (

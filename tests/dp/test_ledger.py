@@ -112,6 +112,24 @@ def test_two_handles_see_each_other(path):
         assert one.spent() == two.spent()
 
 
+def test_the_budget_is_checked_again_under_the_lock(path, monkeypatch):
+    """Another process spends everything between this one's first look and its lock."""
+    with opened(path, budget=PrivacyBudget(epsilon=1, delta=1e-5)) as slow, opened(path, budget=None) as quick:
+        locked = store.immediate
+
+        def late(connection):
+            if connection is slow._connection:
+                while quick.affords(Gaussian(10)):
+                    quick.charge(Gaussian(10), job="quick", purpose="p")
+            return locked(connection)
+
+        monkeypatch.setattr(store, "immediate", late)
+        with pytest.raises(BudgetExceeded):
+            slow.charge(Gaussian(10), job="slow", purpose="p")
+        assert slow.events("slow") == ()
+        assert slow.spent() <= 1
+
+
 def test_threads_share_a_ledger(path):
     with opened(path) as ledger:
 
@@ -213,10 +231,11 @@ def test_charge_refuses_what_is_no_event_or_name(path):
 
 
 def test_lost_race_of_creation_opens_the_winners_ledger(path, monkeypatch):
-    opened(path).close()
+    with opened(path) as ledger:
+        ledger.charge(Gaussian(9), job="winner", purpose="p")
     monkeypatch.setattr(os.path, "lexists", lambda name: False)
     with opened(path) as ledger:
-        assert len(ledger.entries()) == 1
+        assert ledger.events("winner") == (Gaussian(9),)
     assert list(path.parent.iterdir()) == [path]
 
 

@@ -91,6 +91,8 @@ def test_scribbled_pages_and_short_files(path):
     content = path.read_bytes()
     path.write_bytes(content[:4096] + b"\xff" * 64 + content[4160:])
     refused(path, "damaged")
+    path.write_bytes(content[:36] + b"\0\0\0\x05" + content[40:])  # a wrong count of free pages, never read otherwise
+    refused(path, "damaged")
     path.write_bytes(content[:5000])
     refused(path, "damaged")
     path.write_bytes(b"not a database at all" * 300)
@@ -131,6 +133,13 @@ def test_a_second_first_line(path):
     fields = {name: opened[name] for name in ("budget", "dataset", "ledger")}
     edit(path, resealed(path, 4, kind="opened", event=None, job=None, purpose=None, **fields))
     refused(path, "of kind 'opened', which cannot stand there")
+
+
+def test_the_same_line_in_other_words(path):
+    """Two texts for one meaning would be two hashes for one history."""
+    text = rewritten(4, json.dumps(body(path, 4), indent=1).encode())
+    edit(path, text, "UPDATE head SET hash = (SELECT hash FROM entries WHERE sequence = 4)")
+    refused(path, "its text is not canonical")
 
 
 @pytest.mark.parametrize("text", [b"[1]", b'{"a": 1}', b"\xff", b"{"])
