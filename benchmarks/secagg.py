@@ -5,7 +5,8 @@
 All ratios come from one run: what is compared alternates, and medians are taken. Flower (flwr) is driven in-process
 through its own mod and workflow in a child of the interpreter given with --flower (default: this one), so that it
 needs no place in our environment; without flwr its ratios are null. The last line of output is one JSON object.
-Times are CPU milliseconds, which a busy machine disturbs less than the clock's; "client" is the sum over the steps of the median client, "server" of the server's.
+Times are CPU milliseconds, which a busy machine disturbs less than the clock's;
+"client" is the sum over the steps of the median client, "server" of the server's.
 """
 
 import argparse

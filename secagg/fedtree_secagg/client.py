@@ -263,7 +263,7 @@ def _sealed(state: Shared, dealt: dict[str, Bundle], stream: keys.Stream) -> byt
 
 
 def _digest(bundle: Bundle, session: bytes, dealer: str, holder: str) -> bytes:
-    return keys.bundle_digest(keys.share_hash(s, session, dealer, holder, slot) for slot, s in enumerate(bundle))
+    return keys.bundle_digest(keys.share_hashes(bundle, session, dealer, holder))
 
 
 def _check_vector(vector: npt.NDArray[Any], plan: Plan) -> None:
@@ -342,8 +342,6 @@ def _check_votes(state: Confirmed, message: Votes) -> None:
 
 def _answer(state: Confirmed, dealer: str, survivors: frozenset[str]) -> bytes:
     opened = state.cohort.opened_slots(dealer, survivors)
-    session, me = state.cohort.id, state.name
-    return b"".join(
-        share if show else keys.share_hash(share, session, dealer, me, slot)
-        for slot, (share, show) in enumerate(zip(state.bundles[dealer], opened, strict=True))
-    )
+    bundle = state.bundles[dealer]
+    hashes = keys.share_hashes(bundle, state.cohort.id, dealer, state.name)
+    return b"".join(share if show else h for share, h, show in zip(bundle, hashes, opened, strict=True))

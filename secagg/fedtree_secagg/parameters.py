@@ -77,25 +77,17 @@ def _stays_connected(n: int, removed: int, k: int, sigma: int) -> bool:
 
 def _most_corrupt(n: int, corrupt: int, k: int, sigma: int) -> int:
     """Return t1: the least x that the number of corrupt neighbours exceeds with probability 2^-(sigma+1) / n."""
-    total = math.comb(n, k)
-    tail, x = 0, min(corrupt, k)
-    for count, ways in _hypergeometric_down(n, corrupt, k):
-        tail += ways
-        if tail * n << (sigma + 1) > total:
-            return count
-        x = count - 1
-    return max(x, 0)
+    total, tail = math.comb(n, k), 0
+    counts = _hypergeometric_down(n, corrupt, k)
+    return next(x for x, ways in counts if (tail := tail + ways) * n << (sigma + 1) > total)
 
 
 def _fewest_alive(n: int, alive: int, k: int, eta: int) -> int:
     """Return t2: the largest x that the number of neighbours alive falls below with probability 2^-eta / n."""
     total, tail = math.comb(n, k), 0
     # neighbours alive = k - neighbours gone: walk the number gone from its largest value down
-    for gone, ways in _hypergeometric_down(n, n - alive, k):
-        tail += ways
-        if tail * n << eta > total:
-            return k - gone
-    return k
+    counts = _hypergeometric_down(n, n - alive, k)
+    return k - next(gone for gone, ways in counts if (tail := tail + ways) * n << eta > total)
 
 
 def _hypergeometric_down(n: int, marked: int, k: int) -> Iterator[tuple[int, int]]:

@@ -65,8 +65,11 @@ class Ring:
         """
         masks, out = _Keystreams(self, keys), np.empty(len(total), np.int64)
         step = CHUNK_BYTES // self.word_bytes
+        buffer = np.empty(step, self.dtype)
         for start in range(0, len(total), step):
-            part = total[start : start + step].copy()
+            chunk = total[start : start + step]
+            part = buffer[: len(chunk)]
+            part[:] = chunk
             masks.add_next(part)
             out[start : start + step] = part.view(f"<i{self.word_bytes}")
         return out

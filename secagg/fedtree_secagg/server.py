@@ -8,7 +8,8 @@ nodes, who took part, and the plan.
 """
 
 import secrets
-from collections.abc import Iterable, Mapping, Sequence
+import struct
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -152,9 +153,7 @@ def route_shares(state: Gathered, incoming: Incoming) -> tuple[Routed, dict[str,
         following.digests = {
             name: dict(zip(cohort.holders(name), upload.digests, strict=True)) for name, upload in uploads.items()
         }
-        boxes = {name: _boxes_by_holder(cohort, name, upload) for name, upload in uploads.items()}
-        sharers = tuple(uploads)
-        return following, {name: _inbox(following, boxes, sharers, name) for name in sharers}
+        return following, _inboxes(cohort, uploads)
 
 
 def collect_masked(state: Routed, incoming: Incoming) -> tuple[Summed, dict[str, bytes]]:
@@ -211,18 +210,33 @@ def open_sums(state: Agreed, incoming: Incoming) -> dict[str, NodeSum]:
         plan, received = state.session.plan, dict(sorted(_pairs(incoming)))
         check_names(list(received), state.survivors, "reveal")
         require(plan, "reveal", len(received))
-        layout, enough = _reveal_layout(state), list(received.items())[: plan.threshold]
+        layout = _Layout(state.cohort, state.digests, frozenset(state.survivors))
+        enough = list(received.items())[: plan.threshold]
         answers = {name: _verified_reveal(state, name, data, layout) for name, data in enough}
-        opener = _Opener(state, answers)
+        opener = _Opener(state, layout, answers)
         opened = state.cohort.opened_nodes(frozenset(state.survivors))
         return {n.name: _open_node(state, opener, n) for n in state.session.plan.nodes if n.name in opened}
+
+
+class _Layout:
+    """Where the slots of every sharer's bundle lie in an answer; the same for all holders."""
+
+    def __init__(self, cohort: Cohort, dealers: Iterable[str], survivors: frozenset[str]) -> None:
+        self.slots: dict[str, slice] = {}
+        sizes: list[int] = []
+        for dealer in dealers:
+            opened = cohort.opened_slots(dealer, survivors)
+            self.slots[dealer] = slice(len(sizes), len(sizes) + len(opened))
+            sizes += [shamir.SHARE_BYTES if shown else HASH_BYTES for shown in opened]
+        self.fields = struct.Struct("".join(f"{size}s" for size in sizes))
 
 
 class _Opener:
     """The shares that holders opened, and the secrets rebuilt from them."""
 
-    def __init__(self, state: Agreed, answers: Mapping[str, Mapping[str, Sequence[bytes]]]) -> None:
+    def __init__(self, state: Agreed, layout: _Layout, answers: Mapping[str, tuple[bytes, ...]]) -> None:
         self._state = state
+        self._layout = layout
         self._answers = answers
         self._holders = tuple(answers)
         self._weights = shamir.weights_at_zero([state.cohort.point(holder) for holder in self._holders])
@@ -248,7 +262,8 @@ class _Opener:
         return self._pairs[owner]
 
     def _combine(self, owner: str, slot: int) -> bytes | None:
-        return shamir.combine([self._answers[holder][owner][slot] for holder in self._holders], self._weights)
+        at = self._layout.slots[owner].start + slot
+        return shamir.combine([answer[at] for answer in self._answers.values()], self._weights)
 
     def _guilty(self, owner: str) -> ProtocolError:
         """Return whose fault a wrong secret is: a holder's whose answer is not what the dealer signed, or the dealer's.
@@ -260,10 +275,9 @@ class _Opener:
         survivors = frozenset(self._state.survivors)
         opened = cohort.opened_slots(owner, survivors)
         for holder in self._holders:
-            hashes = [
-                keys.share_hash(part, cohort.id, owner, holder, slot) if shown else part
-                for slot, (part, shown) in enumerate(zip(self._answers[holder][owner], opened, strict=True))
-            ]
+            hashes = keys.share_hashes(
+                self._answers[holder][self._layout.slots[owner]], cohort.id, owner, holder, opened
+            )
             if keys.bundle_digest(hashes) != self._state.digests[owner][holder]:
                 return ProtocolError(f"reveal of {holder!r}: not the shares that {owner!r} dealt", blames=holder)
         return ProtocolError(f"the shares of {owner!r} rebuild another secret than it committed to", blames=owner)
@@ -316,26 +330,29 @@ def _verified_shares(state: Gathered, name: str, data: bytes) -> Shares:
     size = cohort.bundle_bytes(name) + keys.BOX_OVERHEAD
     if len(message.digests) != len(holders) or len(message.boxes) != len(holders) - 1:
         raise ProtocolError(f"shares of {name!r}: one digest per holder and one box per other expected", blames=name)
-    if any(len(box) != size for box in message.boxes):
+    if set(map(len, message.boxes)) != {size}:
         raise ProtocolError(f"shares of {name!r}: boxes must have {size} bytes", blames=name)
     return message
 
 
-def _boxes_by_holder(cohort: Cohort, dealer: str, upload: Shares) -> dict[str, bytes]:
-    others = [holder for holder in cohort.holders(dealer) if holder != dealer]
-    return dict(zip(others, upload.boxes, strict=True))
+def _inboxes(cohort: Cohort, uploads: Mapping[str, Shares]) -> dict[str, bytes]:
+    """Return each sharer's inbox: the columns of the table whose rows are the uploads, without the diagonal."""
+    sharers = tuple(uploads)
+    digests = zip(*(upload.digests for upload in uploads.values()), strict=True)
+    boxes = zip(*(_with_gap(cohort, name, upload.boxes) for name, upload in uploads.items()), strict=True)
+    inboxes = {}
+    for holder, digest, box in zip(cohort.names, digests, boxes, strict=True):
+        if holder in uploads:
+            own = sharers.index(holder)
+            mine = Inbox(cohort.id, sharers, digest[:own] + digest[own + 1 :], box[:own] + box[own + 1 :])
+            inboxes[holder] = messages.encode(mine)
+    return inboxes
 
 
-def _inbox(state: Routed, boxes: dict[str, dict[str, bytes]], sharers: tuple[str, ...], name: str) -> bytes:
-    dealers = [dealer for dealer in sharers if name in boxes[dealer]]
-    return messages.encode(
-        Inbox(
-            state.cohort.id,
-            sharers,
-            tuple(state.digests[dealer][name] for dealer in dealers),
-            tuple(boxes[dealer][name] for dealer in dealers),
-        )
-    )
+def _with_gap(cohort: Cohort, dealer: str, boxes: tuple[bytes, ...]) -> tuple[bytes, ...]:
+    """Return the boxes with an empty one in the dealer's own place."""
+    own = cohort.point(dealer) - 1
+    return (*boxes[:own], b"", *boxes[own:])
 
 
 def _add_upload(state: Routed, name: str, data: bytes, totals: dict[str, Words]) -> None:
@@ -356,26 +373,9 @@ def _add_upload(state: Routed, name: str, data: bytes, totals: dict[str, Words])
         at += node.width
 
 
-def _verified_reveal(
-    state: Agreed, name: str, data: bytes, layout: Mapping[str, Sequence[int]]
-) -> dict[str, list[bytes]]:
-    """Return the opened shares and hashes of one answer, by dealer and slot."""
+def _verified_reveal(state: Agreed, name: str, data: bytes, layout: _Layout) -> tuple[bytes, ...]:
+    """Return the opened shares and hashes of one answer, slot after slot."""
     body = _verified(state, Reveal, name, data).body
-    expected = sum(map(sum, layout.values()))
-    if len(body) != expected:
-        raise ProtocolError(f"reveal of {name!r}: {len(body)} bytes, {expected} expected", blames=name)
-    answers: dict[str, list[bytes]] = {}
-    at = 0
-    for dealer, sizes in layout.items():
-        slots = answers[dealer] = []
-        for size in sizes:
-            slots.append(body[at : at + size])
-            at += size
-    return answers
-
-
-def _reveal_layout(state: Agreed) -> dict[str, list[int]]:
-    """Return the bytes of each slot of each sharer's bundle in an answer."""
-    survivors = frozenset(state.survivors)
-    sizes = {True: shamir.SHARE_BYTES, False: HASH_BYTES}
-    return {dealer: [sizes[o] for o in state.cohort.opened_slots(dealer, survivors)] for dealer in state.digests}
+    if len(body) != layout.fields.size:
+        raise ProtocolError(f"reveal of {name!r}: {len(body)} bytes, {layout.fields.size} expected", blames=name)
+    return layout.fields.unpack(body)

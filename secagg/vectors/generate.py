@@ -30,7 +30,7 @@ from fedtree_secagg import (
 )
 
 FOLDER = Path(__file__).resolve().parent
-NAMES = ("ann", "bob", "cyd", "dot")
+NAMES = ("ann", "barbara", "cyd", "dot")
 LOST = "dot"
 ROUND, ATTEMPT = 7, 2
 Json = dict[str, Any]
@@ -210,8 +210,8 @@ def _reject_survivors(book: _Book, state: client.Uploaded, data: bytes) -> None:
 def _reject_votes(book: _Book, state: client.Confirmed, data: bytes) -> None:
     book.files["reveal"] = {"accepted": [], "rejected": []}
     message = messages.decode(messages.Votes, data)
-    other = messages.Vote(message.session, "bob", client.survivor_hash(message.session, NAMES))
-    split = messages.sign(IDENTITIES["bob"], message.session, other, "bob")
+    other = messages.Vote(message.session, "barbara", client.survivor_hash(message.session, NAMES))
+    split = messages.sign(IDENTITIES["barbara"], message.session, other, "barbara")
     cases = {
         "a vote for another set": (message.votes[0], split, message.votes[2]),
         "a vote twice": (message.votes[0], message.votes[0], message.votes[2]),

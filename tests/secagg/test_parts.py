@@ -516,7 +516,9 @@ def test_two_uploads_in_one_stream_are_refused():
         step(before, iter(pairs))
 
 
-@pytest.mark.parametrize("bad", [b"", b"\0", b"\xff\xff", b"\0\0", "text", b"\0\x40" + bytes(500)])
+@pytest.mark.parametrize(
+    "bad", [b"", b"\0", b"\xff\xff", b"\0\0", "text", b"\0\x40" + bytes(500), b"\0\x40" + b"x" * 500]
+)
 def test_uploads_that_are_none_are_refused(bad):
     run, step, before = at("masked")
     with pytest.raises(ProtocolError):
