@@ -1,7 +1,7 @@
 """The smallest noise that keeps a plan inside a budget, never a smaller one.
 
-The search runs on a coarse grid of the privacy loss, which only overstates epsilon, and its result is checked on the
-fine grid that statements and ledgers use.
+The search runs on a coarse grid of the privacy loss, which only overstates epsilon. Where that would waste budget, its
+result is judged, and the search continued, on the fine grid that statements and ledgers use.
 """
 
 from __future__ import annotations
@@ -47,7 +47,8 @@ def calibrate(
         budget: what `spent` and the plan together may cost.
         spent: what was charged before, from the ledger.
         discretization: grid of the search, in nats.
-        verify: grid of the final check, the one that the ledger will use; `None` to stop after the search, for tables.
+        verify: grid of statements and ledgers, on which the result is judged where the search's grid is too coarse to
+            be tight; `None` to stop after the search, for tables.
 
     Returns:
         The plan's events in their order with their final noise multipliers; PLD epsilon of `spent` and them together is
@@ -58,7 +59,7 @@ def calibrate(
         ConfigurationError: an empty plan, or one with an event without noise.
     """
     plan, before = tuple(template), tuple(spent)
-    checks.real("discretization", discretization, above=0.0, at_most=1.0)
+    checks.real("discretization", discretization, above=0.0, at_most=0.5)
     if verify is not None:
         checks.real("verify", verify, above=0.0, at_most=1.0)
     if not plan or min(event.noise_multiplier for event in plan) == 0.0:
@@ -117,7 +118,9 @@ def _factor(
     # A coarse grid overstates what was spent too; where it leaves no room only the fine one can tell.
     if epsilon_of(before, budget.delta, discretization=discretization) < target * (1.0 - LEAST_USEFUL_SHARE):
         factor = _solve(on_grid(discretization), target, start=0.95 * factor, step=0.05)
-        if verify is None or budget.epsilon * (1.0 - _GAP) <= on_grid(verify)(factor) <= budget.epsilon:
+        # Coarse grids overstate by about the square of their spacing: where two agree, the fine one has little to gain.
+        loose = on_grid(2 * discretization)(factor) - on_grid(discretization)(factor) > _GAP / 4 * budget.epsilon
+        if verify is None or not loose or budget.epsilon * (1.0 - _GAP) <= on_grid(verify)(factor) <= budget.epsilon:
             return factor
     return _solve(on_grid(verify or discretization), target, start=factor, step=0.002)
 

@@ -78,7 +78,7 @@ def test_refuses_before_writing(path):
 
 
 def test_a_calibrated_plan_fits_to_the_last_round(path):
-    """The plan's last charge exceeds the budget on the coarse grid and keeps it on the fine one."""
+    """Charged in parts, a plan costs what it was calibrated for; one step more does not fit."""
     (plan,) = calibrate([PoissonGaussian(1, 0.05, 200)], BUDGET)
     with opened(path) as ledger:
         for index in range(10):
