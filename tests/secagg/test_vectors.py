@@ -8,6 +8,7 @@ import numpy as np
 import primitives
 import pytest
 from reference import Reference
+from reference_sketch import SketchReference
 
 from fedtree_secagg import Identity, Node, Plan, ProtocolError, Quantiser, Roster, ThresholdError, client
 from fedtree_secagg.ring import Ring
@@ -57,6 +58,14 @@ def test_the_independent_reference_computes_every_message(reference):
     assert reference.confirm(survivors) == outputs("confirm")
     assert reference.reveal(survivors) == outputs("reveal")
     assert reference.opened(survivors) == FILES["open.json"]
+
+
+def test_the_independent_reference_computes_every_message_of_the_sketch():
+    made = SketchReference(SETTING, FILES["sketch.json"]).run()
+    for name, row in FILES["sketch.json"]["members"].items():
+        assert {step: data.hex() for step, data in made[name].items()} == {
+            s: row[s] for s in ("hello", "seal", "sketch")
+        }
 
 
 def plan_of(setting):
