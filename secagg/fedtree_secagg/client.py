@@ -23,7 +23,7 @@ from fedtree_secagg.messages import Advert, Adverts, Inbox, Masked, Reveal, Shar
 from fedtree_secagg.plan import Plan
 from fedtree_secagg.ring import Words
 from fedtree_secagg.secret import OneShot, Secret, check_randomness
-from fedtree_secagg.session import Cohort, Session, check_names, require
+from fedtree_secagg.session import Cohort, Session, check_names, require, sharers_hash, view_hash
 
 Bundle = tuple[bytes, ...]  # the shares one holder has of one dealer: key first, then seeds in node order
 
@@ -196,12 +196,13 @@ def mask(state: Shared, inbox: bytes, vector: npt.NDArray[Any], *, randomness: b
         following.bundles = {**state.bundles, **_open_inbox(state, message)}
         body = _masked_words(state, message.sharers, vector, stream).data.cast("B")
         nonce = stream(keys.NONCE_BYTES)
-        head = Masked(cohort.id, state.name, nonce, keys.upload_tag(state.upload, nonce, body))
+        shown = sharers_hash(cohort.id, message.sharers)
+        head = Masked(cohort.id, state.name, shown, nonce, keys.upload_tag(state.upload, nonce, body))
         return following, messages.attach(messages.sign(state.identity, cohort.id, head, state.name), body)
 
 
 def confirm(state: Uploaded, survivors: bytes) -> tuple[Confirmed, bytes]:
-    """Sign the survivor set the server claims; this client will answer for this set only.
+    """Sign the sets of sharers and survivors the server claims; this client will answer for these only.
 
     Raises:
         ProtocolError: the set lacks this client, repeats a name, or names one who did not share.
@@ -214,12 +215,15 @@ def confirm(state: Uploaded, survivors: bytes) -> tuple[Confirmed, bytes]:
         following = Confirmed(state.identity, state.name, state.session)
         following.inherit(state)
         following.survivors = message.names
-        vote = Vote(state.cohort.id, state.name, survivor_hash(state.cohort.id, message.names))
+        vote = Vote(state.cohort.id, state.name, view_hash(state.cohort.id, sorted(state.bundles), message.names))
         return following, messages.sign(state.identity, state.cohort.id, vote, state.name)
 
 
 def reveal(state: Confirmed, votes: bytes) -> bytes:
-    """Open what the survivors' sums need, once a threshold of survivors signed the same set as this client.
+    """Open what the survivors' sums need, once a threshold of survivors signed the same sets as this client.
+
+    Every survivor must have signed the same sharers as well, in its vote or its upload: an upload masked with fewer
+    peers than the others believe would lie open as soon as its seed and one of those peers' keys are known.
 
     From here on the update is burnt: it must not be sent again in any other round or attempt (attack 5).
 
@@ -227,7 +231,7 @@ def reveal(state: Confirmed, votes: bytes) -> bytes:
         The signed answer: for each sharer 66 bytes per opened and 32 per unopened share.
 
     Raises:
-        ProtocolError: a vote is forged, repeated, foreign, or is for another set.
+        ProtocolError: a vote is forged, repeated, foreign, or is for other sets; or a survivor's word is missing.
         ThresholdError: fewer votes than the threshold.
     """
     with state:
@@ -236,11 +240,6 @@ def reveal(state: Confirmed, votes: bytes) -> bytes:
         body = b"".join(_answer(state, dealer, survivors) for dealer in sorted(state.bundles))
         message = Reveal(state.cohort.id, state.name, body)
         return messages.sign(state.identity, state.cohort.id, message, state.name)
-
-
-def survivor_hash(session: bytes, survivors: Sequence[str]) -> bytes:
-    """Return the hash that a vote signs."""
-    return keys.digest(b"survivors", session, *survivors)
 
 
 def _deal(state: Advertised, cohort: Cohort, stream: keys.Stream) -> dict[str, Bundle]:
@@ -326,18 +325,33 @@ def _masked_words(state: Shared, alive: Sequence[str], vector: npt.NDArray[Any],
 
 
 def _check_votes(state: Confirmed, message: Votes) -> None:
-    session, agreed = state.cohort.id, survivor_hash(state.cohort.id, state.survivors)
+    session, roster, sharers = state.cohort.id, state.session.roster, sorted(state.bundles)
     if message.session != session:
         raise ProtocolError("votes: made for another session")
-    seen: set[str] = set()
-    for data in message.votes:
-        vote = messages.verify(Vote, data, state.session.roster, session)
-        if vote.sender in seen or vote.sender not in state.survivors:
-            raise ProtocolError(f"votes: {vote.sender!r} votes twice or is no survivor")
-        if vote.session != session or vote.survivors != agreed:
+    votes = [messages.verify(Vote, data, roster, session) for data in message.votes]
+    heads = [messages.verify(Masked, data, roster, session) for data in message.heads]
+    words: list[Vote | Masked] = [*votes, *heads]
+    for word in words:
+        if word.session != session:
+            raise ProtocolError(f"votes: {word.sender!r} speaks of another session", blames=word.sender)
+    agreed = view_hash(session, sharers, state.survivors)
+    for vote in votes:
+        if vote.view != agreed:
             raise ProtocolError(f"votes: {vote.sender!r} was shown another survivor set; nothing is revealed")
-        seen.add(vote.sender)
-    require(state.session.plan, "votes", len(seen))
+    for head in heads:
+        if head.sharers != sharers_hash(session, sharers):
+            raise ProtocolError(f"votes: {head.sender!r} was shown other sharers; nothing is revealed")
+    _check_everyone_spoke(state, [word.sender for word in votes], [word.sender for word in heads])
+
+
+def _check_everyone_spoke(state: Confirmed, voters: Sequence[str], others: Sequence[str]) -> None:
+    spoke = [*voters, *others]
+    if len(set(spoke)) != len(spoke) or not set(spoke) <= set(state.survivors):
+        raise ProtocolError("votes: someone votes twice or is no survivor")
+    require(state.session.plan, "votes", len(voters))
+    silent = set(state.survivors).difference(spoke)
+    if silent:
+        raise ProtocolError(f"votes: no signed word of {min(silent)!r} on who shared; nothing is revealed")
 
 
 def _answer(state: Confirmed, dealer: str, survivors: frozenset[str]) -> bytes:

@@ -67,10 +67,14 @@ class Inbox(Message, frozen=True, tag="inbox"):
 
 
 class Masked(Message, frozen=True, tag="masked"):
-    """The signed head of an upload: nonce and tag of a MAC over the masked vector, which follows it (`attach`)."""
+    """The signed head of an upload: with whom it is masked, nonce and tag of a MAC over the vector that follows.
+
+    See `attach`; `sharers` is `session.sharers_hash` of the sharers the client was shown.
+    """
 
     session: Hash
     sender: Name
+    sharers: Hash
     nonce: Annotated[bytes, Meta(min_length=12, max_length=12)]
     tag: Annotated[bytes, Meta(min_length=16, max_length=16)]
 
@@ -83,18 +87,19 @@ class Survivors(Message, frozen=True, tag="survivors"):
 
 
 class Vote(Message, frozen=True, tag="vote"):
-    """A client's word for the survivor set it was shown."""
+    """A client's word for the sharers and survivors it was shown: `session.view_hash`."""
 
     session: Hash
     sender: Name
-    survivors: Hash
+    view: Hash
 
 
 class Votes(Message, frozen=True, tag="votes"):
-    """Server to all: the signed votes."""
+    """Server to all: the signed votes, and the signed upload heads of the survivors that did not vote."""
 
     session: Hash
     votes: tuple[bytes, ...]
+    heads: tuple[bytes, ...]
 
 
 class Reveal(Message, frozen=True, tag="reveal"):

@@ -17,7 +17,6 @@ import numpy as np
 import numpy.typing as npt
 
 from fedtree_secagg import keys, messages, shamir
-from fedtree_secagg.client import survivor_hash
 from fedtree_secagg.errors import ProtocolError
 from fedtree_secagg.identity import Roster
 from fedtree_secagg.messages import Adverts, Inbox, Masked, Message, Reveal, Shares, Survivors, Vote, Votes
@@ -25,7 +24,7 @@ from fedtree_secagg.plan import Node, Plan
 from fedtree_secagg.quantise import Quantiser
 from fedtree_secagg.ring import Words
 from fedtree_secagg.secret import OneShot, Secret, check_randomness
-from fedtree_secagg.session import HASH_BYTES, Cohort, Session, check_names, require
+from fedtree_secagg.session import HASH_BYTES, Cohort, Session, check_names, require, sharers_hash, view_hash
 
 M = TypeVar("M", bound=Message)
 
@@ -88,9 +87,10 @@ class Routed(_State):
 class Summed(Routed):
     """After `collect_masked`: the running sums and the survivors."""
 
-    __slots__ = ("survivors", "totals")
+    __slots__ = ("heads", "survivors", "totals")
 
     survivors: tuple[str, ...]
+    heads: dict[str, bytes]
     totals: dict[str, Words]
 
 
@@ -165,35 +165,35 @@ def collect_masked(state: Routed, incoming: Incoming) -> tuple[Summed, dict[str,
     with state:
         plan = state.session.plan
         totals = {node.name: np.zeros(node.width, plan.ring.dtype) for node in plan.nodes}
-        survivors: set[str] = set()
+        heads: dict[str, bytes] = {}
         for name, data in _pairs(incoming):
-            if name in survivors:
+            if name in heads:
                 raise ProtocolError(f"masked: two uploads for {name!r}")
-            _add_upload(state, name, data, totals)
-            survivors.add(name)
-        require(plan, "masked", len(survivors))
+            heads[name] = _add_upload(state, name, data, totals)
+        require(plan, "masked", len(heads))
         following = Summed()
         following.session, following.cohort, following.digests = state.session, state.cohort, state.digests
-        following.survivors, following.totals = tuple(sorted(survivors)), totals
+        following.survivors, following.totals, following.heads = tuple(sorted(heads)), totals, heads
         return following, _to_all(following.survivors, Survivors(state.cohort.id, following.survivors))
 
 
 def collect_votes(state: Summed, incoming: Incoming) -> tuple[Agreed, dict[str, bytes]]:
-    """Pass on a threshold of the signed votes, the first by name; return the message for each voter."""
+    """Pass on the signed votes, and the upload heads of survivors without one; return the message for each voter."""
     with state:
-        agreed = survivor_hash(state.cohort.id, state.survivors)
+        agreed = view_hash(state.cohort.id, state.digests, state.survivors)
         signed = dict(sorted(_pairs(incoming)))
         check_names(list(signed), state.survivors, "votes")
         require(state.session.plan, "votes", len(signed))
-        enough = dict(list(signed.items())[: state.session.plan.threshold])
-        for name, data in enough.items():
+        for name, data in signed.items():
             vote = _verified(state, Vote, name, data)
-            if vote.survivors != agreed:
+            if vote.view != agreed:
                 raise ProtocolError(f"vote of {name!r}: for another survivor set", blames=name)
         following = Agreed()
         following.session, following.cohort, following.digests = state.session, state.cohort, state.digests
-        following.survivors, following.totals, following.voters = state.survivors, state.totals, tuple(signed)
-        return following, _to_all(following.voters, Votes(state.cohort.id, tuple(enough.values())))
+        following.survivors, following.totals, following.heads = state.survivors, state.totals, state.heads
+        following.voters = tuple(signed)
+        silent = tuple(state.heads[name] for name in state.survivors if name not in signed)
+        return following, _to_all(following.voters, Votes(state.cohort.id, tuple(signed.values()), silent))
 
 
 def open_sums(state: Agreed, incoming: Incoming) -> dict[str, NodeSum]:
@@ -355,7 +355,8 @@ def _with_gap(cohort: Cohort, dealer: str, boxes: tuple[bytes, ...]) -> tuple[by
     return (*boxes[:own], b"", *boxes[own:])
 
 
-def _add_upload(state: Routed, name: str, data: bytes, totals: dict[str, Words]) -> None:
+def _add_upload(state: Routed, name: str, data: bytes, totals: dict[str, Words]) -> bytes:
+    """Add an upload to the running totals; return its signed head."""
     if name not in state.digests:
         raise ProtocolError(f"masked: {name!r} did not share its keys")
     plan = state.session.plan
@@ -364,6 +365,8 @@ def _add_upload(state: Routed, name: str, data: bytes, totals: dict[str, Words])
     agreed = state.key.agree(state.cohort.id, name, state.cohort.adverts[name].channel_key)
     if not keys.upload_verifies(agreed, head.nonce, head.tag, body):
         raise ProtocolError(f"masked of {name!r}: the vector does not match its tag")
+    if head.sharers != sharers_hash(state.cohort.id, state.digests):
+        raise ProtocolError(f"masked of {name!r}: masked with other sharers than it was shown", blames=name)
     expected = plan.width_of(name) * plan.ring.word_bytes
     if len(body) != expected:
         raise ProtocolError(f"masked of {name!r}: {len(body)} bytes, the plan asks for {expected}", blames=name)
@@ -371,6 +374,7 @@ def _add_upload(state: Routed, name: str, data: bytes, totals: dict[str, Words])
     for node in plan.nodes_of(name):
         np.add(totals[node.name], words[at : at + node.width], out=totals[node.name])
         at += node.width
+    return signed
 
 
 def _verified_reveal(state: Agreed, name: str, data: bytes, layout: _Layout) -> tuple[bytes, ...]:

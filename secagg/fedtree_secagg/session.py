@@ -163,6 +163,16 @@ def check_names(names: Sequence[str], within: Iterable[str], stage: str) -> froz
     return frozenset(names)
 
 
+def sharers_hash(session: bytes, sharers: Iterable[str]) -> bytes:
+    """Return the hash of the set of sharers that an upload is masked with."""
+    return keys.digest(b"sharers", session, *sharers)
+
+
+def view_hash(session: bytes, sharers: Iterable[str], survivors: Iterable[str]) -> bytes:
+    """Return the hash that a vote signs: of both sets a client was shown."""
+    return keys.digest(b"view", session, sharers_hash(session, sharers), *survivors)
+
+
 def require(plan: Plan, stage: str, present: int) -> None:
     """Refuse to go on below the threshold."""
     if present < plan.threshold:

@@ -28,6 +28,7 @@ from fedtree_secagg import (
     server,
     sketch,
 )
+from fedtree_secagg.session import view_hash
 
 FOLDER = Path(__file__).resolve().parent
 NAMES = ("ann", "barbara", "cyd", "dot")
@@ -210,7 +211,7 @@ def _reject_survivors(book: _Book, state: client.Uploaded, data: bytes) -> None:
 def _reject_votes(book: _Book, state: client.Confirmed, data: bytes) -> None:
     book.files["reveal"] = {"accepted": [], "rejected": []}
     message = messages.decode(messages.Votes, data)
-    other = messages.Vote(message.session, "barbara", client.survivor_hash(message.session, NAMES))
+    other = messages.Vote(message.session, "barbara", view_hash(message.session, NAMES, NAMES))
     split = messages.sign(IDENTITIES["barbara"], message.session, other, "barbara")
     cases = {
         "a vote for another set": (message.votes[0], split, message.votes[2]),

@@ -21,6 +21,7 @@ import msgspec
 import numpy as np
 
 from fedtree_secagg import Identity, Node, NodeSum, Plan, Quantiser, Roster, client, keys, messages, server
+from fedtree_secagg.session import sharers_hash
 
 CONTEXT = hashlib.sha256(b"a model and a job").digest()
 STAGES = ("advert", "shares", "masked", "vote", "reveal")
@@ -165,7 +166,8 @@ def forge_upload(run: Run, name: str, body: bytes) -> bytes:
     """What a malicious client uploads: another body with a genuine tag and signature."""
     nonce = bytes(12)
     tag = keys.upload_tag(run.states["shares"][name].upload, nonce, memoryview(body))
-    head = messages.Masked(session_id(run), name, nonce, tag)
+    shown = sharers_hash(session_id(run), sorted(run.sent["shares"]))
+    head = messages.Masked(session_id(run), name, shown, nonce, tag)
     return messages.attach(messages.sign(run.world.identities[name], session_id(run), head, name), memoryview(body))
 
 

@@ -173,10 +173,10 @@ class Reference:
                         total = add(total, mask, 1 if name < peer else -1)
                 body += total
             data = b"".join((word % 2 ** (8 * size)).to_bytes(size, "little") for word in body)
-            nonce = draw(12)
+            nonce, shown = draw(12), h("sharers", self.session, *self.names)
             shared = extract(self.session, x25519(self.channel_secret[name], self.server_key))
             tag = aes256_gcm_encrypt(expand(shared, "upload"), nonce, b"", data)
-            signed = self.signed(self.session, name, ["masked", self.session, name, nonce, tag])
+            signed = self.signed(self.session, name, ["masked", self.session, name, shown, nonce, tag])
             out[name] = len(signed).to_bytes(2, "big") + signed + bytes(-(2 + len(signed)) % 16) + data
         return out
 
@@ -187,7 +187,7 @@ class Reference:
         return [(math.trunc(x * (g * 2.0**32)) + r) >> 32 for x, r in zip(values, draws, strict=True)]
 
     def confirm(self, survivors):
-        digest = h("survivors", self.session, *survivors)
+        digest = h("view", self.session, h("sharers", self.session, *self.names), *survivors)
         return {n: self.signed(self.session, n, ["vote", self.session, n, digest]) for n in survivors}
 
     def reveal(self, survivors):

@@ -37,7 +37,7 @@ from fedtree_secagg import (
 from fedtree_secagg.messages import Advert, Adverts, Inbox, Masked, Reveal, Shares, Survivors, Vote, Votes
 from fedtree_secagg.plan import check_succession
 from fedtree_secagg.ring import Ring
-from fedtree_secagg.session import Session
+from fedtree_secagg.session import Session, view_hash
 
 FRESH = bytes(range(32))
 SMALL_ORDER = bytes(32)
@@ -102,13 +102,13 @@ def test_row_02_a_split_view_of_the_survivors_reveals_nothing():
     confirmed = {}
     for i, name in enumerate(names(8)):
         confirmed[name] = client.confirm(run.states["masked"][name], without(shown[name]) if i % 2 else shown[name])
-    votes = messages.encode(Votes(session_id(run), tuple(vote for _, vote in confirmed.values())))
+    votes = messages.encode(Votes(session_id(run), tuple(vote for _, vote in confirmed.values()), ()))
     for following, _ in confirmed.values():
         with refused("another survivor set"):
             client.reveal(following, votes)
     mine = [vote for i, (_, vote) in enumerate(confirmed.values()) if i % 2 == 0]
     with refused("4 participants are left, the threshold is 6", error=ThresholdError):
-        client.reveal(confirmed["c00"][0], messages.encode(Votes(session_id(run), tuple(mine))))
+        client.reveal(confirmed["c00"][0], messages.encode(Votes(session_id(run), tuple(mine), ())))
 
 
 @pytest.mark.parametrize(
@@ -155,10 +155,10 @@ def test_row_02_a_vote_counts_once_and_only_from_survivors():
     with refused("votes twice"):
         client.reveal(run.states["vote"]["c00"], twice)
     gone = World.nested().run({"masked": ["c08"]}, upto="vote")
-    vote = Vote(session_id(gone), "c08", client.survivor_hash(session_id(gone), names(8)))
+    vote = Vote(session_id(gone), "c08", view_hash(session_id(gone), names(9), names(8)))
     signed = messages.sign(gone.world.identities["c08"], session_id(gone), vote, "c08")
     _, shown = server.collect_votes(gone.server_states["survivors"], gone.sent["vote"])
-    with refused("no survivor"):
+    with refused("votes twice or is no survivor"):
         client.reveal(gone.states["vote"]["c00"], edit(Votes, votes=lambda votes: (*votes, signed))(shown["c00"]))
 
 
@@ -172,6 +172,80 @@ def test_row_02_thresholds_that_let_two_sets_reach_t_are_refused(n, colluders):
         flat_plan(n=n, colluders=min(colluders, 1), threshold=(n + min(colluders, 1)) // 2)
     with refused("threshold is", error=ConfigurationError):
         flat_plan(n=n, threshold=n + 1)
+
+
+def hidden_peers(run, inboxes, victim, hidden):
+    """The inbox of a victim that is told that some of its peers did not share."""
+    inbox = messages.decode(Inbox, inboxes[victim])
+    others = [name for name in inbox.sharers if name != victim]
+    kept = [i for i, name in enumerate(others) if name not in hidden]
+    rows = (tuple(part[i] for i in kept) for part in (inbox.digests, inbox.boxes))
+    return messages.encode(Inbox(inbox.session, tuple(n for n in inbox.sharers if n not in hidden), *rows))
+
+
+def test_row_02_a_client_that_was_shown_fewer_sharers_is_opened_by_nobody():
+    """The server hides c00's peers in its small node, so that c00 masks with none of them; everyone else sees all.
+
+    Were the others to reveal c00's seed of that node, as of a survivor, its values would lie open.
+    """
+    run = World.nested().run(upto="shares")
+    routed, inboxes = server.route_shares(run.server_states["adverts"], run.sent["shares"])
+    lied = hidden_peers(run, inboxes, "c00", {"c01", "c02", "c03"})
+    masked = {}
+    for name in names(9):
+        inbox = lied if name == "c00" else inboxes[name]
+        masked[name] = client.mask(run.states["shares"][name], inbox, run.world.updates[name], randomness=FRESH)
+    with refused("masked with other sharers", blames="c00"):  # an honest server sees it at once
+        server.collect_masked(routed, {n: data for n, (_, data) in masked.items()})
+    # a dishonest one goes on: all others confirm nine survivors, c00's word is its upload's head
+    shown = messages.encode(Survivors(session_id(run), names(9)))
+    with refused("did not take part"):
+        client.confirm(masked["c00"][0], shown)
+    confirmed = {n: client.confirm(masked[n][0], shown) for n in names(9)[1:]}
+    votes = tuple(vote for _, vote in confirmed.values())
+    head = messages.detach(masked["c00"][1])[0]
+    for heads, match in (((head,), "'c00' was shown other sharers"), ((), "no signed word of 'c00'")):
+        for following, _ in confirmed.values():
+            with refused(match):
+                client.reveal(following, messages.encode(Votes(session_id(run), votes, heads)))
+
+
+def test_row_02_the_heads_of_survivors_that_do_not_vote_stand_for_them():
+    world = World.nested()
+    run = world.run({"vote": ["c03", "c07"]})
+    votes = messages.decode(Votes, run.received["votes"]["c00"])
+    assert [len(votes.votes), len(votes.heads)] == [7, 2]
+    assert opened_sums(run) == plain_sums(run, names(9))
+    again = World.nested().run({"vote": ["c03", "c07"]}, upto="vote")
+    _, shown = server.collect_votes(again.server_states["survivors"], again.sent["vote"])
+    state = again.states["vote"]["c00"]
+    foreign = messages.decode(Masked, votes.heads[0][64:])
+    stale = messages.sign(
+        world.identities["c03"], session_id(run), Masked(bytes(32), "c03", *list_of(foreign)[2:]), "c03"
+    )
+    for heads, match, blames in (
+        (lambda h: h[:1], "no signed word of 'c07'", None),
+        (lambda h: (h[0], h[0]), "votes twice", None),
+        (lambda h: (h[0], h[1][:-1] + b"x"), "signature does not match", None),
+        (lambda h: (stale, h[1]), "another session", "c03"),
+    ):
+        with refused(match, blames=blames):
+            client.reveal(state, edit(Votes, heads=heads)(shown["c00"]))
+    client.reveal(state, shown["c00"])
+
+
+def test_row_02_the_view_that_a_vote_signs_covers_session_sharers_and_survivors():
+    views = {
+        view_hash(session, sharers, survivors)
+        for session in (bytes(32), FRESH)
+        for sharers in (names(9), names(8))
+        for survivors in (names(7), names(6))
+    }
+    assert len(views) == 8
+
+
+def list_of(message):
+    return [getattr(message, field) for field in message.__struct_fields__]
 
 
 # Row 3: a masked vector that arrives after its sender's key was revealed

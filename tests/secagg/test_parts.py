@@ -461,7 +461,7 @@ def at(stage):
         ("shares", Shares, {"boxes": ()}, "one digest per holder"),
         ("shares", Shares, {"digests": (FRESH,)}, "one digest per holder"),
         ("shares", Shares, {"boxes": (b"",) * 8}, "boxes must have"),
-        ("vote", Vote, {"survivors": FRESH}, "another survivor set"),
+        ("vote", Vote, {"view": FRESH}, "another survivor set"),
     ],
 )
 def test_the_server_names_a_client_that_breaks_the_format_and_can_go_on_without_it(stage, kind, changes, match):
