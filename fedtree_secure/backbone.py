@@ -7,6 +7,7 @@ A client's own values (experts, lam, head) are written into the shared module be
 import copy
 import hashlib
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +62,19 @@ class Centred(nn.Module):
             if inner.bias is not None:
                 plain.bias.copy_(inner.bias.double() - weight @ self.mean.double())
         return plain
+
+
+@dataclass(frozen=True)
+class Observation:
+    """What the frozen model makes of a client's rows. Private.
+
+    Attributes:
+        features: (rows, in_features) what the head's end sees, before centring; no columns without a head.
+        means: (rows, depth, hidden) mean hidden state after every adapted layer.
+    """
+
+    features: torch.Tensor
+    means: "np.ndarray[Any, np.dtype[np.float32]]"
 
 
 class Backbone:
@@ -181,35 +195,35 @@ class Backbone:
         return {"name": "perplexity", "value": float(np.exp(min(nll / max(tokens, 1), 700.0)))}
 
     @torch.no_grad()
-    def features(self, table: Table) -> torch.Tensor:
-        """Return what the head's last module sees for each row, before centring; (rows, in_features), float32."""
+    def observe(self, table: Table) -> "Observation":
+        """Pass all rows through the seated model once, and keep what the head sees and the hidden states' means."""
         seen: list[torch.Tensor] = []
-        assert self.head is not None
-        last = next((m for m in self.head.modules() if isinstance(m, Centred)), None) or _last_linear(self.head)[1]
-        hook = last.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
-        out = torch.empty(len(table), self.projection.in_features, device=self.device)
+        end = self._head_end()
+        hook = None if end is None else end.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+        width = 0 if end is None else _last_linear(end)[1].in_features
+        features = torch.empty(len(table), width, device=self.device)
+        means = np.empty((len(table), self.experts.depth, self.hidden_size), dtype=np.float32)
+        after = [index + 1 for index in self.experts.indices]
         try:
             for rows, batch in self._batches(table):
-                self.model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
-                out[rows] = _last_token(seen.pop(), batch["attention_mask"]).float()
+                inputs = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
+                model = self.model if end is not None else self.model.base_model
+                states = model(**inputs, output_hidden_states=True).hidden_states
+                mask = batch["attention_mask"].unsqueeze(-1).float()
+                layers = [(states[i].float() * mask).sum(1) / mask.sum(1) for i in after]
+                means[rows] = torch.stack(layers, dim=1).cpu().numpy()
+                if end is not None:
+                    features[rows] = _last_token(seen.pop(), batch["attention_mask"]).float()
         finally:
-            hook.remove()
-        return out
+            if hook is not None:
+                hook.remove()
+        return Observation(features, means)
 
-    @torch.no_grad()
-    def layer_means(self, table: Table) -> "np.ndarray[Any, np.dtype[np.float64]]":
-        """Return each row's mean hidden state after every adapted layer, shape (rows, depth, hidden), as it is."""
-        out = np.empty((len(table), self.experts.depth, self.hidden_size))
-        after = [index + 1 for index in self.experts.indices]
-        for rows, batch in self._batches(table):
-            body = self.model.base_model
-            states = body(
-                input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], output_hidden_states=True
-            ).hidden_states
-            mask = batch["attention_mask"].unsqueeze(-1).float()
-            means = [(states[i].float() * mask).sum(1) / mask.sum(1) for i in after]
-            out[rows] = torch.stack(means, dim=1).double().cpu().numpy()
-        return out
+    def _head_end(self) -> nn.Module | None:
+        """The last part of the head that is in place: the centred projection of a client, or the checkpoint's own."""
+        if self.head is None:
+            return None
+        return next((m for m in self.head.modules() if isinstance(m, Centred)), None) or _last_linear(self.head)[1]
 
     def _measure_public_text(self) -> None:
         """Take the centre and scale of features and hidden states from public text: random words of the vocabulary."""
@@ -218,11 +232,12 @@ class Backbone:
         words = [i for i in range(len(self.tokenizer)) if i not in special]
         texts = [self.tokenizer.decode(rng.choice(words, size=int(rng.integers(4, 24)))) for _ in range(PUBLIC_TEXTS)]
         table = Table(tuple(map(tuple, self.tokenizer(texts, truncation=True, max_length=64)["input_ids"])), None)
-        states = self.layer_means(table)
+        observed = self.observe(table)
+        states = observed.means.astype(np.float64)
         centre = states.mean(axis=0)
         self.layer_reference = (centre, np.sqrt(((states - centre) ** 2).sum(axis=2).mean(axis=0)))
         if self._head_template is not None:
-            features = self.features(table)
+            features = observed.features
             mean = features.mean(dim=0)
             self.reference = (mean, float(FEATURE_NORM / (features - mean).square().sum(dim=1).mean().sqrt()))
 

@@ -217,7 +217,8 @@ class Job:
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values under the names that the TOML file uses."""
-        return typing.cast("dict[str, Any]", msgspec.to_builtins(self))
+        # asdict: msgspec keeps defaults out of the instance dictionary, which is all that it would read here
+        return typing.cast("dict[str, Any]", msgspec.json.decode(msgspec.json.encode(dataclasses.asdict(self))))
 
     def digest(self) -> bytes:
         """SHA-256 over the canonical JSON (RFC 8785) of all settings."""

@@ -144,8 +144,8 @@ def read_rows(path: Path, client: str) -> Any:
         raise DataError(f"client {client}: there is no file {path}")
     readers = {
         ".csv": lambda p: pd.read_csv(p, keep_default_na=False, na_values=[""]),
-        ".jsonl": lambda p: pd.read_json(p, lines=True, convert_dates=False),
-        ".json": lambda p: pd.read_json(p, convert_dates=False),
+        ".jsonl": lambda p: pd.read_json(p, lines=True, dtype=False),
+        ".json": lambda p: pd.read_json(p, dtype=False),
         ".parquet": pd.read_parquet,
     }
     if path.suffix not in readers:

@@ -10,6 +10,7 @@ expert and lam is 1.
 import hashlib
 import itertools
 import re
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -134,7 +135,9 @@ class Experts:
         for name in (CLUSTER, EXTERNAL):
             config = LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules=list(self.targets), lora_dropout=0.0)
             config._register_custom_module({nn.Linear: MixedLinear})
-            inject_adapter_in_model(config, model, adapter_name=name)
+            with warnings.catch_warnings():  # two adapters in one model are meant
+                warnings.filterwarnings("ignore", message="Already found a `peft_config`")
+                inject_adapter_in_model(config, model, adapter_name=name)
         groups = _group_by_layer(model)
         self.indices, self.by_layer = tuple(groups), list(groups.values())
         self.mixes = [Mix() for _ in self.by_layer]

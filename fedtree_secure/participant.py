@@ -20,7 +20,7 @@ from fedtree_secagg import Identity, Plan, Roster, sketch
 from fedtree_secagg import client as masking
 from fedtree_secure import wire
 from fedtree_secure.agreement import check_tree, fixed_tree, plan_of_round, sketch_context
-from fedtree_secure.backbone import Backbone
+from fedtree_secure.backbone import Backbone, Observation
 from fedtree_secure.config import Job
 from fedtree_secure.data import Client, ClientData
 from fedtree_secure.noiseplan import NoisePlan
@@ -192,12 +192,10 @@ class Participant:
     def _fingerprint(self) -> "np.ndarray[Any, Any]":
         multiplier = self.noise_plan.fingerprint
         self._charge("fingerprint", Gaussian(multiplier))
-        if "means" not in self._cache:
-            with seated(self.backbone, self._mine, self._outputs, self._mixing()):
-                self._cache["means"] = self.backbone.layer_means(self.data.train)
+        means = self._observed().means
         self._tick(self.id, "fingerprint")
         return fingerprint(
-            self._cache["means"], self.backbone.layer_reference,
+            means, self.backbone.layer_reference,
             noise_multiplier=multiplier, records=self._records, noise=self._noise(),
         )  # fmt: skip
 
@@ -226,11 +224,10 @@ class Participant:
         if steps and "head" not in self._journal.finished and self.data.train.labels is not None:
             event = PoissonGaussian(self.noise_plan.head, self.job.training.head_sample_rate, steps)
             self._charge("head", event)
+            features = self._observed().features
             with seated(self.backbone, self._mine, self._outputs, self._mixing()):
-                if "features" not in self._cache:
-                    self._cache["features"] = self.backbone.features(self.data.train)
                 train_head(
-                    self._cache["features"], self.data.train.labels, self.backbone.centred, self.job,
+                    features, self.data.train.labels, self.backbone.centred, self.job,
                     noise_multiplier=self.noise_plan.head, records=self._records, noise=self._noise(),
                     tick=lambda: self._tick(self.id, "head"),
                 )  # fmt: skip
@@ -319,6 +316,15 @@ class Participant:
         return change
 
     # --- helpers ------------------------------------------------------------------------------------------------
+
+    def _observed(self) -> Observation:
+        """The frozen model's view of the rows: computed once in a process, with the initial experts."""
+        if "observed" not in self._cache:
+            initial = fresh_belongings(self.backbone, self._outputs)
+            with seated(self.backbone, initial, self._outputs, np.zeros(self.backbone.experts.depth, dtype=bool)):
+                self._cache["observed"] = self.backbone.observe(self.data.train)
+        found: Observation = self._cache["observed"]
+        return found
 
     def _train(self, multiplier: float, shares: list[bool], *, steps: int, upload_gradient: bool) -> Floats:
         return train_round(

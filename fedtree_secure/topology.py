@@ -13,7 +13,7 @@ Three points where noise asks for more than the paper says:
   as 0 in a cut's score, so that a cut which breaks a group up must be worth what its members lose.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -27,6 +27,7 @@ from fedtree_secure.config import Topology as Settings
 
 Floats = np.ndarray[Any, np.dtype[np.float64]]
 NULL_DRAWS = 200
+NULL_LAYERS = 4  # simulated layers of a draw; more would only narrow the same quantile
 _NULL_SEED = 0x7EE  # public: clients must be able to repeat the server's computation
 
 
@@ -119,25 +120,36 @@ def build_tree(members: Sequence[str], evidence: Evidence, settings: Settings, m
     Returns:
         A tree with one row of labels per layer; each row refines the one before it.
     """
-    count = len(members)
     merges = _merge_tree(_debias(evidence), settings.linkage)
-    thresholds = null_silhouettes(count, evidence, settings, min_group)
+
+    @lru_cache
+    def threshold(clusters: int) -> float:
+        return null_silhouette(clusters, evidence, settings, min_group)
+
     raw = _roots(evidence.squared)
     clean = _roots(_debias(evidence))
     labels, current = [], 1
     for layer in range(len(raw)):
-        current = _cut(merges, raw[layer], clean[layer], current, thresholds, settings.window, min_group)
+        current = _cut(merges, raw[layer], clean[layer], current, threshold, settings.window, min_group)
         labels.append(tuple(int(v) for v in _labels(merges, current)))
     return Tree(tuple(members), tuple(labels), min_group)
 
 
-def _cut(merges: Floats, raw: Floats, clean: Floats, current: int, thresholds: Floats, window: int, least: int) -> int:
+def _cut(
+    merges: Floats,
+    raw: Floats,
+    clean: Floats,
+    current: int,
+    threshold: Callable[[int], float],
+    window: int,
+    least: int,
+) -> int:
     """Choose c_l from the window [c_(l-1), c_(l-1) + K - 1]; more clusters must be significant *and* score better."""
     best, best_score = current, -np.inf if current == 1 else silhouette(clean, _labels(merges, current), least)
     for count in range(max(current + 1, 2), min(current + window, len(raw))):
         found = _labels(merges, count)
         score = silhouette(clean, found, least)
-        if silhouette(raw, found, least) > thresholds[count] and score > best_score:
+        if score > best_score and silhouette(raw, found, least) > threshold(count):
             best, best_score = count, score
     return best
 
@@ -186,32 +198,33 @@ def silhouette(distances: Floats, labels: "np.ndarray[Any, Any]", least: int = 2
     return float(np.where(sizes[one_hot.argmax(axis=1)] >= max(least, 2), score, 0.0).mean())
 
 
-def null_silhouettes(count: int, evidence: Evidence, settings: Settings, min_group: int) -> Floats:
-    """Return for each number of clusters the silhouette that groups-free clients exceed with chance 1 - significance.
+def null_silhouette(clusters: int, evidence: Evidence, settings: Settings, min_group: int) -> float:
+    """Return the silhouette that clients without groups exceed with chance ``1 - settings.significance``.
 
     Clients without groups differ by their noise alone; where its size is unknown all clients have the same (a
-    silhouette does not depend on the scale). Returns (count,), entries 0 and 1 unused.
+    silhouette does not depend on the scale).
     """
+    count = len(evidence.noise)
     scale = np.sqrt(evidence.noise) if (evidence.noise > 0).all() else np.ones(count)
     key = tuple(float(v) for v in scale / scale.max())
-    return np.asarray(_null(key, len(evidence.squared), evidence.dimension, evidence.sketch_size, settings, min_group))
+    shown = min(len(evidence.squared), NULL_LAYERS)
+    draws = _null_draws(key, shown, evidence.dimension, evidence.sketch_size, settings.linkage)
+    found = [silhouette(layer, cuts[:, clusters - 1], min_group) for distances, cuts in draws for layer in distances]
+    return float(np.quantile(found, settings.significance))
 
 
-@lru_cache(maxsize=32)
-def _null(
-    scale: tuple[float, ...], layers: int, dimension: int, sketch: int, settings: Settings, min_group: int
-) -> tuple[float, ...]:
+@lru_cache(maxsize=8)
+def _null_draws(
+    scale: tuple[float, ...], layers: int, dimension: int, sketch: int, method: Linkage
+) -> list[tuple[Floats, "np.ndarray[Any, Any]"]]:
+    """Simulate clients without groups: their distances by layer, and all cuts of their merge tree."""
     rng = np.random.default_rng([_NULL_SEED, len(scale), layers, dimension, sketch])
-    count, most = len(scale), min(len(scale) - 1, 1 + layers * (settings.window - 1))
-    shown = min(layers, 8)
-    scores: list[list[float]] = [[] for _ in range(count)]
+    draws = []
     for _ in range(NULL_DRAWS):
-        squared = np.stack([_null_distances(rng, np.asarray(scale), dimension, sketch) for _ in range(shown)])
-        merges = _merge_tree(squared, settings.linkage)
-        for clusters in range(2, most + 1):
-            labels = _labels(merges, clusters)
-            scores[clusters].extend(silhouette(_roots(layer), labels, min_group) for layer in squared)
-    return tuple(float(np.quantile(found, settings.significance)) if found else np.inf for found in scores)
+        squared = np.stack([_null_distances(rng, np.asarray(scale), dimension, sketch) for _ in range(layers)])
+        cuts = cut_tree(_merge_tree(squared, method), n_clusters=list(range(1, len(scale) + 1)))
+        draws.append((_roots(squared), cuts))
+    return draws
 
 
 def _null_distances(rng: np.random.Generator, scale: Floats, dimension: int, sketch: int) -> Floats:

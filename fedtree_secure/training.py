@@ -190,7 +190,7 @@ def train_head(
 
 
 def fingerprint(
-    means: "np.ndarray[Any, np.dtype[np.float64]]",
+    means: "np.ndarray[Any, Any]",
     public: "tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]",
     *,
     noise_multiplier: float,
@@ -209,7 +209,7 @@ def fingerprint(
     """
     rows, depth, hidden = means.shape
     centre, scale = public
-    means = (means - centre) / scale[:, None]
+    means = (means.astype(np.float64) - centre) / scale[:, None]
     released = gaussian_mean(
         means.reshape(rows, depth * hidden),
         max_norm=1.0,

@@ -1,0 +1,118 @@
+"""Settings: ranges, unknown names with a suggestion, TOML and Python under the same names."""
+
+import math
+
+import pytest
+
+from fedtree_dp import ConfigurationError as DPConfigurationError
+from fedtree_secure import ConfigurationError, Lora, Masking, PrivacyBudget, Topology, Training
+from fedtree_secure.config import Job, load_job
+
+BUDGET = PrivacyBudget(epsilon=8, delta=1e-5)
+GOOD = """
+backbone = "model"
+rounds = 3
+[privacy]
+epsilon = 8
+delta = 1e-5
+[training]
+sample_rate = 0.25
+[lora]
+targets = ["query"]
+[[clients]]
+id = "a"
+train = "a.csv"
+labels = [0, 1]
+"""
+
+
+def write(tmp_path, text):
+    path = tmp_path / "job.toml"
+    path.write_text(text)
+    return path
+
+
+def test_toml_and_python_give_the_same_job(tmp_path):
+    job, clients = load_job(write(tmp_path, GOOD))
+    same = Job(
+        backbone="model", privacy=BUDGET, rounds=3, training=Training(sample_rate=0.25), lora=Lora(targets=("query",))
+    )
+    assert job == same
+    assert job.digest() == same.digest()
+    assert clients[0].labels == (0, 1)
+
+
+def test_every_setting_changes_the_digest():
+    base = Job(backbone="m", privacy=BUDGET)
+    others = [
+        Job(backbone="m2", privacy=BUDGET),
+        Job(backbone="m", privacy=PrivacyBudget(epsilon=7, delta=1e-5)),
+        Job(backbone="m", privacy=BUDGET, seed=1),
+        Job(backbone="m", privacy=BUDGET, masking=Masking(min_group=4)),
+        Job(backbone="m", privacy=BUDGET, topology=Topology(window=2)),
+    ]
+    assert len({job.digest() for job in [base, *others]}) == len(others) + 1
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "told"),
+    [
+        ("rounds = 3", "ruonds = 3", "did you mean 'rounds'"),
+        ("sample_rate", "sampel_rate", "did you mean 'sample_rate'"),
+        ("[lora]", "[loar]", "did you mean 'lora'"),
+        ('train = "a.csv"', 'trian = "a.csv"', "did you mean 'train'"),
+        ("epsilon = 8", "epsilonn = 8", "did you mean 'epsilon'"),
+        ('train = "a.csv"\n', "", "missing setting clients[0].train"),
+        ("[[clients]]", "[clients]", "names no clients"),
+        ("rounds = 3", 'rounds = "3"', "rounds"),
+        ("rounds = 3", "rounds = -1", "rounds is -1"),
+        ("sample_rate = 0.25", "sample_rate = 1.5", "above 0 and at most 1"),
+        ("rounds = 3", "rounds = = 3", "not valid TOML"),
+    ],
+)
+def test_bad_files_are_refused_with_the_reason(tmp_path, old, new, told):
+    assert old in GOOD
+    with pytest.raises(ConfigurationError, match=r".") as caught:
+        load_job(write(tmp_path, GOOD.replace(old, new)))
+    assert told in str(caught.value)
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(ConfigurationError, match=r"nowhere\.toml"):
+        load_job(tmp_path / "nowhere.toml")
+
+
+@pytest.mark.parametrize("epsilon", [0, -1, math.nan, math.inf])
+def test_epsilon_must_be_finite_and_positive(epsilon):
+    with pytest.raises(DPConfigurationError):
+        PrivacyBudget(epsilon=epsilon, delta=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings"),
+    [
+        (Lora, {"rank": 0}),
+        (Lora, {"alpha": math.nan}),
+        (Training, {"sample_rate": 0.0}),
+        (Training, {"local_steps": 0}),
+        (Training, {"max_grad_norm": math.inf}),
+        (Training, {"head": "none"}),
+        (Topology, {"source": "weights"}),
+        (Topology, {"linkage": "centroid"}),
+        (Topology, {"fingerprint_share": 1.0}),
+        (Topology, {"significance": 1.0}),
+        (Topology, {"window": 0}),
+        (Masking, {"min_group": 1}),
+        (Masking, {"min_group": 3, "colluders": 2}),
+    ],
+)
+def test_values_out_of_range_are_refused(kind, settings):
+    with pytest.raises(ConfigurationError, match="allowed"):
+        kind(**settings)
+
+
+def test_language_modelling_has_no_head_to_train():
+    with pytest.raises(ConfigurationError, match="head"):
+        Job(backbone="m", privacy=BUDGET, task="causal-lm", training=Training(head="shared"))
+    assert Job(backbone="m", privacy=BUDGET, task="causal-lm").head == "frozen"
+    assert Job(backbone="m", privacy=BUDGET).head == "local"
