@@ -9,6 +9,9 @@ An error leaves the state that was passed in as it was: the step may be called a
 text holds a secret, a share or a value of an update.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class SecAggError(Exception):
     """Base of all errors of this package."""
@@ -24,11 +27,14 @@ class ProtocolError(SecAggError):
     Attributes:
         blames: the participant whose own signed words prove the fault, or None when nobody can be proven guilty
             (the server, the network and the sender may each have caused it).
+        sender: in a server step, whose message it was: drop that message and call the step again. It says nothing
+            about guilt. None when no single message can be dropped.
     """
 
-    def __init__(self, text: str, *, blames: str | None = None) -> None:
+    def __init__(self, text: str, *, blames: str | None = None, sender: str | None = None) -> None:
         super().__init__(text)
         self.blames = blames
+        self.sender = sender
 
 
 class ThresholdError(SecAggError):
@@ -41,3 +47,13 @@ class ThresholdError(SecAggError):
         )
         self.present = present
         self.threshold = threshold
+
+
+@contextmanager
+def message_of(name: str | None) -> Iterator[None]:
+    """Note on a ProtocolError raised inside whose message was being read."""
+    try:
+        yield
+    except ProtocolError as error:
+        error.sender = name
+        raise

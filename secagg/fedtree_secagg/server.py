@@ -1,8 +1,8 @@
 """The server's side: it routes messages, keeps running sums, and opens the sums of the nodes.
 
 Each step takes the state of the one before and the clients' messages by sender; who is missing has dropped out. A step
-that refuses a message raises a ProtocolError that names whose message it was and leaves the state as it was: drop that
-client's message and call the step again. Its one secret is a fresh key per attempt with which it sees that uploads
+that refuses a message raises a ProtocolError whose `sender` says whose it was, and leaves the state as it was: drop
+that message and call the step again. The server's one secret is a fresh key per attempt with which it sees that uploads
 were not changed on their way; it is trusted with nothing but delivering messages. It learns the sums of the opened
 nodes, who took part, and the plan.
 """
@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fedtree_secagg import keys, messages, shamir
-from fedtree_secagg.errors import ProtocolError
+from fedtree_secagg.errors import ProtocolError, message_of
 from fedtree_secagg.identity import Roster
 from fedtree_secagg.messages import Adverts, Inbox, Masked, Message, Reveal, Shares, Survivors, Vote, Votes
 from fedtree_secagg.plan import Node, Plan
@@ -146,7 +146,10 @@ def route_shares(state: Gathered, incoming: Incoming) -> tuple[Routed, dict[str,
     """Sort the encrypted bundles by holder; return each sharer's inbox."""
     with state:
         cohort = state.cohort
-        uploads = {name: _verified_shares(state, name, data) for name, data in sorted(_pairs(incoming))}
+        uploads: dict[str, Shares] = {}
+        for name, data in sorted(_pairs(incoming)):
+            with message_of(name):
+                uploads[name] = _verified_shares(state, name, data)
         require(state.session.plan, "shares", len(uploads))
         following = Routed()
         following.session, following.key, following.cohort = state.session, state.key, cohort
@@ -169,7 +172,8 @@ def collect_masked(state: Routed, incoming: Incoming) -> tuple[Summed, dict[str,
         for name, data in _pairs(incoming):
             if name in heads:
                 raise ProtocolError(f"masked: two uploads for {name!r}")
-            heads[name] = _add_upload(state, name, data, totals)
+            with message_of(name):
+                heads[name] = _add_upload(state, name, data, totals)
         require(plan, "masked", len(heads))
         following = Summed()
         following.session, following.cohort, following.digests = state.session, state.cohort, state.digests
@@ -185,9 +189,9 @@ def collect_votes(state: Summed, incoming: Incoming) -> tuple[Agreed, dict[str, 
         check_names(list(signed), state.survivors, "votes")
         require(state.session.plan, "votes", len(signed))
         for name, data in signed.items():
-            vote = _verified(state, Vote, name, data)
-            if vote.view != agreed:
-                raise ProtocolError(f"vote of {name!r}: for another survivor set", blames=name)
+            with message_of(name):
+                if _verified(state, Vote, name, data).view != agreed:
+                    raise ProtocolError(f"vote of {name!r}: for other sets than it should have been shown")
         following = Agreed()
         following.session, following.cohort, following.digests = state.session, state.cohort, state.digests
         following.survivors, following.totals, following.heads = state.survivors, state.totals, state.heads
@@ -212,7 +216,10 @@ def open_sums(state: Agreed, incoming: Incoming) -> dict[str, NodeSum]:
         require(plan, "reveal", len(received))
         layout = _Layout(state.cohort, state.digests, frozenset(state.survivors))
         enough = list(received.items())[: plan.threshold]
-        answers = {name: _verified_reveal(state, name, data, layout) for name, data in enough}
+        answers: dict[str, tuple[bytes, ...]] = {}
+        for name, data in enough:
+            with message_of(name):
+                answers[name] = _verified_reveal(state, name, data, layout)
         opener = _Opener(state, layout, answers)
         opened = state.cohort.opened_nodes(frozenset(state.survivors))
         return {n.name: _open_node(state, opener, n) for n in state.session.plan.nodes if n.name in opened}
@@ -279,7 +286,9 @@ class _Opener:
                 self._answers[holder][self._layout.slots[owner]], cohort.id, owner, holder, opened
             )
             if keys.bundle_digest(hashes) != self._state.digests[owner][holder]:
-                return ProtocolError(f"reveal of {holder!r}: not the shares that {owner!r} dealt", blames=holder)
+                return ProtocolError(
+                    f"reveal of {holder!r}: not the shares that {owner!r} dealt", blames=holder, sender=holder
+                )
         return ProtocolError(f"the shares of {owner!r} rebuild another secret than it committed to", blames=owner)
 
 
@@ -366,7 +375,7 @@ def _add_upload(state: Routed, name: str, data: bytes, totals: dict[str, Words])
     if not keys.upload_verifies(agreed, head.nonce, head.tag, body):
         raise ProtocolError(f"masked of {name!r}: the vector does not match its tag")
     if head.sharers != sharers_hash(state.cohort.id, state.digests):
-        raise ProtocolError(f"masked of {name!r}: masked with other sharers than it was shown", blames=name)
+        raise ProtocolError(f"masked of {name!r}: masked with other sharers than it should have been shown")
     expected = plan.width_of(name) * plan.ring.word_bytes
     if len(body) != expected:
         raise ProtocolError(f"masked of {name!r}: {len(body)} bytes, the plan asks for {expected}", blames=name)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from fedtree_secagg import keys, messages
-from fedtree_secagg.errors import ConfigurationError, ProtocolError, ThresholdError
+from fedtree_secagg.errors import ConfigurationError, ProtocolError, ThresholdError, message_of
 from fedtree_secagg.identity import Roster
 from fedtree_secagg.messages import Advert
 from fedtree_secagg.plan import Node, Plan
@@ -78,7 +78,8 @@ class Cohort:
         raw = list(signed.values()) if isinstance(signed, Mapping) else list(signed)
         self.adverts: dict[str, Advert] = {}
         for sender, data in zip(expected, raw, strict=True):
-            advert = verify_advert(session, data, sender)
+            with message_of(sender):
+                advert = verify_advert(session, data, sender)
             if advert.sender in self.adverts:
                 raise ProtocolError(f"adverts: {advert.sender!r} occurs twice")
             self.adverts[advert.sender] = advert

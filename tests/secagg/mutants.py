@@ -189,7 +189,13 @@ MUTANTS = (
         "if False:",
         "row_07_only",
     ),
-    M("07 own advert not looked for", "client.py", "if state.advert not in signed:", "if False:", "row_07_and_10"),
+    M(
+        "07 own advert not looked for",
+        "client.py",
+        "if state.advert not in message.adverts:",
+        "if False:",
+        "row_07_and_10",
+    ),
     M("08 small nodes accepted", "plan.py", "if len(node.members) < self.min_group:", "if False:", "row_08"),
     M(
         "08 overlapping nodes accepted",
@@ -199,7 +205,7 @@ MUTANTS = (
         "row_08",
     ),
     M("08 min_group below three accepted", "plan.py", "self.min_group < least", "False", "row_08"),
-    M("09 small nodes opened", "session.py", ">= self.session.plan.min_group", ">= 1", "row_09"),
+    M("09 small nodes opened", "session.py", ">= plan.min_group)", ">= 1)", "row_09"),
     M("10 context not in the plan hash", "plan.py", "            self.context,\n", "", "row_07_and_10"),
     M(
         "10 plan not in the instance",
