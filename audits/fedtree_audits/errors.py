@@ -1,0 +1,20 @@
+"""Errors that audits raise on purpose.
+
+::
+
+    AuditError
+     ├── ScoresError      (also ValueError)  scores from which no bound can be computed: nan, ties only, one class
+     └── MissingEvidence                     the run does not hold what the audit needs; the verdict is INCONCLUSIVE
+"""
+
+
+class AuditError(Exception):
+    """Base of all errors of `fedtree_audits`."""
+
+
+class ScoresError(AuditError, ValueError):
+    """Scores or settings from which no valid bound follows; the text says which and what is allowed."""
+
+
+class MissingEvidence(AuditError):  # noqa: N818 - what is the case, not a fault of the caller
+    """The run does not hold a file or record that this audit reads; named in the text."""

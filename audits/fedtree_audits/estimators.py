@@ -1,0 +1,49 @@
+"""All estimators under one name; each module's docstring names its theorem.
+
+>>> from fedtree_audits.estimators import Guesses, one_run_epsilon
+>>> round(one_run_epsilon(Guesses(canaries=1000, made=200, correct=180), 1e-5), 1)
+1.6
+"""
+
+from fedtree_audits.intervals import (
+    best_threshold,
+    clopper_pearson_epsilon,
+    gaussian_epsilon_bound,
+    mu_lower_bound,
+    per_step_epsilon,
+    upper_rate,
+)
+from fedtree_audits.one_run import one_run_epsilon, one_run_fdp_epsilon, p_value, refutes
+from fedtree_audits.profiles import (
+    accountant_points,
+    epsilon_at_least,
+    gaussian_delta,
+    gaussian_epsilon,
+    gaussian_mu,
+    profile_inverse,
+)
+from fedtree_audits.scores import Guesses, Scores, guess, hold_out, scores
+
+__all__ = [
+    "Guesses",
+    "Scores",
+    "accountant_points",
+    "best_threshold",
+    "clopper_pearson_epsilon",
+    "epsilon_at_least",
+    "gaussian_delta",
+    "gaussian_epsilon",
+    "gaussian_epsilon_bound",
+    "gaussian_mu",
+    "guess",
+    "hold_out",
+    "mu_lower_bound",
+    "one_run_epsilon",
+    "one_run_fdp_epsilon",
+    "p_value",
+    "per_step_epsilon",
+    "profile_inverse",
+    "refutes",
+    "scores",
+    "upper_rate",
+]
