@@ -8,7 +8,7 @@ PIP    := $(BIN)/python -m pip --disable-pip-version-check -q
 export TOKENIZERS_PARALLELISM := false
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: demo test check bench docs clean setup
+.PHONY: demo test check mutants bench docs clean setup
 setup: $(STAMP)
 
 $(STAMP): pyproject.toml constraints.txt demo-packages.txt
@@ -30,6 +30,13 @@ check: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+mutants: $(STAMP)
+	$(BIN)/python tests/secagg/mutants.py
+
+docs: $(STAMP)
+	$(BIN)/python -m pdoc -o docs/api fedtree_secure.federation fedtree_secure.config fedtree_secure.data fedtree_secure.report \
+	  fedtree_secagg fedtree_dp.budget fedtree_dp.ledger fedtree_dp.engine fedtree_dp.calibration fedtree_audits
 
 bench: $(STAMP)
 	@for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done

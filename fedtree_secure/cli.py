@@ -40,7 +40,7 @@ def demo(out: Path = Path("runs/demo"), *, resume: bool = False) -> int:
     from fedtree_secure.demo import run_demo
     from fedtree_secure.progress import Bars
 
-    with Bars("rounds", errors) as bars:
+    with Bars(errors) as bars:
         result = run_demo(out, bars, resume=resume)
     result.summary(console)
     _show_places(result.folder)
@@ -74,7 +74,7 @@ def run(job: Path, *, out: Path, resume: bool = False, simulate: bool = False, l
     from fedtree_secure.progress import Bars
 
     federation, clients = Federation.from_toml(job)
-    with Bars("rounds", errors) as bars:
+    with Bars(errors) as bars:
         result = federation.run(clients, out, resume=resume, simulate=simulate, ledgers=ledgers, observer=bars)
     result.summary(console)
     _show_places(result.folder)

@@ -334,26 +334,11 @@ class _Steps:
             try:
                 return step(state, incoming)
             except ProtocolError as error:
-                refused = error.blames if error.blames in incoming else self._culprit(step, state, incoming, error)
+                refused = error.sender
+                if refused not in incoming:
+                    raise
                 log.warning("round %d, %s: message of %s refused: %s", self._number, stage, refused, error)
                 incoming = {name: data for name, data in incoming.items() if name != refused}
-
-    @staticmethod
-    def _culprit(step: Callable[[Any, Any], S], state: Any, incoming: Mapping[str, bytes], error: ProtocolError) -> str:
-        """Find whose message a step refuses when nobody is proven guilty (the network may have changed it).
-
-        A step that fails leaves its state as it was, so each message can be tried alone: one that is refused with the
-        same words is the one that was meant.
-        """
-        for name, data in incoming.items():
-            try:
-                step(state, {name: data})
-            except ProtocolError as alone:
-                if str(alone) == str(error):
-                    return name
-            except SecAggError:
-                continue  # too few on its own: not refused for what it says
-        raise error
 
 
 def _payloads(replies: Mapping[str, wire.Reply]) -> dict[str, bytes]:

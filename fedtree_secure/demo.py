@@ -5,14 +5,12 @@ from pathlib import Path
 
 from fedtree_dp import PrivacyBudget
 from fedtree_secure.config import Lora, Topology, Training
-from fedtree_secure.demo_data import demo_clients, minilm_folder
+from fedtree_secure.demo_data import TASKS, demo_clients, minilm_folder
 from fedtree_secure.errors import RunFolderError
 from fedtree_secure.federation import Federation
 from fedtree_secure.progress import Observer
 from fedtree_secure.report import Result
 from fedtree_secure.storage import read_json
-
-MARK = "demo.txt"
 
 
 def demo_job() -> Federation:
@@ -34,13 +32,17 @@ def run_demo(out: Path, observer: Observer, *, resume: bool = False) -> Result:
         RunFolderError: ``out`` holds something else than an earlier demo.
     """
     if out.exists() and any(out.iterdir()) and not resume:
-        if not (out / MARK).exists():
+        if not _is_demo(out):
             raise RunFolderError(f"{out} holds something that is no earlier demo; choose another folder with --out")
         shutil.rmtree(out)
     job = demo_job()
     return job.run(demo_clients(), out, simulate=True, resume=resume, observer=observer)
 
 
-def is_demo(folder: Path) -> bool:
-    """Whether a run folder was made by the demo."""
-    return bool(read_json(folder / "job.json")["simulate"]) and (folder / MARK).exists()
+def _is_demo(folder: Path) -> bool:
+    """Whether a folder was made by the demo, also by one that was interrupted."""
+    path = folder / "job.json"
+    if not path.exists():
+        return False
+    stored = read_json(path)
+    return bool(stored.get("simulate")) and all(name.rsplit("-", 1)[0] in TASKS for name in stored.get("clients", [""]))

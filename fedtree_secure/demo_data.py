@@ -91,7 +91,7 @@ TASKS: dict[str, Callable[[], Rows]] = {"diagnoses": diagnoses, "injuries": inju
 
 
 def demo_clients(
-    each: int = 3, train: int = 800, test: int = 200, concentration: float = 1.0, seed: int = 0
+    each: int = 3, train: int = 800, test: int = 200, concentration: float = 4.0, seed: int = 0
 ) -> list[Client]:
     """Several clients on several tasks: rows of a task are dealt out by a Dirichlet label mix per client.
 

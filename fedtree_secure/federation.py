@@ -38,6 +38,7 @@ class Shared:
 
     backbone: Backbone | None = None
     caches: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
+    data: dict[str, ClientData] = dataclasses.field(default_factory=dict)
 
 
 @dataclass
@@ -110,9 +111,11 @@ class Federation(Job):
         with held(folder), contextlib.ExitStack() as stack:
             run_id = _open_folder(folder, self, clients, resume=resume, simulate=simulate)
             clock = _Clock()
+            observer.job(folder.name)
             shared.backbone = shared.backbone or Backbone(self)
             clock.lap("load model")
             data = {client.id: prepare(client, self, shared.backbone.tokenizer) for client in clients}
+            shared.data.update(data)
             clock.lap("read data")
             place = folder / "ledgers" if simulate else Path(ledgers or folder.resolve().parent / "ledgers")
             seats = self._seat(stack, clients, data, folder, place, run_id, shared, observer)
@@ -160,9 +163,12 @@ class Federation(Job):
         opened, plans = {}, {}
         for client in clients:
             name = client.dataset or client.id
-            ledger = Ledger.open(ledgers / f"{name}.sqlite", dataset=name, budget=client.privacy or self.privacy)
+            place, allowed = folder / "clients" / client.id, client.privacy or self.privacy
+            # A client that has a noise plan had a ledger: a missing one was deleted, and must not begin anew at zero.
+            missing_is_new = not (place / "noise.json").exists()
+            ledger = Ledger.open(ledgers / f"{name}.sqlite", dataset=name, budget=allowed, create=missing_is_new)
             opened[client.id] = stack.enter_context(ledger)
-            plans[client.id] = _noise_plan(self, client.privacy or self.privacy, ledger, folder / "clients" / client.id)
+            plans[client.id] = _noise_plan(self, allowed, ledger, place)
         identities = {client.id: _identity(folder / "clients" / client.id) for client in clients}
         roster = Roster({name: identity.public_bytes for name, identity in identities.items()})
         _record_roster(folder, roster)

@@ -1,6 +1,5 @@
 """What a person sees while a run works: bars with stage, steps, rounds, epsilon spent and left."""
 
-import threading
 from types import TracebackType
 from typing import Protocol
 
@@ -10,6 +9,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 
 class Observer(Protocol):
     """Is told how a run goes on."""
+
+    def job(self, name: str) -> None:
+        """A job of this name begins."""
+        ...
 
     def stage(self, name: str, total: int) -> None:
         """A stage with ``total`` steps begins."""
@@ -27,6 +30,9 @@ class Observer(Protocol):
 class Silent:
     """Shows nothing."""
 
+    def job(self, name: str) -> None:
+        """See `Observer.job`."""
+
     def stage(self, name: str, total: int) -> None:
         """See `Observer.stage`."""
 
@@ -40,7 +46,7 @@ class Silent:
 class Bars:
     """Two bars on a terminal: the rounds with epsilon, and the steps of the current stage. A context manager."""
 
-    def __init__(self, title: str, console: Console | None = None) -> None:
+    def __init__(self, console: Console | None = None) -> None:
         self.console = console or Console(stderr=True)
         self._progress = Progress(
             TextColumn("[bold]{task.description:<34}"),
@@ -51,11 +57,13 @@ class Bars:
             console=self.console,
             transient=False,
         )
-        self._title, self._rounds, self._steps = title, None, None
-        self._lock = threading.Lock()
+        self._title = "rounds"
+        self._rounds: TaskID | None = None
+        self._steps: TaskID | None = None
 
-    _rounds: TaskID | None
-    _steps: TaskID | None
+    def job(self, name: str) -> None:
+        """See `Observer.job`."""
+        self._title, self._rounds = f"{name}: rounds", None
 
     def stage(self, name: str, total: int) -> None:
         """See `Observer.stage`."""

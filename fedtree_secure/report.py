@@ -10,7 +10,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table as RichTable
 
-from fedtree_dp import Ledger
+from fedtree_dp import Ledger, statement
 from fedtree_dp.accounting import merge
 from fedtree_secure.backbone import Backbone
 from fedtree_secure.config import Job
@@ -21,7 +21,7 @@ from fedtree_secure.storage import write_json
 from fedtree_secure.transport import Transcript
 
 PACKAGES = ("fedtree-secure", "torch", "transformers", "peft", "opacus", "dp-accounting", "cryptography", "numpy")
-REFERENCE_TITLES = {"head": "head only", "local": "local only", "fedit": "FedIT"}
+REFERENCE_TITLES = {"head": "head only", "local": "local only", "fedit": "FedIT", "head_without_dp": "head, no DP"}
 
 
 @dataclass
@@ -57,6 +57,7 @@ def client_report(
         "epsilon_allowed": ledger.budget.epsilon,
         "delta": ledger.budget.delta,
         "events": [event.to_dict() for event in merge(ledger.events())],
+        "statement": statement(ledger.events(), ledger.budget.delta, prv=False).to_dict(),
         "metric": metric,
         "majority": data.majority,
         "labels": list(data.label_set),
@@ -151,9 +152,28 @@ def remarks(data: Mapping[str, Any]) -> list[str]:
     failed = [record["round"] for record in data["rounds"] if record["error"]]
     if failed:
         lines.append(f"Rounds that opened nothing: {', '.join(map(str, failed))} (charged all the same).")
+    lines += [_comparison(data["clients"], key, found) for key, found in data.get("references", {}).items()]
     cuts = [len(layer["clusters"]) for layer in data["layers"]]
     lines.append(f"Clusters by layer, shallow to deep: {' '.join(map(str, cuts))}.")
     return lines
+
+
+def _comparison(clients: Mapping[str, Any], key: str, reference: Mapping[str, Any]) -> str:
+    """One honest sentence: for how many clients we are above and below a reference, and by how much on average."""
+    gaps = [
+        report["metric"]["value"] - reference["clients"][name]["metric"]["value"]
+        for name, report in clients.items()
+        if report["metric"]
+    ]
+    if not gaps:
+        return ""
+    above, below = sum(gap > 0 for gap in gaps), sum(gap < 0 for gap in gaps)
+    mean = sum(gaps) / len(gaps)
+    under = "the same epsilon" if reference["private"] else "no privacy at all"
+    return (
+        f"Against {REFERENCE_TITLES[key]} ({under}): higher for {above}, lower for {below} of {len(gaps)} clients, "
+        f"mean difference {mean:+.3f}."
+    )
 
 
 def _number(metric: Mapping[str, Any] | None) -> str:
