@@ -160,8 +160,10 @@ def audit_rows(rows: Sequence[Released], min_group: int, colluders: int, hashes:
         adversary="everybody together: all rounds' opened sums, cluster and external experts, and colluding clients",
         assumptions=(
             "the summary lists every sum that was opened (the secagg audit and signed survivor sets are about that)",
-            "uploads of different rounds are different unknowns; a client whose update hardly changes between rounds "
-            "with different survivors is protected by its own DP noise alone",
+            (
+                "uploads of different rounds are different unknowns; a client whose update hardly changes between "
+                "rounds with different survivors is protected by its own DP noise alone"
+            ),
         ),
         checks=checks,
         missing=() if rows else ("the run opened no sum",),

@@ -1,0 +1,158 @@
+"""Audit `secagg_transcript`: whether the server sees anything but uniform data.
+
+Real rounds of the installed protocol are run with updates that are as easy to recognise as can be (zeros, and the same
+vector in two rounds), and everything the server receives in uploads is tested: bytes of each client by chi-square,
+by their place in a word; differences between two rounds with equal updates; repeated blocks within and across uploads;
+sums against the exact integers; and the game in which the server must say which of two sets of updates with the same
+sum it was given. What the server learns beside the uploads (shares, votes) is covered by the protocol's own tests.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import sys
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from scipy import stats
+
+from fedtree_audits import rounds
+from fedtree_audits.command import Audit, Variant, main
+from fedtree_audits.rounds import CLIENTS, WIDTH, Seen, Words, run_rounds
+from fedtree_audits.runs import RunFolder
+from fedtree_audits.scores import Floats
+from fedtree_audits.verdict import Check, Result
+from fedtree_secagg import Ring
+
+QUESTION = "Does the server see anything but uniform data?"
+ROUNDS = 6
+BLOCK = 8  # bytes; two of n random blocks agree with probability n^2 / 2^65, below 1e-9 for the 70,000 seen here
+
+
+def audit_ring(ring: Ring, key: bytes, hashes: dict[str, str] | None = None) -> Result:
+    """Audit rounds that mask with this ring.
+
+    Args:
+        ring: the shipped one, or a broken one.
+        key: 32 bytes that all randomness comes from; its hash is reported.
+        hashes: of files that were read.
+    """
+    seen = run_rounds(ring, _updates(key), key)
+    checks = [*_uniform(seen), _differences(seen), *_blocks(seen), _sums(seen), _game(seen)]
+    return Result(
+        audit="secagg_transcript",
+        question=QUESTION,
+        claim="uploads are uniform whatever is uploaded, and nothing but exact sums opens",
+        adversary="server: all uploads of all rounds, choosing the clients' updates",
+        assumptions=(
+            "the protocol audited here is the one installed where the run took place",
+            "AES-CTR keystreams and X25519 keys are as good as random; statistics cannot show that",
+        ),
+        checks=checks,
+        hashes={"key commitment": hashlib.sha256(key).hexdigest()} | (hashes or {}),
+        figures={"rounds": ROUNDS, "clients": len(CLIENTS), "words": WIDTH},
+    )
+
+
+def audit_run(run: RunFolder) -> Result:
+    """Audit the installed protocol, and the run's transcript for uploads that were sent twice."""
+    found = audit_ring(Ring(32), os.urandom(32), run.hashes("job.json", "transcript.txt"))
+    path = run.path / "transcript.txt"
+    if not path.is_file():
+        return _with(found, missing=(f"{path} is not there: uploads of the run itself were not looked at",))
+    lines = [line.split() for line in path.read_text("utf-8").splitlines()[1:]]
+    uploads = [line[5] for line in lines if len(line) == 6 and line[3].endswith("/mask") and line[2] == "server"]
+    twice = len(uploads) - len(set(uploads))
+    check = Check("uploads of the run", twice == 0, f"{twice} of {len(uploads)} uploads have the hash of another one")
+    return _with(found, checks=(*found.checks, check))
+
+
+def _with(result: Result, **changes: object) -> Result:
+    import dataclasses
+
+    return dataclasses.replace(result, **changes)  # type: ignore[arg-type]
+
+
+def _updates(key: bytes) -> list[Mapping[str, Floats]]:
+    """Rounds 0 and 1: zeros. 2 and 3: the same vectors. 4: others with the sum of 5, moved between two clients."""
+    rng = np.random.default_rng(list(hashlib.sha256(b"updates" + key).digest()[:8]))
+    zeros = {name: np.zeros(WIDTH) for name in CLIENTS}
+    same = {name: rng.uniform(-1, 1, WIDTH) for name in CLIENTS}
+    high = zeros | {CLIENTS[0]: np.full(WIDTH, 0.9), CLIENTS[1]: np.full(WIDTH, -0.9)}
+    low = zeros | {CLIENTS[0]: np.full(WIDTH, -0.9), CLIENTS[1]: np.full(WIDTH, 0.9)}
+    return [zeros, zeros, same, same, high, low]
+
+
+def _uniform(seen: Sequence[Seen]) -> list[Check]:
+    found = []
+    for name in CLIENTS:
+        words = np.concatenate([each.bodies[name] for each in seen])
+        worst = min(_chi_square(column) for column in words.astype("<u4").view(np.uint8).reshape(-1, 4).T)
+        found.append(Check.test(f"uploads of {name}", min(1.0, 4 * worst), "bytes by place, worst of four, times four"))
+    return found
+
+
+def _chi_square(values: np.ndarray[tuple[int], np.dtype[np.uint8]]) -> float:
+    return float(stats.chisquare(np.bincount(values, minlength=256)).pvalue)
+
+
+def _differences(seen: Sequence[Seen]) -> Check:
+    """With equal updates, the difference of two rounds is that of their masks."""
+    gaps = [seen[b].bodies[n] - seen[a].bodies[n] for a, b in ((0, 1), (2, 3)) for n in CLIENTS]
+    worst = min(_chi_square(gap.astype("<u4").view(np.uint8)) for gap in gaps)
+    return Check.test("equal updates in two rounds", min(1.0, worst * len(gaps)), f"worst of {len(gaps)} differences")
+
+
+def _blocks(seen: Sequence[Seen]) -> list[Check]:
+    """Blocks of zeros' uploads: within one upload, and over all of them."""
+    uploads = [each.bodies[name] for each in seen[:2] for name in CLIENTS]
+    return [
+        Check(f"blocks {where}", twice == 0, f"{twice} of {BLOCK} bytes occur twice")
+        for where, twice in (
+            ("of one upload", max(_repeats(words) for words in uploads)),
+            ("of all uploads", _repeats(np.concatenate(uploads))),
+        )
+    ]
+
+
+def _repeats(words: Words) -> int:
+    blocks = np.ascontiguousarray(words).view("<u8")
+    return len(blocks) - len(np.unique(blocks))
+
+
+def _sums(seen: Sequence[Seen]) -> Check:
+    right = sum(each.opened is not None and np.array_equal(each.opened, sum(each.integers.values())) for each in seen)
+    return Check("exact sums", right == len(seen), f"{right} of {len(seen)} rounds opened the exact sum of integers")
+
+
+def _game(seen: Sequence[Seen]) -> Check:
+    """Rounds 4 and 5 have equal sums: guess from each coordinate of two uploads which client holds the large value."""
+    large, total = 0, 0
+    for each, larger, smaller in ((seen[4], CLIENTS[0], CLIENTS[1]), (seen[5], CLIENTS[1], CLIENTS[0])):
+        large += int((each.bodies[larger].view(np.int32) > each.bodies[smaller].view(np.int32)).sum())
+        total += WIDTH
+    p_value = float(stats.binomtest(large, total, 0.5).pvalue)
+    return Check.test("which of two equal sums", p_value, f"guessed right in {large / total:.4f} of {total} words")
+
+
+def _variant(make: type[Ring]) -> Variant:
+    return lambda seed: audit_ring(make(32), hashlib.sha256(f"transcript/{seed}".encode()).digest())
+
+
+AUDIT = Audit(
+    name="secagg_transcript",
+    question=QUESTION,
+    on_run=audit_run,
+    correct=_variant(Ring),
+    mutants={
+        "mask reuse": _variant(rounds.ReusedMasks),
+        "short keystream": _variant(rounds.ShortKeystream),
+        "one unmasked client": _variant(rounds.OneUnmasked),
+        "masks of the wrong range": _variant(rounds.NarrowMasks),
+        "a missing mask": _variant(rounds.MissingMask),
+    },
+)
+
+if __name__ == "__main__":
+    sys.exit(main(AUDIT))

@@ -1,0 +1,57 @@
+"""`python -m fedtree_audits.self_test`: every audit against every broken build, as a matrix.
+
+The last line is one JSON object: how many broken variants there are, how many were caught (FAIL, not INCONCLUSIVE), and
+how often a correct build did not pass. Exit code 0 only if all were caught and none was raised falsely.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import sys
+from collections.abc import Sequence
+
+from fedtree_audits.command import CORRECT, Audit, counts, say
+from fedtree_audits.verdict import Verdict
+
+NAMES = ("components", "disclosure", "lattice", "ledger", "replay", "secagg_transcript")
+SHOWN = {Verdict.FAIL: "caught", Verdict.PASS: "NOT caught", Verdict.INCONCLUSIVE: "inconclusive"}
+
+
+def audit_named(name: str) -> Audit:
+    """Return an audit by its name."""
+    found: Audit = importlib.import_module(f"fedtree_audits.{name}").AUDIT
+    return found
+
+
+def run(names: Sequence[str], seeds: Sequence[int]) -> dict[str, int]:
+    """Print a line for each audit and variant, with one verdict for each seed, and return the totals."""
+    total = {"required": 0, "caught": 0, "false_alarms": 0}
+    for name in names:
+        audit = audit_named(name)
+        verdicts = [audit.self_test(seed) for seed in seeds]
+        for variant in verdicts[0]:
+            given = [found[variant] for found in verdicts]
+            words = [v.value if variant == CORRECT else SHOWN[v] for v in given]
+            shown = ", ".join(f"{words.count(word)}x {word}" for word in dict.fromkeys(words))
+            say(f"{name:18} {variant:38} {shown}")
+        for found in verdicts:
+            for key, value in counts({name: found}).items():
+                total[key] += value
+    return total
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line."""
+    parser = argparse.ArgumentParser(prog="fedtree_audits.self_test", description=__doc__)
+    parser.add_argument("--only", choices=NAMES, nargs="+", default=NAMES, help="audits to run")
+    parser.add_argument("--seeds", type=int, default=1, help="how many seeds each variant is run with")
+    given = parser.parse_args(arguments)
+    total = run(given.only, range(given.seeds))
+    say(json.dumps(total))
+    return 0 if total["caught"] == total["required"] and not total["false_alarms"] else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
