@@ -4,9 +4,9 @@
 a fixed threshold; (epsilon, delta)-DP needs FPR + e^eps FNR >= 1 - delta and the same with both exchanged (Kairouz, Oh
 and Viswanath 2015). Both limits hold together (Bonferroni).
 
-`gaussian_epsilon_bound`: when scores are Gaussian with one variance, the two-sample t statistic is noncentral
-t exactly; its lower limit on the shift mu is one for mu-GDP. Normality is the auditor's assumption and must be reported: it holds
-for noise added to a projection, not for losses. Pooled over steps the same gives the noise multiplier of a step.
+`gaussian_epsilon_bound`: when scores are Gaussian with one variance, the two-sample t statistic is noncentral t; its
+lower limit on the shift mu is one for mu-GDP. Normality is the auditor's assumption and must be reported: it holds for
+noise added to a projection, not for losses. Pooled over steps the same gives the noise multiplier of a step.
 """
 
 from __future__ import annotations

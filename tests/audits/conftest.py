@@ -1,0 +1,53 @@
+"""A finished run of the real thing on a tiny transformer with random weights, for audits to look at."""
+
+import string
+
+import numpy as np
+import pytest
+import torch
+from datasets import Dataset
+
+from fedtree_secure import Client, Federation, Lora, Masking, PrivacyBudget, Topology, Training
+
+torch.set_num_threads(1)
+WORDS = [a + b + c for a in "bdfgk" for b in "aeiou" for c in string.ascii_lowercase[:20]]
+
+
+@pytest.fixture(scope="session")
+def tiny_bert(tmp_path_factory):
+    from transformers import BertConfig, BertModel, BertTokenizerFast
+
+    folder = tmp_path_factory.mktemp("tiny-bert")
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]
+    (folder / "vocab.txt").write_text("\n".join(words) + "\n")
+    BertTokenizerFast(str(folder / "vocab.txt")).save_pretrained(folder)
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=len(words), hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64,
+        max_position_embeddings=64,
+    )  # fmt: skip
+    BertModel(config).save_pretrained(folder)
+    return folder
+
+
+def rows(task, count, seed):
+    rng = np.random.default_rng([task, seed])
+    labels = rng.integers(2, size=count)
+    texts = [" ".join(rng.choice(WORDS[task * 100 + 40 * y : task * 100 + 40 * y + 40], size=6)) for y in labels]
+    return Dataset.from_dict({"text": texts, "label": [f"class-{y}" for y in labels]})
+
+
+@pytest.fixture(scope="session")
+def finished(tiny_bert, tmp_path_factory):
+    """Folder of a run with two rounds, six clients of two tasks, fingerprint tree; treat it as read-only."""
+    job = Federation(
+        backbone=str(tiny_bert), privacy=PrivacyBudget(epsilon=8, delta=1e-3), rounds=2, lora=Lora(rank=2, alpha=4.0),
+        training=Training(records=60, sample_rate=0.5, head_steps=8, head_sample_rate=0.5, max_length=16),
+        topology=Topology(sketch_size=64), masking=Masking(min_group=3, colluders=1),
+    )  # fmt: skip
+    clients = [
+        Client(f"t{t}-c{i}", train=rows(t, 60, i), test=rows(t, 10, 100 + i), records=60)
+        for t in range(2)
+        for i in range(3)
+    ]
+    return job.run(clients, tmp_path_factory.mktemp("runs") / "first").folder

@@ -1,0 +1,173 @@
+"""Every audit: passes what is right, fails every broken build for the right reason, says what it lacks."""
+
+import json
+import shutil
+from fractions import Fraction
+
+import numpy as np
+import pytest
+
+from fedtree_audits import command, disclosure, ledger, self_test
+from fedtree_audits.self_test import NAMES, audit_named
+from fedtree_audits.verdict import Verdict
+
+# For each broken build the check that must notice it; another one noticing it as well is no harm.
+REASONS = {
+    "components": {
+        "no noise": "noise variance",
+        "half the noise": "noise variance",
+        "noise reused over steps": "noise between steps",
+        "noise reused over layers": "noise between layers",
+        "noise shared by clients": "noise between clients",
+        "clipping off": "sensitivity",
+        "per-layer clipping called global": "sensitivity",
+        "doubled sampling rate": "sampling rate",
+        "shuffling called Poisson": "batch sizes",
+    },
+    "lattice": {
+        "float32 noise": "on the grid",
+        "rounded to nearest": "rounding at random",
+        "rounded down": "rounding without bias",
+        "coarse noise table": "integer Gaussian",
+    },
+    "replay": {
+        "divisor from the private size": "one record less",
+        "sampling rate from the private size": "coins of the others",
+        "NaN gradient poisons the release": "a record with nan",
+        "tree from the rows, unaccounted": "tree: noise",
+        "tree evidence over the private size": "tree: one record less",
+    },
+    "secagg_transcript": {
+        "mask reuse": "equal updates in two rounds",
+        "short keystream": "blocks of one upload",
+        "one unmasked client": "uploads of c0",
+        "masks of the wrong range": "uploads of c1",
+        "a missing mask": "exact sums",
+    },
+    "ledger": {
+        "missing round": "c0: stages",
+        "omitted warm-up": "c0: stages",
+        "omitted head": "c0: stages",
+        "half the steps charged": "c0: stages",
+        "more noise charged than used": "c0: stages",
+        "understated summary": "c3: epsilon",
+        "truncation": "c0: stages",
+        "edited row": "c0: chain",
+    },
+}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_correct_build_passes(name):
+    result = audit_named(name).correct(1)
+    assert result.verdict is Verdict.PASS, [c for c in result.checks if not c.holds]
+
+
+@pytest.mark.parametrize(("name", "mutant"), [(n, m) for n, found in REASONS.items() for m in found])
+def test_a_broken_build_fails_for_the_right_reason(name, mutant):
+    result = audit_named(name).mutants[mutant](1)
+    assert result.verdict is Verdict.FAIL
+    assert REASONS[name][mutant] in {check.name for check in result.checks if not check.holds}
+
+
+def test_every_mutant_has_a_reason():
+    for name, reasons in REASONS.items():
+        assert set(reasons) == set(audit_named(name).mutants)
+
+
+@pytest.mark.parametrize("mutant", sorted(disclosure.AUDIT.mutants))
+def test_disclosure_names_who_is_isolated(mutant):
+    result = disclosure.AUDIT.mutants[mutant](0)
+    assert result.verdict is Verdict.FAIL
+    assert any("give one about" in check.detail for check in result.checks if not check.holds)
+
+
+def brute_force(rows, names, most):
+    """Smallest support by numpy ranks over all subsets of clients."""
+    import itertools
+
+    matrix = np.array([[float(row.get(name, 0)) for name in names] for row in rows])
+    rank = np.linalg.matrix_rank(matrix)
+    for size in range(1, most + 1):
+        for chosen in itertools.combinations(range(len(names)), size):
+            rest = np.delete(matrix, chosen, axis=1)
+            if (np.linalg.matrix_rank(rest) if rest.size else 0) < rank:
+                return size
+    return None
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_the_smallest_support_is_the_smallest(seed):
+    rng = np.random.default_rng(seed)
+    names = [f"c{i}" for i in range(6)]
+    rows = []
+    for _ in range(int(rng.integers(1, 5))):
+        chosen = rng.choice(6, size=int(rng.integers(1, 7)), replace=False)
+        rows.append({names[i]: Fraction(1, len(chosen)) for i in chosen})
+    found = disclosure.smallest_support(rows, 4)
+    assert (None if found is None else len(found)) == brute_force(rows, names, 4)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_audits_of_a_real_run_pass_and_write_their_page(name, finished, tmp_path, capsys):
+    audit = audit_named(name)
+    assert command.main(audit, ["--run", str(finished), "--out", str(tmp_path)]) == 0, capsys.readouterr().out
+    data = json.loads((tmp_path / f"{name}.json").read_text())
+    assert data["schema"] == 1
+    assert data["verdict"] == "PASS"
+    assert data["checks"]
+    assert data["hashes"]["job.json"]
+    assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+    page = (tmp_path / f"{name}.md").read_text()
+    assert audit.question in page
+    assert "anonymous" not in page.lower()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_is_no_run_is_inconclusive_and_says_so(name, tmp_path):
+    result = audit_named(name).audit(tmp_path)
+    assert result.verdict is Verdict.INCONCLUSIVE
+    assert "job.json" in result.missing[0]
+
+
+@pytest.fixture
+def copy(finished, tmp_path):
+    return shutil.copytree(finished, tmp_path / "copy")
+
+
+def test_a_real_run_without_a_ledger_is_inconclusive(copy):
+    (copy / "ledgers" / "t0-c1.sqlite").unlink()
+    result = ledger.AUDIT.audit(copy)
+    assert result.verdict is Verdict.INCONCLUSIVE
+    assert "t0-c1.sqlite" in result.missing[0]
+
+
+def test_a_ledger_of_another_client_in_its_place_fails(copy):
+    """Same plan, same events: only the names and the run's other facts tell them apart."""
+    shutil.copy(copy / "ledgers" / "t1-c1.sqlite", copy / "ledgers" / "t0-c1.sqlite")
+    assert ledger.AUDIT.audit(copy).verdict is Verdict.FAIL
+
+
+def test_an_edited_summary_fails(copy):
+    summary = json.loads((copy / "summary.json").read_text())
+    summary["clients"]["t0-c2"]["epsilon_spent"] = 1.0
+    (copy / "summary.json").write_text(json.dumps(summary))
+    result = ledger.AUDIT.audit(copy)
+    assert [check.name for check in result.checks if not check.holds] == ["t0-c2: epsilon"]
+
+
+def test_a_real_run_whose_round_was_opened_twice_fails(copy):
+    summary = json.loads((copy / "summary.json").read_text())
+    record = json.loads(json.dumps(summary["rounds"][0]))
+    largest = max(record["opened"], key=lambda node: len(record["opened"][node]))
+    record["opened"][largest].pop()
+    summary["rounds"].append(record)
+    (copy / "summary.json").write_text(json.dumps(summary))
+    assert disclosure.AUDIT.audit(copy).verdict is Verdict.FAIL
+
+
+def test_the_matrix_ends_with_one_json_line(capsys):
+    assert self_test.main(["--only", "lattice", "secagg_transcript"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert json.loads(lines[-1]) == {"required": 9, "caught": 9, "false_alarms": 0}
+    assert sum("caught" in line and "NOT" not in line for line in lines[:-1]) == 9
