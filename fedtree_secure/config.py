@@ -126,7 +126,7 @@ class Topology:
     """
 
     source: Source = "fingerprint"
-    fingerprint_share: float = 0.05
+    fingerprint_share: float = 0.1
     warmup_steps: int = 8
     linkage: Linkage = "ward"
     window: int = 3

@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
+import numpy as np
+
 from fedtree_dp import Ledger, PrivacyBudget
 from fedtree_secagg import Identity, Roster
 from fedtree_secure.backbone import Backbone
@@ -28,6 +30,7 @@ from fedtree_secure.noiseplan import NoisePlan, plan_noise
 from fedtree_secure.participant import Participant
 from fedtree_secure.progress import Observer, Silent
 from fedtree_secure.report import Result, client_report, write_report
+from fedtree_secure.seat import fresh_belongings, seated
 from fedtree_secure.storage import held, read_json, write_atomically, write_json
 from fedtree_secure.transport import InProcess, Transcript, Transport
 
@@ -234,13 +237,20 @@ class Federation(Job):
             with participant.at_backbone():
                 metric = backbone.evaluate(seats.data[client.id])
                 save_adapter(backbone, adapters[client.id], seats.data[client.id].label_set)
-            reports[client.id] = client_report(client, seats.data[client.id], ledger, metric, transcript)
+            untrained = _untrained(backbone, seats.data[client.id]) if self.task == "causal-lm" else None
+            reports[client.id] = client_report(client, seats.data[client.id], ledger, metric, untrained, transcript)
             copy = folder / "ledgers" / f"{client.dataset or client.id}.sqlite"
             if copy.resolve() != ledger.path.resolve():
                 copy.parent.mkdir(exist_ok=True)
                 ledger.snapshot(copy)
         clock.lap("evaluate and save")
         return write_report(self, folder, reports, adapters, coordinator, backbone, clock.laps)
+
+
+def _untrained(backbone: Backbone, data: ClientData) -> dict[str, Any] | None:
+    """The metric of the frozen backbone: what a language model is to be compared with."""
+    with seated(backbone, fresh_belongings(backbone, 0), 0, np.zeros(backbone.experts.depth, dtype=bool)):
+        return backbone.evaluate(data)
 
 
 class _Announcing:

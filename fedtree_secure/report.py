@@ -48,9 +48,19 @@ class Result:
 
 
 def client_report(
-    client: Client, data: ClientData, ledger: Ledger, metric: dict[str, Any] | None, transcript: Transcript
+    client: Client,
+    data: ClientData,
+    ledger: Ledger,
+    metric: dict[str, Any] | None,
+    untrained: dict[str, Any] | None,
+    transcript: Transcript,
 ) -> dict[str, Any]:
-    """One entry of ``clients`` in the summary."""
+    """One entry of ``clients`` in the summary.
+
+    Args:
+        metric: On the client's own test rows, None without any.
+        untrained: The same of the frozen backbone; None for classification, where ``majority`` is the baseline.
+    """
     return {
         "dataset": client.dataset or client.id,
         "epsilon_spent": ledger.spent(),
@@ -60,6 +70,7 @@ def client_report(
         "statement": statement(ledger.events(), ledger.budget.delta, prv=False).to_dict(),
         "metric": metric,
         "majority": data.majority,
+        "untrained": untrained,
         "labels": list(data.label_set),
         "labels_declared": data.labels_declared,
         "bytes_sent": transcript.sent.get(client.id, 0),
@@ -130,19 +141,19 @@ def table(data: Mapping[str, Any]) -> RichTable:
     shown = RichTable(title=f"{name} on each client's own test rows", title_justify="left")
     shown.add_column("client")
     shown.add_column("data set")
-    for title in ("ε spent", "of", "ours", *(REFERENCE_TITLES[key] for key in references), "majority"):
+    baseline = "untrained" if first["untrained"] else "majority"
+    for title in ("ε spent", "of", "ours", *(REFERENCE_TITLES[key] for key in references), baseline):
         shown.add_column(title, justify="right")
     for client, report in data["clients"].items():
         others = [_number(references[key]["clients"][client]["metric"]) for key in references]
-        majority = "-" if report["majority"] is None else f"{report['majority']:.3f}"
         shown.add_row(
             client, report["dataset"], f"{report['epsilon_spent']:.2f}", f"{report['epsilon_allowed']:g}",
-            f"[bold]{_number(report['metric'])}", *others, majority,
+            f"[bold]{_number(report['metric'])}", *others, _number(report[baseline]),
         )  # fmt: skip
     if len(data["clients"]) > 1 and first["metric"]:
         means = [_mean(references[key]["clients"]) for key in references]
         shown.add_section()
-        shown.add_row("mean", "", "", "", f"[bold]{_mean(data['clients'])}", *means, _mean(data["clients"], "majority"))
+        shown.add_row("mean", "", "", "", f"[bold]{_mean(data['clients'])}", *means, _mean(data["clients"], baseline))
     return shown
 
 
@@ -176,13 +187,17 @@ def _comparison(clients: Mapping[str, Any], key: str, reference: Mapping[str, An
     )
 
 
-def _number(metric: Mapping[str, Any] | None) -> str:
-    return "-" if metric is None else f"{metric['value']:.3f}"
+def _value(metric: Mapping[str, Any] | float | None) -> float | None:
+    return metric["value"] if isinstance(metric, Mapping) else metric
+
+
+def _number(metric: Mapping[str, Any] | float | None) -> str:
+    value = _value(metric)
+    return "-" if value is None else f"{value:.3f}"
 
 
 def _mean(clients: Mapping[str, Any], key: str = "metric") -> str:
-    values = [c[key]["value"] if key == "metric" and c[key] else c[key] for c in clients.values()]
-    known = [v for v in values if isinstance(v, float | int)]
+    known = [value for report in clients.values() if (value := _value(report[key])) is not None]
     return f"{sum(known) / len(known):.3f}" if known else "-"
 
 
