@@ -86,7 +86,7 @@ def required(run: RunFolder, client: str) -> dict[str, Event]:
 def _audit_client(run: RunFolder, client: str) -> tuple[list[Check], float]:
     with Ledger.inspect(run.ledger(client)) as ledger:
         entries, events, delta = ledger.entries(), ledger.events(), ledger.budget.delta
-        allowed = ledger.budget.epsilon
+        allowed, dataset = ledger.budget.epsilon, ledger.dataset
     report = run.summary["clients"].get(client)
     if report is None:
         raise MissingEvidence(f"summary.json says nothing of client {client}")
@@ -101,6 +101,7 @@ def _audit_client(run: RunFolder, client: str) -> tuple[list[Check], float]:
     close = abs(second - exact) <= ACCOUNTANTS_AGREE * max(1.0, exact)
     return [
         Check(f"{client}: chain", holds=True, detail=f"{len(entries)} lines, head {head}"),
+        Check(f"{client}: data set", dataset == run.clients[client]["dataset"], f"the ledger is that of {dataset!r}"),
         Check(f"{client}: epsilon", abs(claimed - exact) <= TOLERANCE, f"claimed {claimed:.4f}, ledger {exact:.4f}"),
         Check(f"{client}: second accountant", close, f"PLD {exact:.4f}, PRV {second:.4f}"),
         Check(f"{client}: budget", exact <= allowed + TOLERANCE, f"{exact:.4f} of {allowed:g}"),
