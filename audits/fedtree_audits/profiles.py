@@ -107,7 +107,7 @@ def _pld(events: Sequence[Event], *, pessimistic: bool) -> Any:
         rate = 1.0 if isinstance(event, Gaussian) else event.sample_rate
         one = pld.from_gaussian_mechanism(
             event.noise_multiplier, value_discretization_interval=1e-3, sampling_prob=rate,
-            pessimistic_estimate=pessimistic,
+            pessimistic_estimate=pessimistic, use_connect_dots=pessimistic,
         )  # fmt: skip
         part = one.self_compose(times_of(event)) if times_of(event) > 1 else one
         composed = part if composed is None else composed.compose(part)

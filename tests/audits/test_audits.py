@@ -24,6 +24,12 @@ REASONS = {
         "doubled sampling rate": "sampling rate",
         "shuffling called Poisson": "batch sizes",
     },
+    "canary_whitebox": {
+        "no noise": "per step",
+        "half the noise": "per step",
+        "clipping off": "per step",
+        "doubled sampling rate": "per step, measured rate",
+    },
     "lattice": {
         "float32 noise": "on the grid",
         "rounded to nearest": "rounding at random",
