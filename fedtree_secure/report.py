@@ -17,7 +17,7 @@ from fedtree_secure.config import Job
 from fedtree_secure.coordinator import Coordinator
 from fedtree_secure.data import Client, ClientData
 from fedtree_secure.picture import draw_tree
-from fedtree_secure.storage import write_json
+from fedtree_secure.storage import read_json, write_json
 from fedtree_secure.transport import Transcript
 
 PACKAGES = ("fedtree-secure", "torch", "transformers", "peft", "opacus", "dp-accounting", "cryptography", "numpy")
@@ -110,6 +110,7 @@ def write_report(
         "versions": {name: _version(name) for name in PACKAGES} | {"python": platform.python_version()},
     }  # fmt: skip
     write_json(folder / "summary.json", summary)
+    summary = read_json(folder / "summary.json")  # so that the result says exactly what the file says
     draw_tree(tree, [f"layer {i}" for i in backbone.experts.indices], folder / "tree.png")
     return Result(folder, dict(adapters), summary)
 

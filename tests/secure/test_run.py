@@ -221,10 +221,12 @@ def test_every_source_and_head_mode_runs(tiny_bert, tmp_path):
 def test_references_are_trained_under_the_same_epsilon_and_only_in_simulation(tiny_bert, tmp_path, finished):
     assert "references" not in finished[0].data
     result = make_job(tiny_bert).run(make_clients(), tmp_path / "run", simulate=True)
-    assert set(result.data["references"]) == {"head", "local", "fedit"}
-    for reference in result.data["references"].values():
+    references = result.data["references"]
+    assert set(references) == {"head", "local", "fedit", "head_without_dp"}
+    for name, reference in references.items():
+        assert reference["private"] == (name != "head_without_dp")
         for report in reference["clients"].values():
-            assert 7.8 < report["epsilon_spent"] <= 8
+            assert (7.8 < report["epsilon_spent"] <= 8) if reference["private"] else report["epsilon_spent"] is None
     assert not (tmp_path / "ledgers").exists()  # nothing outside of the run folder
 
 
