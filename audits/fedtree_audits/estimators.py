@@ -2,7 +2,7 @@
 
 >>> from fedtree_audits.estimators import Guesses, one_run_epsilon
 >>> round(one_run_epsilon(Guesses(canaries=1000, made=200, correct=180), 1e-5), 1)
-1.6
+1.8
 """
 
 from fedtree_audits.intervals import (

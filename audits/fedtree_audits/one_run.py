@@ -6,7 +6,6 @@ P[W >= v] <= P[B >= v] + 2 m delta max_{1 <= i <= v} P[v > B >= v - i] / i with 
 
 `refutes` and `one_run_fdp_epsilon`: Mahloujifar, Melis and Chaudhuri, "Auditing f-differential privacy in one run"
 (2410.22235), theorem 3.1 and algorithm 3 with k = 2: the whole trade-off function is used instead of one of its points.
-With delta 0 on a long guess list the two agree only up to the looseness of either; neither dominates by theorem.
 """
 
 from __future__ import annotations

@@ -170,3 +170,9 @@ def test_ties_are_broken_without_looking_at_membership():
     s = est.scores(np.r_[np.zeros(3999), 1.0], included)
     found = [est.guess(s, 1000, order=np.random.default_rng(i)).correct for i in range(20)]
     assert 480 < np.mean(found) < 520
+
+
+def test_the_example_in_the_docstring():
+    import doctest
+
+    assert doctest.testmod(est) == (0, 2)
