@@ -8,7 +8,7 @@ PIP    := $(BIN)/python -m pip --disable-pip-version-check -q
 export TOKENIZERS_PARALLELISM := false
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: demo test check mutants bench docs clean setup
+.PHONY: demo test check mutants audit-self-test bench docs clean setup
 setup: $(STAMP)
 
 $(STAMP): pyproject.toml constraints.txt demo-packages.txt
@@ -33,6 +33,9 @@ check: $(STAMP)
 
 mutants: $(STAMP)
 	$(BIN)/python tests/secagg/mutants.py
+
+audit-self-test: $(STAMP)
+	$(BIN)/python -m fedtree_audits.self_test
 
 docs: $(STAMP)
 	$(BIN)/python -m pdoc -o docs/api fedtree_secure.federation fedtree_secure.config fedtree_secure.data fedtree_secure.report \

@@ -1,6 +1,7 @@
-"""Command line: `fedtree-secure demo | run | budget | ledger`.
+"""Command line: `fedtree-secure demo | run | budget | audit | ledger`.
 
-Exit codes: 0 done, 1 stopped or failed, 2 refused input (nothing was started or charged), 130 interrupted.
+Exit codes: 0 done, 1 stopped or failed, 2 refused input (nothing was started or charged), 130 interrupted; of
+`audit` 0 PASS, 1 FAIL, 2 INCONCLUSIVE.
 """
 
 import importlib.metadata
@@ -111,6 +112,27 @@ def budget(
 
     console.print(budget_table(epsilon, delta, records, batch, rounds, local_steps, trained_values))
     return 0
+
+
+@app.command
+def audit(name: str = "all", *, run: Path) -> int:
+    """Attack a finished run and compare what leaks with what was claimed; exit code 0 PASS, 1 FAIL, 2 INCONCLUSIVE.
+
+    Parameters
+    ----------
+    name
+        One audit, or all of them.
+    run
+        Run folder; reports are written to its `audits` folder.
+    """
+    from fedtree_secure.auditing import installed_audits, worst
+
+    codes = []
+    for title, load in installed_audits(name).items():
+        verdict, code, page = load().report(run)
+        codes.append(code)
+        console.print(f"[bold]{title:<20}[/] {verdict:<13} {page}", highlight=False, soft_wrap=True)
+    return worst(codes)
 
 
 @ledger_app.command

@@ -141,20 +141,23 @@ def table(data: Mapping[str, Any]) -> RichTable:
     name = first["metric"]["name"] if first["metric"] else "metric"
     shown = RichTable(title=f"{name} on each client's own test rows", title_justify="left")
     shown.add_column("client")
-    shown.add_column("data set")
+    named = any(client != report["dataset"] for client, report in data["clients"].items())
+    if named:
+        shown.add_column("data set")
     baseline = "untrained" if first["untrained"] else "majority"
     for title in ("ε spent", "of", "ours", *(REFERENCE_TITLES[key] for key in references), baseline):
         shown.add_column(title, justify="right")
     for client, report in data["clients"].items():
         others = [_number(references[key]["clients"][client]["metric"]) for key in references]
         shown.add_row(
-            client, report["dataset"], f"{report['epsilon_spent']:.2f}", f"{report['epsilon_allowed']:g}",
+            client, *([report["dataset"]] if named else []), f"{report['epsilon_spent']:.2f}", f"{report['epsilon_allowed']:g}",
             f"[bold]{_number(report['metric'])}", *others, _number(report[baseline]),
         )  # fmt: skip
     if len(data["clients"]) > 1 and first["metric"]:
         means = [_mean(references[key]["clients"]) for key in references]
         shown.add_section()
-        shown.add_row("mean", "", "", "", f"[bold]{_mean(data['clients'])}", *means, _mean(data["clients"], baseline))
+        blank = [""] * (3 if named else 2)
+        shown.add_row("mean", *blank, f"[bold]{_mean(data['clients'])}", *means, _mean(data["clients"], baseline))
     return shown
 
 

@@ -49,6 +49,11 @@ class Audit:
                 checks=(), missing=(str(missing),),
             )  # fmt: skip
 
+    def report(self, path: Path) -> tuple[str, int, Path]:
+        """Audit a run and write its pages; return verdict, exit code and the Markdown page (`fedtree-secure audit`)."""
+        result = self.audit(path)
+        return result.verdict.value, result.verdict.exit_code, write(result, path / "audits")[1]
+
     def self_test(self, seed: int = 0) -> dict[str, Verdict]:
         """Return the verdict on the correct build and on every mutant."""
         return {CORRECT: self.correct(seed).verdict} | {

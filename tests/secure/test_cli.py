@@ -92,6 +92,22 @@ def test_a_tampered_ledger_is_reported(tmp_path, capsys):
     assert "refused" in capsys.readouterr().err
 
 
+def test_audits_are_found_by_name(job_file, tmp_path, capsys):
+    assert call("run", job_file, "--out", tmp_path / "runs" / "first") == 0
+    assert call("audit", "ledger", "--run", tmp_path / "runs" / "first") == 0
+    assert "PASS" in capsys.readouterr().out
+    assert (tmp_path / "runs" / "first" / "audits" / "ledger.md").exists()
+    assert call("audit", "ledgr", "--run", tmp_path / "runs" / "first") == 2
+    assert "did you mean 'ledger'" in " ".join(capsys.readouterr().err.split())
+
+
+@pytest.mark.parametrize(("codes", "code"), [([0, 0], 0), ([0, 2], 2), ([2, 1, 0], 1), ([], 2)])
+def test_the_worst_verdict_counts(codes, code):
+    from fedtree_secure.auditing import worst
+
+    assert worst(codes) == code
+
+
 def test_importing_the_command_line_loads_no_torch():
     code = "import sys, fedtree_secure.cli; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
