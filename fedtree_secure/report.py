@@ -140,7 +140,7 @@ def table(data: Mapping[str, Any]) -> RichTable:
     first = next(iter(data["clients"].values()))
     name = first["metric"]["name"] if first["metric"] else "metric"
     shown = RichTable(title=f"{name} on each client's own test rows", title_justify="left")
-    shown.add_column("client")
+    shown.add_column("client", no_wrap=True, overflow="fold", min_width=max(map(len, data["clients"])))
     named = any(client != report["dataset"] for client, report in data["clients"].items())
     if named:
         shown.add_column("data set")
@@ -150,8 +150,8 @@ def table(data: Mapping[str, Any]) -> RichTable:
     for client, report in data["clients"].items():
         others = [_number(references[key]["clients"][client]["metric"]) for key in references]
         shown.add_row(
-            client, *([report["dataset"]] if named else []), f"{report['epsilon_spent']:.2f}", f"{report['epsilon_allowed']:g}",
-            f"[bold]{_number(report['metric'])}", *others, _number(report[baseline]),
+            client, *([report["dataset"]] if named else []), f"{report['epsilon_spent']:.2f}",
+            f"{report['epsilon_allowed']:g}", f"[bold]{_number(report['metric'])}", *others, _number(report[baseline]),
         )  # fmt: skip
     if len(data["clients"]) > 1 and first["metric"]:
         means = [_mean(references[key]["clients"]) for key in references]
