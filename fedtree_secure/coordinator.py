@@ -161,14 +161,18 @@ class Coordinator:
         self._save()
 
     def _make_values(self) -> None:
-        assert self.tree is not None
-        initial = np.zeros(self.layout.length, dtype=np.float32)
-        initial[: len(self.backbone.initial_expert)] = self.backbone.initial_expert
-        for group, ranges in self.tree.nodes(self.layout.parts).items():
+        initial = self._initial()
+        for group, ranges in self._require_tree().nodes(self.layout.parts).items():
             values = np.concatenate([initial[start:stop] for start, stop in ranges])
             self._values[group] = torch.nn.Parameter(torch.from_numpy(values))
         if self._values:
             self._adam = torch.optim.Adam(self._values.values(), lr=self.job.training.learning_rate)
+
+    def _initial(self) -> Floats:
+        """A fresh copy of the public initial expert, a shared head starting at zero."""
+        initial = np.zeros(self.layout.length, dtype=np.float32)
+        initial[: len(self.backbone.initial_expert)] = self.backbone.initial_expert
+        return initial
 
     # --- a round ------------------------------------------------------------------------------------------------
 
@@ -229,9 +233,7 @@ class Coordinator:
     def _experts_for(self, name: str) -> tuple[bytes, bytes]:
         """A client's cluster and external expert: external is the mean over the members of other released clusters."""
         tree = self._require_tree()
-        cluster = np.zeros(self.layout.length, dtype=np.float32)
-        cluster[: len(self.backbone.initial_expert)] = self.backbone.initial_expert
-        external = cluster.copy()
+        cluster, external = self._initial(), self._initial()
         for part, (start, stop) in enumerate(self.layout.parts):
             own, others = tree.group_of(name, part), tree.externals_of(name, part)
             if own is not None:

@@ -195,7 +195,7 @@ class Federation(Job):
         wrap_transport: Any,
     ) -> Coordinator:
         embedded = InProcess({name: p.handle for name, p in seats.participants.items()}, transcript)
-        transport: Transport = _Announcing(embedded, observer, self, len(seats.participants))
+        transport: Transport = _Announcing(embedded, observer, self)
         if wrap_transport is not None:
             transport = wrap_transport(transport)
         allowed = max(ledger.budget.epsilon for ledger in seats.ledgers.values())
@@ -256,8 +256,8 @@ def _untrained(backbone: Backbone, data: ClientData) -> dict[str, Any] | None:
 class _Announcing:
     """Tells the observer which stage runs and how many steps it will take."""
 
-    def __init__(self, inner: InProcess, observer: Observer, job: Job, clients: int) -> None:
-        self._inner, self._observer, self._job, self._clients = inner, observer, job, clients
+    def __init__(self, inner: InProcess, observer: Observer, job: Job) -> None:
+        self._inner, self._observer, self._job = inner, observer, job
 
     def exchange(self, stage: str, requests: Mapping[str, bytes]) -> dict[str, bytes]:
         """See `Transport.exchange`."""

@@ -104,11 +104,6 @@ class Participant:
         self._begin: wire.Begin | None = None
         self._load()
 
-    @property
-    def mine(self) -> Belongings:
-        """Everything that this client has trained or received. Private."""
-        return self._mine
-
     @contextlib.contextmanager
     def at_backbone(self) -> Iterator[None]:
         """Seat this client at the shared model, for evaluation and saving at home."""
