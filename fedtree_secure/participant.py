@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from fedtree_dp import BudgetExceeded, Event, Gaussian, Ledger, NoiseSource, PoissonGaussian
+from fedtree_dp import DPSGD, BudgetExceeded, Event, Gaussian, Ledger, NoiseSource, PoissonGaussian
 from fedtree_secagg import Identity, Plan, Roster, sketch
 from fedtree_secagg import client as masking
 from fedtree_secure import wire
@@ -27,7 +27,7 @@ from fedtree_secure.noiseplan import NoisePlan
 from fedtree_secure.seat import Belongings, Floats, fresh_belongings, seated
 from fedtree_secure.storage import read_json, write_json
 from fedtree_secure.topology import Tree
-from fedtree_secure.training import fingerprint, train_head, train_round
+from fedtree_secure.training import Engine, fingerprint, train_head, train_round
 
 log = logging.getLogger("fedtree_secure.participant")
 Tick = Callable[[str, str], None]
@@ -72,6 +72,7 @@ class Participant:
         job_id: Name of this run in the ledger.
         cache: Computed from rows once in a process (features, hidden states); never leaves it.
         tick: Called with the client's id and the stage after each step, for progress bars.
+        randomness, engine: Replaced by audits alone: keys that can be repeated, DP-SGD with canaries in it.
     """
 
     def __init__(
@@ -90,12 +91,13 @@ class Participant:
         cache: dict[str, Any] | None = None,
         tick: Tick = lambda *_: None,
         randomness: Callable[[int], bytes] = os.urandom,
+        engine: Engine = DPSGD,
     ) -> None:
         self.id = client.id
         self.data, self.job, self.roster, self.backbone, self.ledger = data, job, roster, backbone, ledger
         self.noise_plan, self.job_id = noise_plan, job_id
         self._identity, self._folder, self._cache, self._tick = identity, folder, {} if cache is None else cache, tick
-        self._random = randomness
+        self._random, self._engine = randomness, engine
         self._records = client.records or job.training.records
         self._outputs = len(data.label_set)
         self._names = tuple(sorted(roster.names))
@@ -325,7 +327,7 @@ class Participant:
         return train_round(
             self.backbone, self.job, self.data, self._mine, shares=shares, mixing=self._mixing(),
             noise_multiplier=multiplier, records=self._records, steps=steps, upload_gradient=upload_gradient,
-            noise=self._noise(), tick=lambda: self._tick(self.id, "step"),
+            noise=self._noise(), tick=lambda: self._tick(self.id, "step"), engine=self._engine,
         )  # fmt: skip
 
     def _receive(self, cluster: bytes, external: bytes) -> None:

@@ -21,6 +21,7 @@ from fedtree_secure.experts import CLUSTER
 from fedtree_secure.seat import Belongings, Floats, seated
 
 Tick = Callable[[], None]
+Engine = Callable[..., DPSGD]
 
 
 class SplitAdam(torch.optim.Adam):
@@ -102,6 +103,7 @@ def train_round(
     upload_gradient: bool,
     noise: NoiseSource,
     tick: Tick,
+    engine: Engine = DPSGD,
 ) -> Floats:
     """Take the DP-SGD steps of one round and return the change of the client's values.
 
@@ -110,6 +112,7 @@ def train_round(
         mixing: (depth,) whether the layer has an external expert.
         records: Declared size of the training set.
         upload_gradient: True for one step whose noisy mean gradient is the change of shared values.
+        engine: What takes the steps; audits plant canaries in a subclass of it.
 
     Returns:
         Values of the layout's length: new minus old, 0 where the client keeps a part to itself.
@@ -124,7 +127,7 @@ def train_round(
         before = [p.detach().clone() for p in parts.shared]
         optimizer = _optimizer(parts, job, upload_gradient=upload_gradient)
         _restore_moments(optimizer, parts, mine.adam)
-        with DPSGD(
+        with engine(
             backbone.model,
             optimizer,
             backbone.loss,
@@ -133,13 +136,13 @@ def train_round(
             expected_batch_size=settings.sample_rate * records,
             physical_batch_size=settings.physical_batch_size,
             noise=noise,
-        ) as engine:
+        ) as trainer:
             for _ in range(steps):
                 drawn = sampler.draw()
                 # Similar lengths share a physical batch. Which records were drawn is not changed, only their order.
                 drawn = drawn[np.argsort([len(data.train.tokens[int(i)]) for i in drawn], kind="stable")]
                 parts_of_batch = _physical(drawn, settings.physical_batch_size)
-                engine.step([data.train.batch(part, backbone.pad, backbone.device) for part in parts_of_batch])
+                trainer.step([data.train.batch(part, backbone.pad, backbone.device) for part in parts_of_batch])
                 tick()
         mine.adam |= _moments(optimizer, parts)
         changes = [(p.detach() - old).float().cpu().reshape(-1) for p, old in zip(parts.shared, before, strict=True)]
