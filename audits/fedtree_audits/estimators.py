@@ -23,6 +23,7 @@ from fedtree_audits.profiles import (
     profile_inverse,
 )
 from fedtree_audits.scores import Guesses, Scores, guess, hold_out, scores
+from fedtree_audits.thresholds import dkw_epsilon, dkw_margin, guess_above, hold_out_epsilon
 
 __all__ = [
     "Guesses",
@@ -30,13 +31,17 @@ __all__ = [
     "accountant_points",
     "best_threshold",
     "clopper_pearson_epsilon",
+    "dkw_epsilon",
+    "dkw_margin",
     "epsilon_at_least",
     "gaussian_delta",
     "gaussian_epsilon",
     "gaussian_epsilon_bound",
     "gaussian_mu",
     "guess",
+    "guess_above",
     "hold_out",
+    "hold_out_epsilon",
     "mu_lower_bound",
     "one_run_epsilon",
     "one_run_fdp_epsilon",

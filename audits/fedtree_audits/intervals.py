@@ -14,7 +14,9 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
-from scipy.stats import beta, nct, norm
+import numpy as np
+from scipy.special import betainccinv
+from scipy.stats import nct, norm
 from scipy.stats import t as student
 
 from fedtree_audits.errors import ScoresError
@@ -33,7 +35,7 @@ def upper_rate(successes: int, trials: int, level: float) -> float:
     """
     if not 0 <= successes <= trials or trials < 1 or not 0 < level < 1:
         raise ScoresError(f"{successes} of {trials} at level {level!r} is no proportion")
-    return 1.0 if successes == trials else float(beta.isf(level, successes + 1, trials - successes))
+    return 1.0 if successes == trials else float(betainccinv(successes + 1, trials - successes, level))
 
 
 def clopper_pearson_epsilon(given: Scores, threshold: float, delta: float, *, confidence: float = 0.95) -> float:
@@ -45,8 +47,10 @@ def clopper_pearson_epsilon(given: Scores, threshold: float, delta: float, *, co
     if not 0 <= delta < 1 or not 0 < confidence < 1 or not math.isfinite(threshold):
         raise ScoresError(f"delta {delta!r}, confidence {confidence!r} or threshold {threshold!r} is out of range")
     half = (1 - confidence) / 2
-    false_positive = upper_rate(int((given.others >= threshold).sum()), len(given.others), half)
-    false_negative = upper_rate(int((given.members < threshold).sum()), len(given.members), half)
+    above = given.values >= threshold
+    members, caught = int(np.count_nonzero(given.included)), int(np.count_nonzero(above & given.included))
+    false_positive = upper_rate(int(np.count_nonzero(above)) - caught, len(above) - members, half)
+    false_negative = upper_rate(members - caught, members, half)
     found = [
         math.log((1 - delta - one) / other)
         for one, other in ((false_positive, false_negative), (false_negative, false_positive))
@@ -57,8 +61,6 @@ def clopper_pearson_epsilon(given: Scores, threshold: float, delta: float, *, co
 
 def best_threshold(given: Scores) -> float:
     """Return the threshold with the largest difference of true and false positives; use it on other canaries only."""
-    import numpy as np
-
     cuts = np.unique(given.values)
     missed = np.searchsorted(np.sort(given.members), cuts, side="left") / len(given.members)
     passed = np.searchsorted(np.sort(given.others), cuts, side="left") / len(given.others)

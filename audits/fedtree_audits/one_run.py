@@ -12,13 +12,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from statistics import NormalDist
 
 import numpy as np
-from scipy.special import gammaln, ndtr, ndtri
+from scipy.optimize import brentq
+from scipy.special import gammaln
 
 from fedtree_audits.errors import ScoresError
 from fedtree_audits.profiles import gaussian_epsilon
-from fedtree_audits.scores import Bools, Floats, Guesses
+from fedtree_audits.scores import Floats, Guesses
 
 LARGEST_EPSILON = 30.0
 LARGEST_MU = 12.0
@@ -41,43 +43,80 @@ def p_value(outcome: Guesses, epsilon: float, delta: float) -> float:
 def one_run_epsilon(outcome: Guesses, delta: float, *, confidence: float = 0.95) -> float:
     """Return a lower bound of epsilon at `delta`, valid with probability `confidence`; 0 when nothing is shown.
 
-    The first epsilon from 0 up whose p-value is no longer below `1 - confidence`, found on a grid and then halved
-    from below: the returned value itself is refuted, so rounding is downwards.
+    The p-value grows with epsilon, so the largest refuted epsilon is found by Brent's method (to 1e-6) and moved down
+    until it is refuted itself: rounding is downwards.
 
     Raises:
         ScoresError: delta or confidence out of range.
     """
     level = _check(delta, 1 - confidence)
     logs = _log_binomials(outcome.made)
-
-    def refuted(epsilon: float) -> bool:
-        return _p_value(outcome, logs, epsilon, delta) < level
-
-    return _first_accepted(refuted, LARGEST_EPSILON, 24)
+    return _largest_refuted(lambda epsilon: level - _p_value(outcome, logs, epsilon, delta), LARGEST_EPSILON)
 
 
 def refutes(outcome: Guesses, inverse: Inverse, *, confidence: float = 0.95) -> bool:
     """Say whether the guesses refute f-DP with the trade-off function behind `inverse` (algorithm 3, 2410.22235)."""
     level = _check(0.0, 1 - confidence)
-    return bool(_refuted(outcome, inverse, level, 1)[0])
+    made, correct = outcome.made, outcome.correct
+    limit = made / outcome.canaries
+    h, r = level * (made - correct) / outcome.canaries, level * correct / outcome.canaries
+    for i in range(correct - 1, -1, -1):
+        following = float(inverse(np.array(min(r, 1.0))))
+        if following <= h or r + h > limit:
+            break  # neither changes any more, or their sum, which never falls, is over already
+        r += (i / (made - i)) * (following - h)
+        h = following
+    return r + h > limit
 
 
 def one_run_fdp_epsilon(outcome: Guesses, delta: float, *, confidence: float = 0.95) -> float:
     """Return a lower bound of epsilon at `delta` for a mechanism of the Gaussian family, by its whole trade-off curve.
 
-    The largest mu on a grid of 48, then 48 finer steps, that is refuted; epsilon is that of mu-GDP, rounded down.
+    The recursion's outcome falls as mu grows: the largest refuted mu is found as in `one_run_epsilon`; epsilon is that
+    of mu-GDP, rounded down.
 
     Raises:
         ScoresError: delta or confidence out of range.
     """
     level = _check(delta, 1 - confidence)
-    low, high = 0.0, LARGEST_MU
-    for _ in range(2):
-        mus = np.linspace(low, high, 49)[1:]
-        held = ~_refuted(outcome, lambda y, mus=mus: ndtr(ndtri(y) - mus), level, len(mus))  # type: ignore[misc]
-        first = int(np.argmax(held)) if held.any() else len(mus)
-        low, high = (mus[first - 1] if first else low), (mus[first] if first < len(mus) else high)
-    return gaussian_epsilon(float(low), delta)
+    return gaussian_epsilon(_largest_refuted(lambda mu: _excess(outcome, mu, level), LARGEST_MU), delta)
+
+
+def _largest_refuted(excess: Callable[[float], float], largest: float) -> float:
+    """Return the largest found value at which `excess`, which falls, is above 0; 0 if there is none."""
+    if excess(0.0) <= 0:
+        return 0.0
+    low, high = 0.0, 1.0
+    while excess(high) > 0:
+        if high == largest:
+            return largest
+        low, high = high, min(largest, 2 * high)
+    found, step = float(brentq(excess, low, high, xtol=1e-7)), 1e-6
+    while found > low and excess(found) <= 0:
+        found, step = max(low, found - step), 2 * step
+    return found
+
+
+def _excess(outcome: Guesses, mu: float, level: float) -> float:
+    """Algorithm 3 for mu-GDP, one value at a time: by how much it exceeds its limit; above 0 refutes.
+
+    Scalar, because the recursion is one: Python floats with the C library's erfc are faster here than arrays.
+    """
+    made, correct = outcome.made, outcome.correct
+    limit = made / outcome.canaries
+    h, r = level * (made - correct) / outcome.canaries, level * correct / outcome.canaries
+    quantile, erfc, half = NormalDist().inv_cdf, math.erfc, math.sqrt(0.5)
+    for i in range(correct - 1, -1, -1):
+        if r >= 1.0 or r <= 0.0:
+            break
+        following = 0.5 * erfc((mu - quantile(r)) * half)
+        if following <= h:
+            break  # neither changes any more
+        r += (i / (made - i)) * (following - h)
+        h = following
+        if r + h > 2 * limit:
+            break  # far above: the sum never falls
+    return min(r, 1.0) + h - limit
 
 
 def _check(delta: float, level: float) -> float:
@@ -103,35 +142,3 @@ def _p_value(outcome: Guesses, logs: Floats, epsilon: float, delta: float) -> fl
     below = np.cumsum(mass[correct - 1 :: -1]) if correct else np.zeros(1)
     alpha = float((below / np.arange(1, correct + 1)).max())
     return min(1.0, tail + 2 * outcome.canaries * delta * alpha)
-
-
-def _first_accepted(refuted: Callable[[float], bool], largest: float, halvings: int) -> float:
-    """Return the largest found value below the first one that is not refuted, scanning from 0 upwards."""
-    if not refuted(0.0):
-        return 0.0
-    low, step = 0.0, 0.25
-    while low + step <= largest and refuted(low + step):
-        low += step
-    high = low + step
-    for _ in range(halvings):
-        middle = (low + high) / 2
-        low, high = (middle, high) if refuted(middle) else (low, middle)
-    return low
-
-
-def _refuted(outcome: Guesses, inverse: Inverse, level: float, width: int) -> Bools:
-    """Algorithm 3 for `width` trade-off functions at once."""
-    made, correct, canaries = outcome.made, outcome.correct, outcome.canaries
-    limit = made / canaries
-    h = np.full(width, level * (made - correct) / canaries)
-    r = np.full(width, level * correct / canaries)
-    over = r + h > limit
-    for i in range(correct - 1, -1, -1):
-        following = np.maximum(h, inverse(np.minimum(r, 1.0)))
-        r = r + (i / (made - i)) * (following - h)
-        h = following
-        if i % 64 == 0:
-            over |= r + h > limit
-            if over.all():
-                break
-    return np.asarray(over | (r + h > limit))

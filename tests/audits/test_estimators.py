@@ -31,6 +31,9 @@ METHODS = {
     "one-run f-DP": lambda s, rng: est.one_run_fdp_epsilon(est.guess(s, 100, order=rng), DELTA),
     "clopper-pearson": lambda s, rng: est.clopper_pearson_epsilon(s, 1.5, DELTA),
     "gaussian": lambda s, rng: est.gaussian_epsilon_bound(s, DELTA),
+    "fixed threshold": lambda s, rng: est.one_run_epsilon(est.guess_above(s, 1.0), DELTA),
+    "hold-out": lambda s, rng: est.hold_out_epsilon(s, DELTA, order=rng),
+    "dkw": lambda s, rng: est.dkw_epsilon(s, DELTA),
 }
 
 
@@ -58,13 +61,33 @@ def test_bounds_are_sharp_enough(name, least):
     assert np.median(found) / 4.0 > least
 
 
-def test_hold_out_thresholds_are_valid():
-    def method(s, rng):
-        chooser, counted = est.hold_out(s, 0.3, order=rng)
-        return est.clopper_pearson_epsilon(counted, est.best_threshold(chooser), DELTA)
+def test_valid_thresholds_find_what_leaks():
+    for name in ("hold-out", "dkw", "fixed threshold"):
+        assert np.median(bounds(METHODS[name], 3.0, canaries=2000, runs=10)) > 1, name
 
-    assert (bounds(method, 0.0) > 0).sum() <= MOST_VIOLATIONS
-    assert np.median(bounds(method, 3.0, runs=20)) > 1
+
+@pytest.mark.parametrize(("count", "level"), [(50, 0.05), (400, 0.01)])
+def test_the_dkw_band_is_left_as_rarely_as_massart_proves(count, level):
+    margin, runs = est.dkw_margin(count, level), 4000
+    drawn = np.sort(np.random.default_rng(count).random((runs, count)), axis=1)
+    left = ((np.arange(1, count + 1) / count - drawn).max(axis=1) > margin).sum()
+    assert level * runs / 4 < left <= binom.isf(1e-6, runs, level)  # valid, and not wide without need
+
+
+def test_guesses_above_a_threshold_are_counted():
+    s = est.scores(np.arange(40.0), np.arange(40) % 4 == 0)
+    assert est.guess_above(s, 30.0) == est.Guesses(40, 10, 2)
+
+
+@pytest.mark.parametrize("guesses", [(1000, 100, 83), (10_000, 1000, 889), (10_000, 5000, 2946), (400, 400, 400)])
+def test_one_run_bounds_are_the_last_values_that_the_theorem_refutes(guesses):
+    outcome = est.Guesses(*guesses)
+    found = est.one_run_epsilon(outcome, DELTA)
+    assert est.p_value(outcome, found, DELTA) < 0.05 <= est.p_value(outcome, found + 1e-4, DELTA)
+    mu = est.gaussian_mu(est.one_run_fdp_epsilon(outcome, DELTA), DELTA)
+    at, above = (lambda y, m=m: norm.cdf(norm.ppf(y) - m) for m in (mu, mu + 1e-4))
+    assert est.refutes(outcome, at)
+    assert not est.refutes(outcome, above)
 
 
 def test_the_one_run_p_value_is_the_theorem_written_out():
@@ -158,6 +181,11 @@ def test_bad_settings_are_refused():
         lambda: est.one_run_epsilon(est.Guesses(10, 5, 5), 1.0),
         lambda: est.clopper_pearson_epsilon(s, math.nan, DELTA),
         lambda: est.hold_out(s, 1.0, order=rng),
+        lambda: est.guess_above(s, 1e9),
+        lambda: est.guess_above(s, math.nan),
+        lambda: est.dkw_epsilon(s, DELTA, confidence=1.0),
+        lambda: est.dkw_margin(0, 0.05),
+        lambda: est.dkw_margin(10, 0.6),
         lambda: est.gaussian_epsilon(-1.0, DELTA),
         lambda: est.mu_lower_bound(est.Scores(np.array([0.0, 0, 1, 1]), np.array([False, False, True, True]))),
     ):
