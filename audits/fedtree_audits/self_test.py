@@ -15,7 +15,16 @@ from collections.abc import Sequence
 from fedtree_audits.command import CORRECT, Audit, counts, say
 from fedtree_audits.verdict import Verdict
 
-NAMES = ("canary_whitebox", "components", "disclosure", "lattice", "ledger", "replay", "secagg_transcript")
+NAMES = (
+    "canary_client",
+    "canary_whitebox",
+    "components",
+    "disclosure",
+    "lattice",
+    "ledger",
+    "replay",
+    "secagg_transcript",
+)
 SHOWN = {Verdict.FAIL: "caught", Verdict.PASS: "NOT caught", Verdict.INCONCLUSIVE: "inconclusive"}
 
 

@@ -24,6 +24,11 @@ REASONS = {
         "doubled sampling rate": "sampling rate",
         "shuffling called Poisson": "batch sizes",
     },
+    "canary_client": {
+        "a group of one": "external expert: sum of a group",
+        "no noise": "trunk: own noise",
+        "half the noise": "own cluster: sum of a group",
+    },
     "canary_whitebox": {
         "no noise": "per step",
         "half the noise": "per step",
