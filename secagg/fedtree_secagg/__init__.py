@@ -4,8 +4,9 @@
 protocol and README.md for an example.
 """
 
-from fedtree_secagg import client, server, sketch
+from fedtree_secagg import beacon, client, server, sketch
 from fedtree_secagg.errors import ConfigurationError, ProtocolError, SecAggError, ThresholdError
+from fedtree_secagg.graph import Beacon, Sparse
 from fedtree_secagg.identity import Identity, Roster
 from fedtree_secagg.plan import Node, Plan
 from fedtree_secagg.quantise import Quantiser
@@ -14,6 +15,7 @@ from fedtree_secagg.server import NodeSum
 from fedtree_secagg.session import Session
 
 __all__ = [
+    "Beacon",
     "ConfigurationError",
     "Identity",
     "Node",
@@ -25,7 +27,9 @@ __all__ = [
     "Roster",
     "SecAggError",
     "Session",
+    "Sparse",
     "ThresholdError",
+    "beacon",
     "client",
     "server",
     "sketch",

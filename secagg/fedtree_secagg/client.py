@@ -18,12 +18,13 @@ import numpy.typing as npt
 
 from fedtree_secagg import keys, messages, shamir
 from fedtree_secagg.errors import ConfigurationError, ProtocolError
+from fedtree_secagg.group import Group
 from fedtree_secagg.identity import Identity, Roster
 from fedtree_secagg.messages import Advert, Adverts, Inbox, Masked, Reveal, Shares, Survivors, Vote, Votes
 from fedtree_secagg.plan import Plan
 from fedtree_secagg.ring import Words
 from fedtree_secagg.secret import OneShot, Secret, check_randomness
-from fedtree_secagg.session import Cohort, Session, check_names, require, sharers_hash, view_hash
+from fedtree_secagg.session import Cohort, Session, require, sharers_hash, view_hash
 
 Bundle = tuple[bytes, ...]  # the shares one holder has of one dealer: key first, then seeds in node order
 
@@ -76,15 +77,18 @@ class Shared(_InCohort):
 class Uploaded(_InCohort):
     """After `mask`: the update is out; keys and seeds of this client are gone, others' shares are held."""
 
-    __slots__ = ()
+    __slots__ = ("sharers",)
+
+    sharers: Group
 
 
 class Confirmed(_InCohort):
     """After `confirm`: this client signed one survivor set and answers for no other."""
 
-    __slots__ = ("survivors",)
+    __slots__ = ("sharers", "survivors")
 
-    survivors: tuple[str, ...]
+    sharers: Group
+    survivors: Group
 
 
 def advertise(
@@ -151,7 +155,7 @@ def share(state: Advertised, adverts: bytes, *, randomness: bytes) -> tuple[Shar
         message = messages.decode(Adverts, adverts)
         if state.advert not in message.adverts:
             raise ProtocolError("adverts: this client's own advert is missing or changed")
-        cohort = Cohort(state.session, message.server_key, message.adverts)
+        cohort = Cohort(state.session, message.server_key, message.adverts, reader=state.name, root=message.root)
         following = Shared(state.identity, state.name, state.session)
         following.cohort, following.mask, following.seeds = cohort, state.mask, state.seeds
         following.channels = {
@@ -161,7 +165,7 @@ def share(state: Advertised, adverts: bytes, *, randomness: bytes) -> tuple[Shar
         }
         following.upload = state.channel.agree(cohort.id, "the server", cohort.server_key)
         dealt = _deal(state, cohort, stream)
-        following.bundles = {state.name: dealt[state.name]}
+        following.bundles = {name: bundle for name, bundle in dealt.items() if name == state.name}
         return following, _sealed(following, dealt, stream)
 
 
@@ -189,14 +193,15 @@ def mask(state: Shared, inbox: bytes, vector: npt.NDArray[Any], *, randomness: b
         cohort, plan = state.cohort, state.session.plan
         _check_vector(vector, plan)
         message = messages.decode(Inbox, inbox)
-        sharers = check_names(message.sharers, cohort.names, "inbox")
+        sharers = cohort.group(message.sharers, "inbox")
         _check_stage(state, message.session, sharers, "inbox")
         following = Uploaded(state.identity, state.name, state.session)
         following.inherit(state)
-        following.bundles = {**state.bundles, **_open_inbox(state, message)}
-        body = _masked_words(state, message.sharers, vector, stream).data.cast("B")
+        following.sharers = sharers
+        following.bundles = {**state.bundles, **_open_inbox(state, message, sharers)}
+        body = _masked_words(state, sharers, vector, stream).data.cast("B")
         nonce = stream(keys.NONCE_BYTES)
-        shown = sharers_hash(cohort.id, message.sharers)
+        shown = sharers_hash(cohort.id, sharers)
         head = Masked(cohort.id, state.name, shown, nonce, keys.upload_tag(state.upload, nonce, body))
         return following, messages.attach(messages.sign(state.identity, cohort.id, head, state.name), body)
 
@@ -205,30 +210,33 @@ def confirm(state: Uploaded, survivors: bytes) -> tuple[Confirmed, bytes]:
     """Sign the sets of sharers and survivors the server claims; this client will answer for these only.
 
     Raises:
-        ProtocolError: the set lacks this client, repeats a name, or names one who did not share.
-        ThresholdError: fewer survivors than the threshold.
+        ProtocolError: the set lacks this client, or has one who did not share.
+        ThresholdError: fewer survivors among this client's holders than the threshold.
     """
     with state:
         message = messages.decode(Survivors, survivors)
-        names = check_names(message.names, state.bundles, "survivors")
-        _check_stage(state, message.session, names, "survivors")
+        alive = state.cohort.group(message.survivors, "survivors")
+        _check_stage(state, message.session, alive, "survivors")
+        if not alive.within(state.sharers):
+            raise ProtocolError("survivors: a client that did not share is among them")
         following = Confirmed(state.identity, state.name, state.session)
         following.inherit(state)
-        following.survivors = message.names
-        vote = Vote(state.cohort.id, state.name, view_hash(state.cohort.id, sorted(state.bundles), message.names))
+        following.sharers, following.survivors = state.sharers, alive
+        vote = Vote(state.cohort.id, state.name, view_hash(state.cohort.id, state.sharers, alive))
         return following, messages.sign(state.identity, state.cohort.id, vote, state.name)
 
 
 def reveal(state: Confirmed, votes: bytes) -> bytes:
-    """Open what the survivors' sums need, once a threshold of survivors signed the same sets as this client.
+    """Open what the survivors' sums need, once a threshold of the committee signed the same sets as this client.
 
-    Every survivor must have signed the same sharers as well, in its vote or its upload: an upload masked with fewer
-    peers than the others believe would lie open as soon as its seed and one of those peers' keys are known.
+    Every survivor whose shares this client holds must have signed the same sharers as well, in its vote or its upload:
+    an upload masked with fewer peers than the others believe would lie open as soon as its seed and one of those
+    peers' keys are known. (In a full graph the committee is everyone, and so are the dealers.)
 
     From here on the update is burnt: it must not be sent again in any other round or attempt (attack 5).
 
     Returns:
-        The signed answer: for each sharer 66 bytes per opened and 32 per unopened share.
+        The signed answer: for each dealer 66 bytes per opened and 32 per unopened share.
 
     Raises:
         ProtocolError: a vote is forged, repeated, foreign, or is for other sets; or a survivor's word is missing.
@@ -236,15 +244,14 @@ def reveal(state: Confirmed, votes: bytes) -> bytes:
     """
     with state:
         _check_votes(state, messages.decode(Votes, votes))
-        survivors = frozenset(state.survivors)
-        body = b"".join(_answer(state, dealer, survivors) for dealer in sorted(state.bundles))
+        body = b"".join(_answer(state, dealer) for dealer in sorted(state.bundles))
         message = Reveal(state.cohort.id, state.name, body)
         return messages.sign(state.identity, state.cohort.id, message, state.name)
 
 
 def _deal(state: Advertised, cohort: Cohort, stream: keys.Stream) -> dict[str, Bundle]:
     holders = cohort.holders(state.name)
-    points = [cohort.point(holder) for holder in holders]
+    points = cohort.points(state.name, holders)
     secrets = (state.mask.to_private_bytes(), *(seed.reveal() for seed in state.seeds))
     columns = [shamir.split(secret, points, state.session.plan.threshold, stream) for secret in secrets]
     return dict(zip(holders, zip(*columns, strict=True), strict=True))
@@ -272,16 +279,21 @@ def _check_vector(vector: npt.NDArray[Any], plan: Plan) -> None:
         raise ConfigurationError(f"the update has shape {vector.shape}, the plan asks for ({plan.length},)")
 
 
-def _check_stage(state: _InCohort, session: bytes, names: frozenset[str], stage: str) -> None:
+def _check_stage(state: _InCohort, session: bytes, group: Group, stage: str) -> None:
+    plan = state.session.plan
     if session != state.cohort.id:
         raise ProtocolError(f"{stage}: made for another session")
-    if state.name not in names:
+    if not group.flags[plan.place[state.name]]:
         raise ProtocolError(f"{stage}: the server counts this client as dropped out, though it answered")
-    require(state.session.plan, stage, len(names))
+    require(plan, stage, len(group.select(state.cohort.holders(state.name), plan.place)))
 
 
-def _open_inbox(state: Shared, message: Inbox) -> dict[str, Bundle]:
-    dealers = [name for name in message.sharers if name in state.channels]
+def _open_inbox(state: Shared, message: Inbox, sharers: Group) -> dict[str, Bundle]:
+    unknown = set(sharers.select(state.cohort.graph.contacts(state.name), state.session.plan.place))
+    unknown -= state.cohort.adverts.keys()
+    if unknown:
+        raise ProtocolError(f"inbox: {min(unknown)!r} is said to have shared, but this client was not shown its advert")
+    dealers = [name for name in state.cohort.dealers(state.name, sharers) if name != state.name]
     if not len(dealers) == len(message.boxes) == len(message.digests):
         raise ProtocolError("inbox: one digest and one box per other sharer expected")
     rows = zip(dealers, message.digests, message.boxes, strict=True)
@@ -305,7 +317,7 @@ def _open_bundle(state: Shared, dealer: str, digest: bytes, box: bytes) -> Bundl
     return bundle
 
 
-def _masked_words(state: Shared, alive: Sequence[str], vector: npt.NDArray[Any], stream: keys.Stream) -> Words:
+def _masked_words(state: Shared, sharers: Group, vector: npt.NDArray[Any], stream: keys.Stream) -> Words:
     """Return the masked words of all nodes; a pair has masks only in the nodes that it shares."""
     cohort, plan = state.cohort, state.session.plan
     agreed: dict[str, Secret] = {}
@@ -315,7 +327,7 @@ def _masked_words(state: Shared, alive: Sequence[str], vector: npt.NDArray[Any],
         part = words[at : at + node.width]
         plan.quantiser.quantise_into(part, node.gather(vector), stream(32))
         masks = [(keys.self_mask_key(seed.reveal(), cohort.id, state.name, node.name), 1)]
-        for peer in cohort.peers(state.name, node, alive):
+        for peer in cohort.peers(state.name, node, sharers):
             if peer not in agreed:
                 agreed[peer] = state.mask.agree(cohort.id, peer, cohort.adverts[peer].mask_key)
             masks.append((keys.pair_mask_key(agreed[peer], node.name), 1 if state.name < peer else -1))
@@ -325,7 +337,7 @@ def _masked_words(state: Shared, alive: Sequence[str], vector: npt.NDArray[Any],
 
 
 def _check_votes(state: Confirmed, message: Votes) -> None:
-    session, roster, sharers = state.cohort.id, state.session.roster, sorted(state.bundles)
+    session, roster = state.cohort.id, state.session.roster
     if message.session != session:
         raise ProtocolError("votes: made for another session")
     votes = [messages.verify(Vote, data, roster, session) for data in message.votes]
@@ -334,28 +346,30 @@ def _check_votes(state: Confirmed, message: Votes) -> None:
     for word in words:
         if word.session != session:
             raise ProtocolError(f"votes: {word.sender!r} speaks of another session", blames=word.sender)
-    agreed = view_hash(session, sharers, state.survivors)
+    agreed = view_hash(session, state.sharers, state.survivors)
     for vote in votes:
         if vote.view != agreed:
             raise ProtocolError(f"votes: {vote.sender!r} was shown another survivor set; nothing is revealed")
     for head in heads:
-        if head.sharers != sharers_hash(session, sharers):
+        if head.sharers != sharers_hash(session, state.sharers):
             raise ProtocolError(f"votes: {head.sender!r} was shown other sharers; nothing is revealed")
     _check_everyone_spoke(state, [word.sender for word in votes], [word.sender for word in heads])
 
 
 def _check_everyone_spoke(state: Confirmed, voters: Sequence[str], others: Sequence[str]) -> None:
-    spoke = [*voters, *others]
-    if len(set(spoke)) != len(spoke) or not set(spoke) <= set(state.survivors):
-        raise ProtocolError("votes: someone votes twice or is no survivor")
-    require(state.session.plan, "votes", len(voters))
-    silent = set(state.survivors).difference(spoke)
+    plan, spoke = state.session.plan, {*voters, *others}
+    committee = set(state.survivors.select(state.cohort.graph.committee, plan.place))
+    dealers = set(state.cohort.dealers(state.name, state.survivors))
+    if len(spoke) != len(voters) + len(others) or not committee.issuperset(voters) or not dealers.issuperset(others):
+        raise ProtocolError("votes: someone votes twice, is no survivor, or has no say here")
+    require(plan, "votes", len(voters))
+    silent = dealers.difference(spoke)
     if silent:
         raise ProtocolError(f"votes: no signed word of {min(silent)!r} on who shared; nothing is revealed")
 
 
-def _answer(state: Confirmed, dealer: str, survivors: frozenset[str]) -> bytes:
-    opened = state.cohort.opened_slots(dealer, survivors)
+def _answer(state: Confirmed, dealer: str) -> bytes:
+    opened = state.cohort.opened_slots(dealer, state.survivors)
     bundle = state.bundles[dealer]
     hashes = keys.share_hashes(bundle, state.cohort.id, dealer, state.name)
     return b"".join(share if show else h for share, h, show in zip(bundle, hashes, opened, strict=True))

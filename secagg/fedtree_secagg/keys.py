@@ -53,6 +53,11 @@ def digest(tag: bytes, *fields: str | bytes) -> bytes:
     return hashlib.sha256(TAG + tag + b"\0" + b"".join(map(field, fields))).digest()
 
 
+def keystream(key: bytes, count: int) -> bytes:
+    """Return the first bytes of AES-256-CTR under this key."""
+    return Cipher(algorithms.AES(key), modes.CTR(bytes(16))).encryptor().update(bytes(count))
+
+
 class Stream(Unprintable):
     """Uniform bytes from 32 bytes of a step's fresh randomness: AES-256-CTR, one stream per purpose."""
 

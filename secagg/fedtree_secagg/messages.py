@@ -39,16 +39,20 @@ class Advert(Message, frozen=True, tag="advert"):
 
 
 class Adverts(Message, frozen=True, tag="adverts"):
-    """Server to all: its own key of this attempt, and every signed advert it accepted, by sender."""
+    """Server to one client: its own key of this attempt, and the signed adverts of the client's contacts, by sender.
+
+    `root` is the hash over all adverts that it accepted.
+    """
 
     server_key: Key
+    root: Hash
     adverts: tuple[bytes, ...]
 
 
 class Shares(Message, frozen=True, tag="shares"):
     """A client's encrypted bundles for every other holder, and a digest of each bundle; both in holder order.
 
-    `digests` covers all holders, the sender included; `boxes` leaves the sender out.
+    `digests` covers all holders that advertised, the sender included if it is one; `boxes` leaves the sender out.
     """
 
     session: Hash
@@ -58,10 +62,13 @@ class Shares(Message, frozen=True, tag="shares"):
 
 
 class Inbox(Message, frozen=True, tag="inbox"):
-    """Server to one client: who shared, and from each of the others the digest and box meant for this client."""
+    """Server to one client: who shared, and from each other dealer of this client, by name, digest and box.
+
+    `sharers` has a bit for each client of the plan (`group.Group`).
+    """
 
     session: Hash
-    sharers: tuple[Name, ...]
+    sharers: bytes
     digests: tuple[Hash, ...]
     boxes: tuple[bytes, ...]
 
@@ -83,7 +90,7 @@ class Survivors(Message, frozen=True, tag="survivors"):
     """Server to all: whose masked vectors are in the sums."""
 
     session: Hash
-    names: tuple[Name, ...]
+    survivors: bytes
 
 
 class Vote(Message, frozen=True, tag="vote"):
@@ -95,7 +102,10 @@ class Vote(Message, frozen=True, tag="vote"):
 
 
 class Votes(Message, frozen=True, tag="votes"):
-    """Server to all: the signed votes, and the signed upload heads of the survivors that did not vote."""
+    """Server to one client: a threshold of the committee's signed votes, and signed upload heads.
+
+    The heads are those of the surviving dealers of this client whose vote is not among the votes.
+    """
 
     session: Hash
     votes: tuple[bytes, ...]

@@ -6,15 +6,16 @@ neighbours that they rebuild its secrets; and the round must succeed but with pr
 in exact integers. Source: Bell, Bonawitz, Gascón, Lepoint, Raykova, "Secure Single-Server Aggregation with
 (Poly)Logarithmic Overhead", CCS 2020, section 3 and appendix.
 
-What the numbers assume: corrupt clients are fixed before the graph is drawn, and neighbours are uniform. They bound
-a group of n drawn as a whole; a server that chooses small clusters after it has seen the graph is not covered, so
-nodes below a few hundred members take the full graph.
+What the numbers assume: corrupt clients and the tree are fixed before the graph is drawn, and neighbours are uniform.
+Bell et al. also let those who drop out be fixed before; an active server chooses them when it knows the graph, and
+`find_ring_graph` is for that: no choice of dropouts cuts such a ring of masks in two.
 """
 
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import cache
 
 from fedtree_secagg.errors import ConfigurationError
 
@@ -30,6 +31,31 @@ class Neighbourhood:
 
     neighbours: int
     threshold: int
+
+
+@cache
+def threshold_range(
+    n: int, corrupt: int, dropouts: int, k: int, *, active: bool = True, sigma: int = 40, eta: int = 20
+) -> tuple[int, int]:
+    """Return the least safe and the largest reachable threshold among k random neighbours; empty where least > largest.
+
+    Arguments are those of `find_neighbourhood`, with counts in place of shares.
+    """
+    most = _most_corrupt(n, corrupt, k, sigma)
+    return (most + k) // 2 + 1 if active else most + 1, _fewest_alive(n, n - dropouts, k, eta)
+
+
+@dataclass(frozen=True)
+class RingGraph:
+    """A ring of masks that no choice of dropouts parts (`graph.Rings.holds_together`).
+
+    Attributes:
+        half: each client shares masks with that many clients on either side.
+        least: survivors that every `half` neighbouring places must have, or the node is not opened.
+    """
+
+    half: int
+    least: int
 
 
 def find_neighbourhood(
@@ -59,13 +85,56 @@ def find_neighbourhood(
     for k in range(2, n, 2):
         if not _stays_connected(n, bad + gone, k, sigma):
             continue
-        most = _most_corrupt(n, bad, k, sigma)
-        threshold = (most + k) // 2 + 1 if active else most + 1
-        if threshold <= _fewest_alive(n, n - gone, k, eta):
-            return Neighbourhood(k, threshold)
+        least, most = threshold_range(n, bad, gone, k, active=active, sigma=sigma, eta=eta)
+        if least <= most:
+            return Neighbourhood(k, least)
     raise ConfigurationError(
         f"neighbourhood: no even k below {n} holds for {bad} corrupt clients and {gone} dropouts; use the full graph"
     )
+
+
+@cache
+def find_ring_graph(
+    n: int, corrupt: int, dropouts: int, *, nodes: int = 1, sigma: int = 40, eta: int = 20
+) -> RingGraph | None:
+    """Return the narrowest ring that holds together, or None where half of all pairs would not do.
+
+    With q the probability that `half` places have at least `least` corrupt clients (hypergeometric): two such stretches
+    somewhere among n places have probability at most n (n - 1) / 2 * q^2, since counts in disjoint stretches are
+    negatively associated; it must be at most 2^-(sigma + 2) over all nodes. Survivors fall below `least` somewhere,
+    when dropouts are random, with probability at most 2^-eta.
+
+    Args:
+        n: members of the node.
+        corrupt: corrupt clients among them, at most.
+        dropouts: dropouts among them that the round should survive.
+        nodes: nodes that share the failure probability.
+        sigma: bits of security.
+        eta: bits of correctness.
+
+    >>> find_ring_graph(10_000, 500, 500)
+    RingGraph(half=25, least=13)
+    """
+    for half in range(1, (n - 1) // 4 + 1):
+        total = math.comb(n, half)
+        most, tail = min(corrupt, half) + 1, 0  # the least count that is improbable enough
+        for count, ways in _hypergeometric_down(n, corrupt, half):
+            tail += ways
+            if n * (n - 1) * nodes * tail * tail << (sigma + 1) > total * total:
+                break
+            most = count
+        gone = next((x for x, ways in _cumulated(n, dropouts, half) if ways * n << eta > total), 0)
+        if most <= half - gone:
+            return RingGraph(half, most)
+    return None
+
+
+def _cumulated(n: int, marked: int, k: int) -> Iterator[tuple[int, int]]:
+    """Yield (x, ways to draw k of n with at least x of the marked), from the largest x down."""
+    tail = 0
+    for x, ways in _hypergeometric_down(n, marked, k):
+        tail += ways
+        yield x, tail
 
 
 def _stays_connected(n: int, removed: int, k: int, sigma: int) -> bool:

@@ -11,7 +11,7 @@ coordinate never overlap in members, so every atom of the released partition is 
 
 import hashlib
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import pairwise
 from typing import Any
@@ -21,7 +21,9 @@ import numpy as np
 import numpy.typing as npt
 
 from fedtree_secagg.errors import ConfigurationError
+from fedtree_secagg.graph import Beacon, Complete, Graph, Rings, Sparse
 from fedtree_secagg.identity import check_name
+from fedtree_secagg.parameters import threshold_range
 from fedtree_secagg.quantise import Quantiser
 from fedtree_secagg.ring import Ring
 
@@ -87,6 +89,9 @@ class Plan:
         colluders: clients that may hand their knowledge to the server, c.
         context: SHA-256 of everything else that the application binds: model, data layout, configuration, tree.
         ring: the integers the sums live in; 2^16 halves the upload of small cohorts.
+        sparse: None for the full graph. For cohorts of hundreds and more: clients then mask and share with a few random
+            neighbours; threshold counts holders of one client's shares (`find_neighbourhood` gives both numbers), and
+            the plan needs a beacon (`with_beacon`) before it can be used.
     """
 
     length: int
@@ -97,6 +102,7 @@ class Plan:
     min_group: int = SMALLEST_GROUP
     colluders: int = 1
     ring: Ring = field(default=Ring(32))
+    sparse: Sparse | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "nodes", tuple(self.nodes))
@@ -139,9 +145,57 @@ class Plan:
             *("fedtree-secagg/v1/plan", self.length, self.threshold, self.min_group, self.colluders, self.ring.bits),
             [float(grid.clip), grid.bits, grid.saturate],
             self.context,
-            [[node.name, list(node.members), [list(r) for r in node.ranges]] for node in self.nodes],
+            self._canonical_nodes,
+            None if self.sparse is None or self.sparse.beacon is None else [self.sparse.beacon.value, self.tree],
         ]
         return hashlib.sha256(msgspec.msgpack.encode(canonical)).digest()
+
+    @cached_property
+    def tree(self) -> bytes:
+        """SHA-256 of what a beacon is drawn for: nodes and bounds, without context, counters and quantiser."""
+        sparse = self.sparse
+        bounds = [self.threshold, self.min_group, self.colluders]
+        canonical = [
+            *("fedtree-secagg/v1/tree", *bounds, None if sparse is None else [sparse.neighbours, sparse.dropouts]),
+            self._canonical_nodes,
+        ]
+        return hashlib.sha256(msgspec.msgpack.encode(canonical)).digest()
+
+    def with_beacon(self, beacon: Beacon) -> "Plan":
+        """Return the plan with the beacon that draws its sparse graph.
+
+        Raises:
+            ConfigurationError: the plan is not sparse, or the beacon was drawn for another tree.
+        """
+        if self.sparse is None:
+            raise ConfigurationError("plan: only a sparse plan takes a beacon; give sparse=Sparse(..)")
+        return replace(self, sparse=replace(self.sparse, beacon=beacon))
+
+    @cached_property
+    def graph(self) -> Graph:
+        """Who shares masks with whom, and who holds whose shares."""
+        if self.sparse is None:
+            return Complete(self)
+        if self.sparse.beacon is None:
+            raise ConfigurationError("plan: a sparse plan needs a beacon first, see Plan.with_beacon")
+        return Rings(self, self.sparse, self.sparse.beacon)
+
+    @cached_property
+    def place(self) -> dict[str, int]:
+        """The place of each client in the cohort, from 0."""
+        return {name: place for place, name in enumerate(self.cohort)}
+
+    def places_of(self, node: Node) -> npt.NDArray[np.int64]:
+        """Return the places of a node's members in the cohort."""
+        return self._node_places[node.name]
+
+    @cached_property
+    def _node_places(self) -> dict[str, npt.NDArray[np.int64]]:
+        return {n.name: np.array([self.place[member] for member in n.members], np.int64) for n in self.nodes}
+
+    @cached_property
+    def _canonical_nodes(self) -> list[Any]:
+        return [[node.name, list(node.members), [list(r) for r in node.ranges]] for node in self.nodes]
 
     def nodes_of(self, name: str) -> tuple[Node, ...]:
         """Return the nodes of a client, in the order of the plan: the order of its upload."""
@@ -181,10 +235,32 @@ class Plan:
 
     def _check_threshold(self) -> None:
         n = len(self.cohort)
-        if not (n + self.colluders < 2 * self.threshold and self.threshold <= n):
+        if self.sparse is not None:
+            self._check_sparse(self.sparse, n)
+        elif not (n + self.colluders < 2 * self.threshold and self.threshold <= n):
             raise ConfigurationError(
                 f"plan: threshold is {self.threshold} for {n} clients and {self.colluders} colluders; allowed are "
                 f"{(n + self.colluders) // 2 + 1} to {n}: below, a server could collect both kinds of share"
+            )
+
+    def _check_sparse(self, sparse: Sparse, n: int) -> None:
+        k = sparse.neighbours
+        if not (2 <= k < n and k % 2 == 0 and 0 <= sparse.dropouts <= n):
+            raise ConfigurationError(
+                f"plan: {k} neighbours and {sparse.dropouts} dropouts for {n} clients; neighbours must be even and "
+                "below the number of clients, dropouts at most that number; see find_neighbourhood"
+            )
+        least, most = threshold_range(n, min(self.colluders, n), sparse.dropouts, k)
+        if not least <= self.threshold <= most:
+            allowed = f"allowed are {least} to {most}" if least <= most else "no threshold fits: take more neighbours"
+            raise ConfigurationError(
+                f"plan: threshold is {self.threshold} for {k} neighbours of {n} clients, {self.colluders} colluders "
+                f"and {sparse.dropouts} dropouts; {allowed}; see find_neighbourhood"
+            )
+        if sparse.beacon is not None and sparse.beacon.tree != self.tree:
+            raise ConfigurationError(
+                "plan: the beacon was drawn for another tree; nodes, members, threshold, colluders and neighbours must "
+                "be fixed first: draw a new beacon for this plan"
             )
 
     def _check_disjoint(self) -> None:

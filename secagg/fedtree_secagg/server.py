@@ -9,7 +9,7 @@ nodes, who took part, and the plan.
 
 import secrets
 import struct
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from fedtree_secagg import keys, messages, shamir
 from fedtree_secagg.errors import ProtocolError, message_of
+from fedtree_secagg.group import Group
 from fedtree_secagg.identity import Roster
 from fedtree_secagg.messages import Adverts, Inbox, Masked, Message, Reveal, Shares, Survivors, Vote, Votes
 from fedtree_secagg.plan import Node, Plan
@@ -77,11 +78,12 @@ class Gathered(_State):
 
 
 class Routed(_State):
-    """After `route_shares`: the sharers and their signed bundle digests."""
+    """After `route_shares`: the sharers and their signed bundle digests, by dealer and holder."""
 
-    __slots__ = ("digests",)
+    __slots__ = ("digests", "sharers")
 
     digests: dict[str, dict[str, bytes]]
+    sharers: Group
 
 
 class Summed(Routed):
@@ -89,7 +91,7 @@ class Summed(Routed):
 
     __slots__ = ("heads", "survivors", "totals")
 
-    survivors: tuple[str, ...]
+    survivors: Group
     heads: dict[str, bytes]
     totals: dict[str, Words]
 
@@ -97,9 +99,7 @@ class Summed(Routed):
 class Agreed(Summed):
     """After `collect_votes`."""
 
-    __slots__ = ("voters",)
-
-    voters: tuple[str, ...]
+    __slots__ = ()
 
 
 def begin(
@@ -127,7 +127,7 @@ def begin(
 
 
 def collect_adverts(state: Begun, incoming: Incoming) -> tuple[Gathered, dict[str, bytes]]:
-    """Fix the cohort; return the broadcast for each of its members.
+    """Fix the cohort; return for each of its members the adverts of its contacts.
 
     Raises:
         ProtocolError: an advert is wrong.
@@ -137,9 +137,11 @@ def collect_adverts(state: Begun, incoming: Incoming) -> tuple[Gathered, dict[st
         signed = dict(sorted(_pairs(incoming)))
         following = Gathered()
         following.session, following.key = state.session, state.key
-        following.cohort = Cohort(state.session, state.key.public_bytes, signed)
-        broadcast = Adverts(state.key.public_bytes, tuple(signed.values()))
-        return following, _to_all(following.cohort.names, broadcast)
+        following.cohort = cohort = Cohort(state.session, state.key.public_bytes, signed)
+        return following, _to_each(
+            {name: tuple(signed[c] for c in _present(cohort, name)) for name in signed},
+            lambda adverts: Adverts(state.key.public_bytes, cohort.root, adverts),
+        )
 
 
 def route_shares(state: Gathered, incoming: Incoming) -> tuple[Routed, dict[str, bytes]]:
@@ -150,13 +152,14 @@ def route_shares(state: Gathered, incoming: Incoming) -> tuple[Routed, dict[str,
         for name, data in sorted(_pairs(incoming)):
             with message_of(name):
                 uploads[name] = _verified_shares(state, name, data)
-        require(state.session.plan, "shares", len(uploads))
+        _require_committee(cohort, "shares", uploads)
         following = Routed()
         following.session, following.key, following.cohort = state.session, state.key, cohort
+        following.sharers = Group.of(state.session.plan.cohort, uploads)
         following.digests = {
             name: dict(zip(cohort.holders(name), upload.digests, strict=True)) for name, upload in uploads.items()
         }
-        return following, _inboxes(cohort, uploads)
+        return following, _inboxes(following, uploads)
 
 
 def collect_masked(state: Routed, incoming: Incoming) -> tuple[Summed, dict[str, bytes]]:
@@ -174,36 +177,48 @@ def collect_masked(state: Routed, incoming: Incoming) -> tuple[Summed, dict[str,
                 raise ProtocolError(f"masked: two uploads for {name!r}")
             with message_of(name):
                 heads[name] = _add_upload(state, name, data, totals)
-        require(plan, "masked", len(heads))
+        _require_committee(state.cohort, "masked", heads)
         following = Summed()
-        following.session, following.cohort, following.digests = state.session, state.cohort, state.digests
-        following.survivors, following.totals, following.heads = tuple(sorted(heads)), totals, heads
-        return following, _to_all(following.survivors, Survivors(state.cohort.id, following.survivors))
+        following.session, following.cohort = state.session, state.cohort
+        following.digests, following.sharers = state.digests, state.sharers
+        following.survivors, following.totals, following.heads = Group.of(plan.cohort, heads), totals, heads
+        broadcast = messages.encode(Survivors(state.cohort.id, following.survivors.bits))
+        return following, dict.fromkeys(sorted(heads), broadcast)
 
 
 def collect_votes(state: Summed, incoming: Incoming) -> tuple[Agreed, dict[str, bytes]]:
-    """Pass on the signed votes, and the upload heads of survivors without one; return the message for each voter."""
+    """Pass on a threshold of the committee's votes, and the upload heads of a client's other surviving dealers.
+
+    In a full graph the committee is everyone. A vote of a client that is not in the committee only says that it is
+    still there; it is not read.
+    """
     with state:
-        agreed = view_hash(state.cohort.id, state.digests, state.survivors)
-        signed = dict(sorted(_pairs(incoming)))
-        check_names(list(signed), state.survivors, "votes")
-        require(state.session.plan, "votes", len(signed))
-        for name, data in signed.items():
+        cohort, plan = state.cohort, state.session.plan
+        agreed = view_hash(cohort.id, state.sharers, state.survivors)
+        received = dict(sorted(_pairs(incoming)))
+        check_names(list(received), state.heads, "votes")
+        voters = sorted(set(received).intersection(cohort.graph.committee))
+        require(plan, "votes", len(voters))
+        votes = {name: received[name] for name in voters[: plan.threshold]}
+        for name, data in votes.items():
             with message_of(name):
                 if _verified(state, Vote, name, data).view != agreed:
                     raise ProtocolError(f"vote of {name!r}: for other sets than it should have been shown")
         following = Agreed()
-        following.session, following.cohort, following.digests = state.session, state.cohort, state.digests
+        following.session, following.cohort = state.session, cohort
+        following.digests, following.sharers = state.digests, state.sharers
         following.survivors, following.totals, following.heads = state.survivors, state.totals, state.heads
-        following.voters = tuple(signed)
-        silent = tuple(state.heads[name] for name in state.survivors if name not in signed)
-        return following, _to_all(following.voters, Votes(state.cohort.id, tuple(signed.values()), silent))
+        silent = {
+            name: tuple(state.heads[d] for d in cohort.dealers(name, state.survivors) if d not in votes)
+            for name in received
+        }
+        return following, _to_each(silent, lambda heads: Votes(cohort.id, tuple(votes.values()), heads))
 
 
 def open_sums(state: Agreed, incoming: Incoming) -> dict[str, NodeSum]:
     """Rebuild the secrets and return the sum of every node with enough survivors, by node name.
 
-    The answers of the first t senders by name are read; the others are spares for when one of those is refused.
+    Of each client's holders the first t that answered are read; the others are spares for when one is refused.
 
     Raises:
         ProtocolError: an answer is malformed, or a share contradicts what its dealer signed (blames the holder), or a
@@ -211,24 +226,18 @@ def open_sums(state: Agreed, incoming: Incoming) -> dict[str, NodeSum]:
         ThresholdError: too few answers; nothing is opened.
     """
     with state:
-        plan, received = state.session.plan, dict(sorted(_pairs(incoming)))
-        check_names(list(received), state.survivors, "reveal")
-        require(plan, "reveal", len(received))
-        layout = _Layout(state.cohort, state.digests, frozenset(state.survivors))
-        enough = list(received.items())[: plan.threshold]
-        answers: dict[str, tuple[bytes, ...]] = {}
-        for name, data in enough:
-            with message_of(name):
-                answers[name] = _verified_reveal(state, name, data, layout)
-        opener = _Opener(state, layout, answers)
-        opened = state.cohort.opened_nodes(frozenset(state.survivors))
+        received = dict(sorted(_pairs(incoming)))
+        check_names(list(received), state.heads, "reveal")
+        _require_committee(state.cohort, "reveal", received)
+        opener = _Opener(state, received)
+        opened = state.cohort.opened_nodes(state.survivors)
         return {n.name: _open_node(state, opener, n) for n in state.session.plan.nodes if n.name in opened}
 
 
 class _Layout:
-    """Where the slots of every sharer's bundle lie in an answer; the same for all holders."""
+    """Where the slots of each dealer's bundle lie in an answer."""
 
-    def __init__(self, cohort: Cohort, dealers: Iterable[str], survivors: frozenset[str]) -> None:
+    def __init__(self, cohort: Cohort, dealers: Iterable[str], survivors: Group) -> None:
         self.slots: dict[str, slice] = {}
         sizes: list[int] = []
         for dealer in dealers:
@@ -241,13 +250,28 @@ class _Layout:
 class _Opener:
     """The shares that holders opened, and the secrets rebuilt from them."""
 
-    def __init__(self, state: Agreed, layout: _Layout, answers: Mapping[str, tuple[bytes, ...]]) -> None:
+    def __init__(self, state: Agreed, received: Mapping[str, bytes]) -> None:
         self._state = state
-        self._layout = layout
-        self._answers = answers
-        self._holders = tuple(answers)
-        self._weights = shamir.weights_at_zero([state.cohort.point(holder) for holder in self._holders])
+        self._weights: dict[tuple[int, ...], list[int]] = {}
         self._pairs: dict[str, keys.Pair] = {}
+        cohort, plan = state.cohort, state.session.plan
+        self._holders: dict[str, tuple[str, ...]] = {}
+        same: dict[int, tuple[str, ...]] = {}  # by identity of the holders' order: in a full graph all dealers share it
+        for dealer in state.digests:
+            order = cohort.graph.holders(dealer)
+            if id(order) not in same or order is not plan.cohort:
+                same[id(order)] = tuple(name for name in order if name in received)[: plan.threshold]
+            self._holders[dealer] = same[id(order)]
+        layouts: dict[tuple[str, ...], _Layout] = {}
+        self._layouts: dict[str, _Layout] = {}
+        self._answers: dict[str, tuple[bytes, ...]] = {}
+        for name in sorted({name for holders in self._holders.values() for name in holders}):
+            dealers = cohort.dealers(name, state.sharers)
+            if dealers not in layouts:
+                layouts[dealers] = _Layout(cohort, dealers, state.survivors)
+            self._layouts[name] = layouts[dealers]
+            with message_of(name):
+                self._answers[name] = _verified_reveal(state, name, received[name], layouts[dealers])
 
     def seed(self, owner: str, slot: int) -> bytes:
         """Return a survivor's self-mask seed of its node number slot - 1."""
@@ -269,8 +293,14 @@ class _Opener:
         return self._pairs[owner]
 
     def _combine(self, owner: str, slot: int) -> bytes | None:
-        at = self._layout.slots[owner].start + slot
-        return shamir.combine([answer[at] for answer in self._answers.values()], self._weights)
+        holders = self._holders[owner]
+        require(self._state.session.plan, "reveal", len(holders))
+        points = self._state.cohort.points(owner, holders)
+        if points not in self._weights:
+            self._weights[points] = shamir.weights_at_zero(points)
+        at = [self._layouts[holder].slots[owner].start + slot for holder in holders]
+        shares = [self._answers[holder][place] for holder, place in zip(holders, at, strict=True)]
+        return shamir.combine(shares, self._weights[points])
 
     def _guilty(self, owner: str) -> ProtocolError:
         """Return whose fault a wrong secret is: a holder's whose answer is not what the dealer signed, or the dealer's.
@@ -279,12 +309,10 @@ class _Opener:
         something else lies; when all answers are genuine, the dealer dealt shares of another secret.
         """
         cohort = self._state.cohort
-        survivors = frozenset(self._state.survivors)
-        opened = cohort.opened_slots(owner, survivors)
-        for holder in self._holders:
-            hashes = keys.share_hashes(
-                self._answers[holder][self._layout.slots[owner]], cohort.id, owner, holder, opened
-            )
+        opened = cohort.opened_slots(owner, self._state.survivors)
+        for holder in self._holders[owner]:
+            answer = self._answers[holder][self._layouts[holder].slots[owner]]
+            hashes = keys.share_hashes(answer, cohort.id, owner, holder, opened)
             if keys.bundle_digest(hashes) != self._state.digests[owner][holder]:
                 return ProtocolError(
                     f"reveal of {holder!r}: not the shares that {owner!r} dealt", blames=holder, sender=holder
@@ -294,11 +322,10 @@ class _Opener:
 
 def _open_node(state: Agreed, opener: _Opener, node: Node) -> NodeSum:
     cohort, plan = state.cohort, state.session.plan
-    surviving = set(state.survivors)
-    alive = [name for name in node.members if name in surviving]
+    alive = state.survivors.select(node.members, plan.place)
     masks = [(_self_mask_key(cohort, opener, name, node), -1) for name in alive]
     for gone in set(node.members).intersection(state.digests).difference(alive):
-        for peer in cohort.peers(gone, node, alive):
+        for peer in cohort.peers(gone, node, state.survivors):
             agreed: Secret = opener.pair(gone).agree(cohort.id, peer, cohort.adverts[peer].mask_key)
             # The survivor added this mask if its name sorts first; take it out again.
             masks.append((keys.pair_mask_key(agreed, node.name), -1 if peer < gone else 1))
@@ -306,7 +333,7 @@ def _open_node(state: Agreed, opener: _Opener, node: Node) -> NodeSum:
     limit = len(alive) * plan.quantiser.max_integer
     if max(int(total.max()), -int(total.min())) > limit:
         raise ProtocolError(f"node {node.name!r}: the sum is beyond {len(alive)} times the clip; someone did not clip")
-    return NodeSum(node, tuple(alive), total, plan.quantiser)
+    return NodeSum(node, alive, total, plan.quantiser)
 
 
 def _self_mask_key(cohort: Cohort, opener: _Opener, name: str, node: Node) -> bytes:
@@ -318,8 +345,27 @@ def _pairs(incoming: Incoming) -> Iterable[tuple[str, bytes]]:
     return incoming.items() if isinstance(incoming, Mapping) else incoming
 
 
-def _to_all(names: Iterable[str], message: Message) -> dict[str, bytes]:
-    return dict.fromkeys(names, messages.encode(message))
+def _to_each(
+    contents: Mapping[str, tuple[bytes, ...]], make: Callable[[tuple[bytes, ...]], Message]
+) -> dict[str, bytes]:
+    """Return each client's message; equal contents are encoded once."""
+    encoded: dict[tuple[bytes, ...], bytes] = {}
+    out = {}
+    for name, content in contents.items():
+        if content not in encoded:
+            encoded[content] = messages.encode(make(content))
+        out[name] = encoded[content]
+    return out
+
+
+def _present(cohort: Cohort, name: str) -> Iterable[str]:
+    """Return the contacts of a client that advertised, sorted."""
+    contacts = cohort.graph.contacts(name)
+    return cohort.adverts if len(contacts) >= len(cohort.adverts) else sorted(contacts & cohort.adverts.keys())
+
+
+def _require_committee(cohort: Cohort, stage: str, present: Mapping[str, object]) -> None:
+    require(cohort.session.plan, stage, sum(name in present for name in cohort.graph.committee))
 
 
 def _verified(state: _State, kind: type[M], name: str, data: bytes) -> M:
@@ -337,31 +383,28 @@ def _verified_shares(state: Gathered, name: str, data: bytes) -> Shares:
     message = _verified(state, Shares, name, data)
     holders = cohort.holders(name)
     size = cohort.bundle_bytes(name) + keys.BOX_OVERHEAD
-    if len(message.digests) != len(holders) or len(message.boxes) != len(holders) - 1:
+    if len(message.digests) != len(holders) or len(message.boxes) != len(holders) - (name in holders):
         raise ProtocolError(f"shares of {name!r}: one digest per holder and one box per other expected", blames=name)
     if set(map(len, message.boxes)) != {size}:
         raise ProtocolError(f"shares of {name!r}: boxes must have {size} bytes", blames=name)
     return message
 
 
-def _inboxes(cohort: Cohort, uploads: Mapping[str, Shares]) -> dict[str, bytes]:
-    """Return each sharer's inbox: the columns of the table whose rows are the uploads, without the diagonal."""
-    sharers = tuple(uploads)
-    digests = zip(*(upload.digests for upload in uploads.values()), strict=True)
-    boxes = zip(*(_with_gap(cohort, name, upload.boxes) for name, upload in uploads.items()), strict=True)
-    inboxes = {}
-    for holder, digest, box in zip(cohort.names, digests, boxes, strict=True):
-        if holder in uploads:
-            own = sharers.index(holder)
-            mine = Inbox(cohort.id, sharers, digest[:own] + digest[own + 1 :], box[:own] + box[own + 1 :])
-            inboxes[holder] = messages.encode(mine)
-    return inboxes
-
-
-def _with_gap(cohort: Cohort, dealer: str, boxes: tuple[bytes, ...]) -> tuple[bytes, ...]:
-    """Return the boxes with an empty one in the dealer's own place."""
-    own = cohort.point(dealer) - 1
-    return (*boxes[:own], b"", *boxes[own:])
+def _inboxes(state: Routed, uploads: Mapping[str, Shares]) -> dict[str, bytes]:
+    """Return each sharer's inbox: of each of its dealers, by name, the digest and the box for it."""
+    cohort = state.cohort
+    digests: dict[str, list[bytes]] = {name: [] for name in uploads}
+    boxes: dict[str, list[bytes]] = {name: [] for name in uploads}
+    for dealer, upload in uploads.items():
+        others = [name for name in cohort.holders(dealer) if name != dealer]
+        for holder, box in zip(others, upload.boxes, strict=True):
+            if holder in uploads:
+                digests[holder].append(state.digests[dealer][holder])
+                boxes[holder].append(box)
+    return {
+        name: messages.encode(Inbox(cohort.id, state.sharers.bits, tuple(digests[name]), tuple(boxes[name])))
+        for name in uploads
+    }
 
 
 def _add_upload(state: Routed, name: str, data: bytes, totals: dict[str, Words]) -> bytes:
@@ -374,7 +417,7 @@ def _add_upload(state: Routed, name: str, data: bytes, totals: dict[str, Words])
     agreed = state.key.agree(state.cohort.id, name, state.cohort.adverts[name].channel_key)
     if not keys.upload_verifies(agreed, head.nonce, head.tag, body):
         raise ProtocolError(f"masked of {name!r}: the vector does not match its tag")
-    if head.sharers != sharers_hash(state.cohort.id, state.digests):
+    if head.sharers != sharers_hash(state.cohort.id, state.sharers):
         raise ProtocolError(f"masked of {name!r}: masked with other sharers than it should have been shown")
     expected = plan.width_of(name) * plan.ring.word_bytes
     if len(body) != expected:

@@ -10,8 +10,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+import numpy as np
+
 from fedtree_secagg import keys, messages
 from fedtree_secagg.errors import ConfigurationError, ProtocolError, ThresholdError, message_of
+from fedtree_secagg.group import Group
 from fedtree_secagg.identity import Roster
 from fedtree_secagg.messages import Advert
 from fedtree_secagg.plan import Node, Plan
@@ -40,6 +43,8 @@ class Session:
         for label, value in (("round", self.round), ("attempt", self.attempt)):
             if not isinstance(value, int) or not 0 <= value < 2**63:
                 raise ConfigurationError(f"session: {label} is {value!r}; give an integer from 0 to 2^63 - 1")
+        if self.plan.sparse is not None and self.plan.sparse.beacon is None:
+            raise ConfigurationError("session: a sparse plan needs a beacon first, see Plan.with_beacon")
         missing = [name for name in self.plan.cohort if name not in self.roster]
         if missing:
             raise ConfigurationError(f"session: the roster does not name {', '.join(missing[:5])}, which the plan does")
@@ -52,28 +57,38 @@ class Session:
 
 
 class Cohort:
-    """The verified adverts of one attempt.
+    """The verified adverts of one attempt, as far as a party was shown them.
 
     Attributes:
-        names: those who take part (U1), sorted.
-        adverts: their adverts, by name.
+        adverts: by name, in the order of names: of all that take part (server), of one's contacts (client).
+        root: the hash over all adverts.
         id: the session id, 32 bytes.
     """
 
-    def __init__(self, session: Session, server_key: bytes, signed: Mapping[str, bytes] | Sequence[bytes]) -> None:
+    def __init__(
+        self,
+        session: Session,
+        server_key: bytes,
+        signed: Mapping[str, bytes] | Sequence[bytes],
+        *,
+        reader: str | None = None,
+        root: bytes | None = None,
+    ) -> None:
         """Verify adverts.
 
         Args:
             session: the attempt.
             server_key: the server's X25519 key of the attempt: with it, it authenticates uploads.
             signed: the signed adverts, by sender (server) or in the order of the senders' names (client).
+            reader: the client that reads; None for the server.
+            root: what the server told this client to be the hash over all adverts.
 
         Raises:
             ProtocolError: one is malformed, foreign, duplicated or out of order.
             ThresholdError: too few.
         """
-        self.session = session
-        self._opened: tuple[frozenset[str], frozenset[str]] | None = None  # of the survivor set asked for last
+        self.session, self.graph = session, session.plan.graph
+        self._opened: tuple[Group, frozenset[str]] | None = None  # of the survivor set asked for last
         expected = list(signed) if isinstance(signed, Mapping) else [None] * len(signed)
         raw = list(signed.values()) if isinstance(signed, Mapping) else list(signed)
         self.adverts: dict[str, Advert] = {}
@@ -83,35 +98,53 @@ class Cohort:
             if advert.sender in self.adverts:
                 raise ProtocolError(f"adverts: {advert.sender!r} occurs twice")
             self.adverts[advert.sender] = advert
-        self.names = tuple(self.adverts)
-        if list(self.names) != sorted(self.names):
+        if list(self.adverts) != sorted(self.adverts):
             raise ProtocolError("adverts: not in the order of their senders' names")
         self.server_key = server_key
         _refuse_shared_keys(server_key, self.adverts.values())
-        require(session.plan, "adverts", len(self.names))
-        hashes = b"".join(hashlib.sha256(data).digest() for data in raw)
-        self.id = keys.digest(b"session", session.instance, server_key, hashlib.sha256(hashes).digest())
+        computed = hashlib.sha256(b"".join(hashlib.sha256(data).digest() for data in raw)).digest()
+        self.root = computed if root is None else root
+        if reader is not None:
+            self._check_contacts(reader, computed)
+        required = self.graph.committee if reader is None else self.graph.holders(reader)
+        require(session.plan, "adverts", sum(name in self.adverts for name in required))
+        self.id = keys.digest(b"session", session.instance, server_key, self.root)
 
-    def point(self, holder: str) -> int:
-        """Return the holder's Shamir point: its place in the cohort, from 1."""
-        return self._points[holder]
+    def _check_contacts(self, reader: str, computed: bytes) -> None:
+        contacts = self.graph.contacts(reader)
+        strangers = self.adverts.keys() - contacts
+        if strangers:
+            raise ProtocolError(f"adverts: {min(strangers)!r} is no contact of this client")
+        if len(contacts) == len(self.session.plan.cohort) and computed != self.root:
+            raise ProtocolError("adverts: not those that their root stands for")
 
-    @cached_property
-    def _points(self) -> dict[str, int]:
-        return {name: place for place, name in enumerate(self.names, start=1)}
+    def points(self, dealer: str, holders: Iterable[str]) -> tuple[int, ...]:
+        """Return the holders' Shamir points: their places among all possible holders of the dealer, from 1."""
+        possible = self.graph.holders(dealer)
+        if possible is self.session.plan.cohort:
+            return tuple(self.session.plan.place[holder] + 1 for holder in holders)
+        table = {name: place for place, name in enumerate(possible, start=1)}
+        return tuple(table[holder] for holder in holders)
+
+    def group(self, bits: bytes, stage: str) -> Group:
+        """Return the set of clients in these bytes."""
+        return Group(self.session.plan.cohort, bits, stage)
 
     def nodes_of(self, name: str) -> tuple[Node, ...]:
         """Return the nodes of a client, in upload order."""
         return self.session.plan.nodes_of(name)
 
-    def holders(self, dealer: str) -> tuple[str, ...]:  # noqa: ARG002 - depends on the dealer in a sparse graph
-        """Return who holds the dealer's shares, in order, the dealer included."""
-        return self.names
+    def holders(self, dealer: str) -> tuple[str, ...]:
+        """Return who holds the dealer's shares: of its possible holders those that advertised, in order of points."""
+        return tuple(name for name in self.graph.holders(dealer) if name in self.adverts)
 
-    def peers(self, name: str, node: Node, alive: Iterable[str]) -> tuple[str, ...]:
-        """Return with whom a client shares a mask in a node, of those alive."""
-        members = set(node.members)
-        return tuple(peer for peer in alive if peer != name and peer in members)
+    def dealers(self, holder: str, sharers: Group) -> tuple[str, ...]:
+        """Return whose shares a client holds, sorted."""
+        return sharers.select(self.graph.dealers(holder), self.session.plan.place)
+
+    def peers(self, name: str, node: Node, among: Group) -> tuple[str, ...]:
+        """Return with whom a client shares a mask in a node, of those in the group."""
+        return among.select(self.graph.peers(name, node), self.session.plan.place)
 
     def slots(self, dealer: str) -> int:
         """Return the shares in a bundle of this dealer: its mask key's, then its seeds' in node order."""
@@ -121,7 +154,7 @@ class Cohort:
         """Return the bytes of a bundle in the clear."""
         return SHARE_BYTES * self.slots(dealer)
 
-    def opened_slots(self, dealer: str, survivors: frozenset[str]) -> tuple[bool, ...]:
+    def opened_slots(self, dealer: str, survivors: Group) -> tuple[bool, ...]:
         """Return which slots of the dealer's bundle a holder opens: seeds or the key, never both kinds.
 
         For a survivor the seeds of the nodes that will be opened; for one that dropped out the key, and only when
@@ -129,13 +162,20 @@ class Cohort:
         """
         opened = self.opened_nodes(survivors)
         opens = tuple(node.name in opened for node in self.nodes_of(dealer))
-        return (False, *opens) if dealer in survivors else (any(opens), *(False for _ in opens))
+        if survivors.flags[self.session.plan.place[dealer]]:
+            return (False, *opens)
+        return (any(opens), *(False for _ in opens))
 
-    def opened_nodes(self, survivors: frozenset[str]) -> frozenset[str]:
-        """Return the names of the nodes that have enough survivors to be opened."""
+    def opened_nodes(self, survivors: Group) -> frozenset[str]:
+        """Return the names of the nodes that are opened: enough survivors, and masks that hold them together."""
         if self._opened is None or self._opened[0] != survivors:
             plan = self.session.plan
-            enough = (n.name for n in plan.nodes if len(survivors.intersection(n.members)) >= plan.min_group)
+            enough = (
+                node.name
+                for node in plan.nodes
+                if np.count_nonzero(survivors.flags[plan.places_of(node)]) >= plan.min_group
+                and self.graph.holds_together(node, survivors)
+            )
             self._opened = survivors, frozenset(enough)
         return self._opened[1]
 
@@ -164,14 +204,14 @@ def check_names(names: Sequence[str], within: Iterable[str], stage: str) -> froz
     return frozenset(names)
 
 
-def sharers_hash(session: bytes, sharers: Iterable[str]) -> bytes:
+def sharers_hash(session: bytes, sharers: Group) -> bytes:
     """Return the hash of the set of sharers that an upload is masked with."""
-    return keys.digest(b"sharers", session, *sharers)
+    return keys.digest(b"sharers", session, sharers.bits)
 
 
-def view_hash(session: bytes, sharers: Iterable[str], survivors: Iterable[str]) -> bytes:
+def view_hash(session: bytes, sharers: Group, survivors: Group) -> bytes:
     """Return the hash that a vote signs: of both sets a client was shown."""
-    return keys.digest(b"view", session, sharers_hash(session, sharers), *survivors)
+    return keys.digest(b"view", session, sharers_hash(session, sharers), survivors.bits)
 
 
 def require(plan: Plan, stage: str, present: int) -> None:

@@ -9,7 +9,7 @@ are opened.
 import hashlib
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from fedtree_secagg import (
     server,
     sketch,
 )
+from fedtree_secagg.group import Group
 from fedtree_secagg.session import view_hash
 
 FOLDER = Path(__file__).resolve().parent
@@ -113,6 +114,14 @@ def _edited(kind: type[messages.Message], data: bytes, **changes: Any) -> bytes:
     return messages.encode(msgspec.structs.replace(messages.decode(kind, data), **changes))
 
 
+def _bits(*names: str) -> bytes:
+    return Group.of(NAMES, names).bits
+
+
+def _root(adverts: Sequence[bytes]) -> bytes:
+    return hashlib.sha256(b"".join(hashlib.sha256(advert).digest() for advert in adverts)).digest()
+
+
 def protocol(book: _Book) -> None:
     """Run one attempt and record it."""
     states: dict[str, Any] = {}
@@ -168,7 +177,8 @@ def _reject_adverts(book: _Book, state: client.Advertised, data: bytes) -> None:
         "a signature changed": _edited(messages.Adverts, data, adverts=(rows[0], flipped, *rows[2:])),
         "out of order": _edited(messages.Adverts, data, adverts=rows[::-1]),
         "one twice": _edited(messages.Adverts, data, adverts=(*rows, rows[3])),
-        "below the threshold": _edited(messages.Adverts, data, adverts=rows[:2]),
+        "below the threshold": _edited(messages.Adverts, data, adverts=rows[:2], root=_root(rows[:2])),
+        "not what the root stands for": _edited(messages.Adverts, data, adverts=rows[:3]),
         "a server key of small order": _edited(messages.Adverts, data, server_key=bytes(32)),
     }
     for why, changed in cases.items():
@@ -183,7 +193,8 @@ def _reject_inboxes(book: _Book, state: client.Shared, data: bytes) -> None:
         "another session": _edited(messages.Inbox, data, session=bytes(32)),
         "a box changed": _edited(messages.Inbox, data, boxes=(flipped, *inbox.boxes[1:])),
         "two boxes swapped": _edited(messages.Inbox, data, boxes=(inbox.boxes[1], inbox.boxes[0], *inbox.boxes[2:])),
-        "own name missing": _edited(messages.Inbox, data, sharers=inbox.sharers[1:]),
+        "own name missing": _edited(messages.Inbox, data, sharers=_bits(*NAMES[1:])),
+        "a byte too many in the set": _edited(messages.Inbox, data, sharers=inbox.sharers + b"\0"),
         "a digest missing": _edited(messages.Inbox, data, digests=inbox.digests[1:]),
     }
     vector = np.array(UPDATES["ann"])
@@ -195,23 +206,23 @@ def _reject_inboxes(book: _Book, state: client.Shared, data: bytes) -> None:
 
 def _reject_survivors(book: _Book, state: client.Uploaded, data: bytes) -> None:
     book.files["confirm"] = {"accepted": [], "rejected": []}
-    names = messages.decode(messages.Survivors, data).names
     cases = {
-        "own name missing": (*names[1:], LOST),
-        "a name twice": (*names, names[-1]),
-        "unknown name": (*names, "zed"),
-        "unsorted": names[::-1],
-        "below the threshold": names[:2],
+        "own name missing": _bits("barbara", "cyd", LOST),
+        "a client that the plan does not have": bytes([messages.decode(messages.Survivors, data).survivors[0] | 128]),
+        "two bytes": _bits(*NAMES) + b"\0",
+        "empty": b"",
+        "below the threshold": _bits("ann", "barbara"),
     }
     for why, changed in cases.items():
-        edited = _edited(messages.Survivors, data, names=changed)
+        edited = _edited(messages.Survivors, data, survivors=changed)
         book.rejected("confirm", "ann", why, edited, lambda m: client.confirm(state, m))
 
 
 def _reject_votes(book: _Book, state: client.Confirmed, data: bytes) -> None:
     book.files["reveal"] = {"accepted": [], "rejected": []}
     message = messages.decode(messages.Votes, data)
-    other = messages.Vote(message.session, "barbara", view_hash(message.session, NAMES, NAMES))
+    everyone = Group.of(NAMES, NAMES)
+    other = messages.Vote(message.session, "barbara", view_hash(message.session, everyone, everyone))
     split = messages.sign(IDENTITIES["barbara"], message.session, other, "barbara")
     cases = {
         "a vote for another set": (message.votes[0], split, message.votes[2]),

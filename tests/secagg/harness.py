@@ -21,9 +21,11 @@ import msgspec
 import numpy as np
 
 from fedtree_secagg import Identity, Node, NodeSum, Plan, Quantiser, Roster, client, keys, messages, server
+from fedtree_secagg.group import Group
 from fedtree_secagg.session import sharers_hash
 
 CONTEXT = hashlib.sha256(b"a model and a job").digest()
+FRESH = bytes(range(32))
 STAGES = ("advert", "shares", "masked", "vote", "reveal")
 Tamper = Mapping[tuple[str, str], Callable[[bytes], bytes | None]]
 
@@ -166,7 +168,7 @@ def forge_upload(run: Run, name: str, body: bytes) -> bytes:
     """What a malicious client uploads: another body with a genuine tag and signature."""
     nonce = bytes(12)
     tag = keys.upload_tag(run.states["shares"][name].upload, nonce, memoryview(body))
-    shown = sharers_hash(session_id(run), sorted(run.sent["shares"]))
+    shown = sharers_hash(session_id(run), Group.of(run.world.plan.cohort, run.sent["shares"]))
     head = messages.Masked(session_id(run), name, shown, nonce, tag)
     return messages.attach(messages.sign(run.world.identities[name], session_id(run), head, name), memoryview(body))
 
@@ -180,6 +182,18 @@ def edit(kind: type[messages.Message], **changes: Callable[[Any], Any]) -> Calla
         return messages.encode(msgspec.structs.replace(message, **new))
 
     return apply
+
+
+def those(change: Callable[[tuple[str, ...]], Iterable[str]], n: int = 9) -> Callable[[bytes], bytes]:
+    """A change of a set of the n clients, for `edit`."""
+    return lambda bits: Group.of(names(n), change(Group(names(n), bits).names())).bits
+
+
+def adverts_message(server_key: bytes, adverts: Iterable[bytes]) -> bytes:
+    """The server's broadcast of these adverts, with a root that fits."""
+    rows = tuple(adverts)
+    root = hashlib.sha256(b"".join(hashlib.sha256(row).digest() for row in rows)).digest()
+    return messages.encode(messages.Adverts(server_key, root, rows))
 
 
 def flat_plan(n: int = 5, length: int = 40, **changes: Any) -> Plan:

@@ -185,7 +185,9 @@ def hmac_sha256(key, message):
 
 
 def msgpack(value):
-    """Return the shortest MessagePack encoding of None-free data: bool, int, float, str, bytes, list."""
+    """Return the shortest MessagePack encoding of None, bool, int, float, str, bytes or list."""
+    if value is None:
+        return b"\xc0"
     if isinstance(value, bool):
         return b"\xc3" if value else b"\xc2"
     if isinstance(value, int):

@@ -81,6 +81,7 @@ class Reference:
                     ),
                     *(plan["ring_bits"], [float(plan["clip"]), plan["bits"], plan["saturate"]], context),
                     [[n["name"], n["members"], n["ranges"]] for n in self.nodes],
+                    None,
                 ]
             )
         ).digest()
@@ -97,6 +98,11 @@ class Reference:
 
     def nodes_of(self, name):
         return [node for node in self.nodes if name in node["members"]]
+
+    def bits(self, chosen):
+        """Section 2: the set of names, one bit each."""
+        number = sum(1 << i for i, name in enumerate(self.names) if name in chosen)
+        return number.to_bytes((len(self.names) + 7) // 8, "little")
 
     # Section 6
 
@@ -173,7 +179,7 @@ class Reference:
                         total = add(total, mask, 1 if name < peer else -1)
                 body += total
             data = b"".join((word % 2 ** (8 * size)).to_bytes(size, "little") for word in body)
-            nonce, shown = draw(12), h("sharers", self.session, *self.names)
+            nonce, shown = draw(12), h("sharers", self.session, self.bits(self.names))
             shared = extract(self.session, x25519(self.channel_secret[name], self.server_key))
             tag = aes256_gcm_encrypt(expand(shared, "upload"), nonce, b"", data)
             signed = self.signed(self.session, name, ["masked", self.session, name, shown, nonce, tag])
@@ -187,7 +193,7 @@ class Reference:
         return [(math.trunc(x * (g * 2.0**32)) + r) >> 32 for x, r in zip(values, draws, strict=True)]
 
     def confirm(self, survivors):
-        digest = h("view", self.session, h("sharers", self.session, *self.names), *survivors)
+        digest = h("view", self.session, h("sharers", self.session, self.bits(self.names)), self.bits(survivors))
         return {n: self.signed(self.session, n, ["vote", self.session, n, digest]) for n in survivors}
 
     def reveal(self, survivors):

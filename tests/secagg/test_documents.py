@@ -27,12 +27,12 @@ def blob(z):
 @pytest.mark.parametrize("plan", [nested_plan(), flat_plan(n=17, length=33), flat_plan(n=4, length=20_000)])
 def test_message_lengths_follow_the_formulas(plan):
     run = World.of(plan).run({"masked": ["c01"]}) if len(plan.cohort) > 4 else World.of(plan).run()
-    cohort, survivors = run.server_states["adverts"].cohort, frozenset(run.server_states["survivors"].survivors)
+    cohort, survivors = run.server_states["adverts"].cohort, run.server_states["survivors"].survivors
     for name, stage_sizes in ((n, {s: len(run.sent[s][n]) for s in run.sent}) for n in run.sent["reveal"]):
-        s, v, h = len(name), len(plan.nodes_of(name)), len(cohort.names)
+        s, v, h = len(name), len(plan.nodes_of(name)), len(cohort.adverts)
         box, body = 28 + 66 * (v + 1), 4 * plan.width_of(name)
-        opened = sum(sum(cohort.opened_slots(d, survivors)) for d in cohort.names)
-        slots = sum(cohort.slots(d) for d in cohort.names)
+        opened = sum(sum(cohort.opened_slots(d, survivors)) for d in cohort.adverts)
+        slots = sum(cohort.slots(d) for d in cohort.adverts)
         reveal = 66 * opened + 32 * (slots - opened)
         assert stage_sizes == {
             "advert": 64 + 111 + s + array(v) + 34 * v,
