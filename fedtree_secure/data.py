@@ -173,14 +173,14 @@ def prepare(client: Client, job: Job, tokenizer: Any) -> ClientData:
             f"would allow one record to be published outright. Choose a smaller delta"
         )
     if job.task == "causal-lm":
-        train = Table(_tokenise(texts, tokenizer, job), None)
-        test = None if held_out is None else Table(_tokenise(held_out, tokenizer, job), None)
+        train = Table(tokenise(texts, tokenizer, job), None)
+        test = None if held_out is None else Table(tokenise(held_out, tokenizer, job), None)
         return ClientData(train, test, (), labels_declared=True)
     label_set, declared = _label_set(client)
-    train = Table(_tokenise(texts, tokenizer, job), _labels(client, client.train, "train", label_set))
+    train = Table(tokenise(texts, tokenizer, job), _labels(client, client.train, "train", label_set))
     test = None
     if held_out is not None:
-        test = Table(_tokenise(held_out, tokenizer, job), _labels(client, client.test, "test", label_set))
+        test = Table(tokenise(held_out, tokenizer, job), _labels(client, client.test, "test", label_set))
     return ClientData(train, test, label_set, declared)
 
 
@@ -243,7 +243,8 @@ def _plain(value: Any) -> Label:
     return value if isinstance(value, str) else int(value)
 
 
-def _tokenise(texts: list[str], tokenizer: Any, job: Job) -> tuple[tuple[int, ...], ...]:
+def tokenise(texts: list[str], tokenizer: Any, job: Job) -> tuple[tuple[int, ...], ...]:
+    """Return token ids of each text, cut to the job's maximum length; an end token closes those of a language model."""
     limit = job.training.max_length
     encoded = tokenizer(texts, truncation=True, max_length=limit, padding=False)["input_ids"]
     if job.task == "causal-lm" and tokenizer.eos_token_id is not None:

@@ -17,19 +17,22 @@ from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from fedtree_dp import Ledger, PrivacyBudget
 from fedtree_secagg import Identity, Roster
 from fedtree_secure.backbone import Backbone
+from fedtree_secure.canaries import plant
 from fedtree_secure.config import Job, load_job
 from fedtree_secure.coordinator import Coordinator, RoundRecord
 from fedtree_secure.data import Client, ClientData, load_clients, prepare
 from fedtree_secure.delivery import save_adapter
 from fedtree_secure.errors import ConfigurationError, RunFolderError, RunStopped
+from fedtree_secure.manifest import write_manifest
 from fedtree_secure.noiseplan import NoisePlan, plan_noise
 from fedtree_secure.participant import Participant
 from fedtree_secure.progress import Observer, Silent
-from fedtree_secure.report import Result, client_report, write_report
+from fedtree_secure.report import Result, add_costs, client_report, write_report
 from fedtree_secure.seat import fresh_belongings, seated
 from fedtree_secure.storage import held, read_json, write_atomically, write_json
 from fedtree_secure.transport import InProcess, Transcript, Transport
@@ -82,6 +85,8 @@ class Federation(Job):
         resume: bool = False,
         simulate: bool = False,
         ledgers: str | Path | None = None,
+        auditable: bool = False,
+        canaries: int = 0,
         observer: Observer | None = None,
         shared: Shared | None = None,
         wrap_transport: Any = None,
@@ -97,6 +102,9 @@ class Federation(Job):
                 them, because they would spend the clients' budget.
             ledgers: Folder of the data sets' ledgers, shared by all jobs on these data; ``ledgers`` beside ``out``
                 if not given.
+            auditable: Keep every message (``messages.bin``), so that audits can look at the run's own uploads; the
+                summary says what that costs.
+            canaries: With ``auditable``: coins of each client, see `fedtree_secure.canaries`. Costs data, no epsilon.
             observer: Is told about progress.
             shared: A loaded backbone and caches, to save time over several jobs.
             wrap_transport: For tests and audits: gets the embedded transport, returns the one to use.
@@ -111,8 +119,11 @@ class Federation(Job):
         shared = shared or Shared()
         observer = observer or Silent()
         self._check_clients(clients)
+        if canaries and not auditable:
+            raise ConfigurationError(f"{canaries} canaries were asked for; they need auditable=True (--auditable)")
         with held(folder), contextlib.ExitStack() as stack:
-            run_id = _open_folder(folder, self, clients, resume=resume, simulate=simulate)
+            kept = {"messages": auditable, "canaries": canaries}
+            run_id = _open_folder(folder, self, clients, resume=resume, simulate=simulate, auditable=kept)
             clock = _Clock()
             observer.job(folder.name)
             shared.backbone = shared.backbone or Backbone(self)
@@ -121,8 +132,13 @@ class Federation(Job):
             shared.data.update(data)
             clock.lap("read data")
             place = folder / "ledgers" if simulate else Path(ledgers or folder.resolve().parent / "ledgers")
-            seats = self._seat(stack, clients, data, folder, place, run_id, shared, observer)
-            transcript = Transcript(folder / "transcript.txt")
+            train, caches = data, shared
+            if canaries:  # what is cached of rows is not that of a job without canaries
+                train = plant(folder, data, self, shared.backbone.tokenizer, canaries, os.urandom)
+                caches = Shared(shared.backbone)
+            seats = self._seat(stack, clients, train, folder, place, run_id, caches, observer)
+            seats.data.update(data)  # evaluation and reports know nothing of canaries
+            transcript = Transcript(folder / "transcript.txt", folder / "messages.bin" if auditable else None)
             stack.callback(transcript.close)
             clock.lap("plan noise")
             coordinator = self._drive(seats, shared.backbone, transcript, folder, observer, wrap_transport)
@@ -132,6 +148,9 @@ class Federation(Job):
             from fedtree_secure.references import add_references
 
             add_references(self, clients, folder, result, shared, observer)
+        if auditable:
+            add_costs(result, self, clients, canaries)
+        write_manifest(folder, run_id, {client.id: _identity(folder / "clients" / client.id) for client in clients})
         return result
 
     def _check_clients(self, clients: Sequence[Client]) -> None:
@@ -243,6 +262,8 @@ class Federation(Job):
             if copy.resolve() != ledger.path.resolve():
                 copy.parent.mkdir(exist_ok=True)
                 ledger.snapshot(copy)
+            key = Ed25519PrivateKey.from_private_bytes(_identity(folder / "clients" / client.id).to_private_bytes())
+            ledger.keep_checkpoint(copy.with_suffix(".checkpoints"), key)
         clock.lap("evaluate and save")
         return write_report(self, folder, reports, adapters, coordinator, backbone, clock.laps)
 
@@ -302,12 +323,15 @@ class _Clock:
         self._last = now
 
 
-def _open_folder(folder: Path, job: Job, clients: Sequence[Client], *, resume: bool, simulate: bool) -> str:
+def _open_folder(
+    folder: Path, job: Job, clients: Sequence[Client], *, resume: bool, simulate: bool, auditable: Mapping[str, Any]
+) -> str:
     """Create the run folder, or check that it is this job's; return the run's id."""
     path = folder / "job.json"
     described = {
         "job": job.to_dict(),
         "simulate": simulate,
+        "auditable": dict(auditable),
         "clients": {
             c.id: {"dataset": c.dataset or c.id, "records": c.records} for c in sorted(clients, key=lambda c: c.id)
         },

@@ -2,7 +2,7 @@
 
 import importlib.metadata
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -115,6 +115,21 @@ def write_report(
     return Result(folder, dict(adapters), summary)
 
 
+def add_costs(result: Result, job: Job, clients: Sequence[Client], canaries: int) -> None:
+    """Add to the summary what an auditable run kept and what that costs."""
+    size = (result.folder / "messages.bin").stat().st_size
+    costs = [f"{size / 1e6:.1f} MB on disk: every message, masked as it was sent; whoever holds them learns no more"]
+    if canaries:
+        records = min(client.records or job.training.records for client in clients)
+        share = canaries / 2 / (records + canaries / 2)
+        costs.append(
+            f"no epsilon, but data: about {canaries / 2:g} random records join every client's rows and take up to "
+            f"{share:.0%} of its batches; accuracy suffers by as much signal"
+        )
+    result.data["auditable"] = {"message_bytes": size, "canaries": canaries, "costs": costs}
+    write_json(result.folder / "summary.json", result.data)
+
+
 def guarantee(job: Job, reports: Mapping[str, Any]) -> dict[str, Any]:
     """The statement that a compliance officer reads: unit, adjacency, observers, and what is not protected."""
     open_sets = sorted(name for name, report in reports.items() if not report["labels_declared"])
@@ -168,6 +183,7 @@ def remarks(data: Mapping[str, Any]) -> list[str]:
     if failed:
         lines.append(f"Rounds that opened nothing: {', '.join(map(str, failed))} (charged all the same).")
     lines += [_comparison(data["clients"], key, found) for key, found in data.get("references", {}).items()]
+    lines += [f"Auditable: {cost}." for cost in data.get("auditable", {}).get("costs", ())]
     cuts = [len(layer["clusters"]) for layer in data["layers"]]
     lines.append(f"Clusters by layer, shallow to deep: {' '.join(map(str, cuts))}.")
     return lines

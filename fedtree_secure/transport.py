@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol, TextIO
 
+from fedtree_secure.errors import RunFolderError
+
 log = logging.getLogger("fedtree_secure.transport")
 SERVER = "server"
 
@@ -28,10 +30,12 @@ class Transcript:
     """Plain-text index of all messages: one line each with number, sender, receiver, stage, bytes and SHA-256.
 
     Attributes:
+        keep: File that the messages themselves are appended to, one after the other, for audits; None to keep none.
         sent, received: Bytes by client id, from the client's point of view.
     """
 
     path: Path
+    keep: Path | None = None
     sent: dict[str, int] = field(default_factory=dict)
     received: dict[str, int] = field(default_factory=dict)
     _lines: int = 0
@@ -45,6 +49,8 @@ class Transcript:
                 _, sender, receiver, _, size, _ = line.split()
                 self._count(sender, receiver, int(size))
             self.path.write_text(whole + "\n" if whole else "", "utf-8")
+        if self.keep is not None:
+            self._cut_kept(self.keep, sum(self.sent.values()) + sum(self.received.values()))
         self._file = self.path.open("a", encoding="utf-8")
         if self._file.tell() == 0:
             self._file.write("number sender receiver stage bytes sha256\n")
@@ -54,6 +60,9 @@ class Transcript:
         assert self._file is not None
         self._count(sender, receiver, len(message))
         digest = hashlib.sha256(message).hexdigest()
+        if self.keep is not None:  # first: a message without a line is cut off, a line without a message is a fault
+            with self.keep.open("ab") as kept:
+                kept.write(message)
         self._file.write(f"{self._lines} {sender} {receiver} {stage} {len(message)} {digest}\n")
         self._file.flush()
 
@@ -61,6 +70,15 @@ class Transcript:
         """Close the file."""
         if self._file is not None:
             self._file.close()
+
+    @staticmethod
+    def _cut_kept(path: Path, size: int) -> None:
+        """Cut off what a killed run wrote of a message that has no line."""
+        path.touch()
+        if path.stat().st_size < size:
+            raise RunFolderError(f"{path} has {path.stat().st_size} bytes, its index lists {size}; it was shortened")
+        with path.open("r+b") as kept:
+            kept.truncate(size)
 
     def _count(self, sender: str, receiver: str, size: int) -> None:
         self._lines += 1
