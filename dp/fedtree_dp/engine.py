@@ -149,6 +149,8 @@ class DPSGD:
                 parts = [self._part(part) for part in _split(batch, self._limit)]
             with self._first_step_check(any(part.records > part.dropped for part, _ in parts)):
                 self.optimizer.noisy_step()
+            # Inside a caller's autocast torch keeps casts of weights until its end, and would train on stale ones.
+            torch.clear_autocast_cache()
         except BaseException:
             self._capture.reset()
             self.optimizer.discard()

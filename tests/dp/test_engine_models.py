@@ -12,7 +12,7 @@ from opacus.grad_sample import GradSampleHooks
 from peft import LoraConfig
 from torch import nn
 
-from fedtree_dp import DPSGD, ConfigurationError, TrainingError, per_sequence_loss
+from fedtree_dp import DPSGD, ConfigurationError, NoiseSource, TrainingError, per_sequence_loss
 from fedtree_dp import fused as fused_module
 
 
@@ -220,6 +220,28 @@ def test_autocast(engine):
     got = clipped_sum(model, engine, loss)
     assert {g.dtype for g in got} == {torch.float32}
     assert 1e-6 < m.gap(got, expected) < 0.05
+
+
+@both
+def test_steps_inside_autocast_see_the_weights_of_the_step_before(engine):
+    """Torch keeps bfloat16 copies of weights until the outermost autocast ends: step two would use those of one."""
+    data, losses = m.batch("bert"), []
+    for outside in (False, True):
+        model = m.lora("bert", torch.float32)
+        adapters = [p for p in model.parameters() if p.requires_grad]
+
+        def inside(model, part):
+            with torch.autocast("cpu", torch.bfloat16):
+                return m.loss(model, part)
+
+        loss = m.loss if outside else inside
+        with torch.autocast("cpu", torch.bfloat16, enabled=outside), DPSGD(
+            model, torch.optim.SGD(adapters, lr=1.0), loss, noise_multiplier=0.0, max_grad_norm=1.0,
+            expected_batch_size=1.0, noise=NoiseSource.from_os(), engine=engine,
+        ) as trainer:  # fmt: skip
+            losses.append([trainer.step(data).mean_loss for _ in range(3)])
+    assert losses[1] == pytest.approx(losses[0], rel=1e-2)  # the backward pass is in bfloat16 as well
+    assert all(abs(after - before) > 0.05 for before, after in zip(losses[0], losses[0][1:], strict=False))
 
 
 @both
