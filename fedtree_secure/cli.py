@@ -9,7 +9,7 @@ import logging
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import cyclopts
 from cyclopts import Parameter
@@ -23,6 +23,10 @@ app = cyclopts.App(
 )
 ledger_app = cyclopts.App(name="ledger", help="Read and check privacy ledgers.")
 app.command(ledger_app)
+budget_app = cyclopts.App(
+    name="budget", help="What a plan costs, and the noise, epsilon, rounds or batch that it lacks."
+)
+app.command(budget_app)
 console = Console()
 errors = Console(stderr=True)
 
@@ -55,7 +59,16 @@ def demo(out: Path = Path("runs/demo"), *, resume: bool = False) -> int:
 
 
 @app.command
-def run(job: Path, *, out: Path, resume: bool = False, simulate: bool = False, ledgers: Path | None = None) -> int:
+def run(
+    job: Path,
+    *,
+    out: Path,
+    resume: bool = False,
+    simulate: bool = False,
+    ledgers: Path | None = None,
+    auditable: bool = False,
+    canaries: int = 0,
+) -> int:
     """Run a job file: all clients in this process, nothing but protocol bytes between them and the server.
 
     Parameters
@@ -70,19 +83,27 @@ def run(job: Path, *, out: Path, resume: bool = False, simulate: bool = False, l
         Research mode: ledgers inside the run folder, references trained for comparison, nothing released.
     ledgers
         Folder of the data sets' ledgers, shared by all jobs on these data; by default `ledgers` beside OUT.
+    auditable
+        Keep every message, so that audits can look at the run's own uploads. Costs disk; nothing else is kept.
+    canaries
+        With --auditable: plant this many coins of random records in each client's rows, committed to beforehand.
+        Costs no epsilon, but about half of them take part in training.
     """
     from fedtree_secure.federation import Federation
     from fedtree_secure.progress import Bars
 
     federation, clients = Federation.from_toml(job)
     with Bars(errors) as bars:
-        result = federation.run(clients, out, resume=resume, simulate=simulate, ledgers=ledgers, observer=bars)
+        result = federation.run(
+            clients, out, resume=resume, simulate=simulate, ledgers=ledgers, auditable=auditable, canaries=canaries,
+            observer=bars,
+        )  # fmt: skip
     result.summary(console)
     _show_places(result.folder)
     return 0
 
 
-@app.command
+@budget_app.default
 def budget(
     *,
     epsilon: float,
@@ -111,6 +132,73 @@ def budget(
     from fedtree_secure.planning import budget_table
 
     console.print(budget_table(epsilon, delta, records, batch, rounds, local_steps, trained_values))
+    return 0
+
+
+@budget_app.command
+def plan(
+    *,
+    job: Path | None = None,
+    epsilon: float | None = None,
+    noise: float | None = None,
+    rounds: int | None = None,
+    batch: float | None = None,
+    delta: float | None = None,
+    records: int | None = None,
+    local_steps: int | None = None,
+    solve: Literal["noise", "epsilon", "rounds", "batch"] | None = None,
+    trained_values: Annotated[int, Parameter(help="Trained values d, for the noise column.")] = 9216,
+    plot: Path | None = None,
+) -> int:
+    """Complete a plan by the one number that it lacks; show epsilon against rounds, batch and noise.
+
+    Give three of --epsilon, --noise, --rounds and --batch together with --delta and --records, or a job file.
+
+    Parameters
+    ----------
+    job
+        TOML job file: its stages, clients and budgets are planned; solves for the noise unless --solve says otherwise.
+    epsilon, delta
+        Budget of each client.
+    noise
+        Noise multiplier of a step in the rounds.
+    rounds
+        Aggregation rounds.
+    batch
+        Expected records in a step, q n.
+    records
+        Declared training records n of a client.
+    local_steps
+        DP-SGD steps of a client in a round; 1 if not given.
+    solve
+        With --job: the number that is solved for; all but `noise` need --noise.
+    plot
+        PNG file for the three curves.
+    """
+    from fedtree_secure.planning import outlook_of_job, outlook_of_numbers, require_numbers
+
+    numbers = {"epsilon": epsilon, "noise": noise, "rounds": rounds, "batch": batch, "delta": delta,
+               "records": records, "local-steps": local_steps}  # fmt: skip
+    require_numbers(numbers, solve, has_job=job is not None)
+    if job is not None:
+        found = outlook_of_job(job, noise_multiplier=noise, unknown=solve or "noise", parameters=trained_values)
+    else:
+        assert delta is not None
+        assert records is not None
+        found = [
+            outlook_of_numbers(
+                epsilon=epsilon, noise_multiplier=noise, rounds=rounds, batch=batch, delta=delta, records=records,
+                local_steps=local_steps or 1, parameters=trained_values,
+            )
+        ]  # fmt: skip
+    if plot is not None:
+        from fedtree_secure.curves import draw_outlooks
+
+        draw_outlooks(found, plot)
+    for outlook in found:
+        console.print(outlook.table())
+    if plot is not None:
+        console.print(f"Plot: {plot}", highlight=False)
     return 0
 
 

@@ -19,6 +19,7 @@ from fedtree_dp.errors import BudgetExceeded, ConfigurationError
 from fedtree_dp.events import Event, PoissonGaussian
 
 Unknown = Literal["noise", "epsilon", "rounds", "batch"]
+Axis = Literal["rounds", "batch", "noise"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +33,8 @@ class Plan:
         steps_per_round: DP-SGD steps in each round, at least 1.
         warm_up_steps: steps before the first round, at least 0, with the same noise and rate.
         parameters: number of trainable values, at least 1; only the signal ratio needs it.
+        stages: further steps whose noise multipliers are relative to that of the rounds' steps, such as a head's own
+            with 1.25; they are scaled along.
         releases: further events of the plan, such as a fingerprint; their noise is taken as it is.
 
     Raises:
@@ -45,6 +48,7 @@ class Plan:
     warm_up_steps: int = 0
     parameters: int = 1
     releases: tuple[Event, ...] = ()
+    stages: tuple[Event, ...] = ()
 
     def __post_init__(self) -> None:
         for name, least in (
@@ -57,6 +61,7 @@ class Plan:
             checks.count(name, getattr(self, name), at_least=least)
         checks.real("sample_rate", self.sample_rate, above=0.0, at_most=1.0)
         object.__setattr__(self, "releases", tuple(self.releases))
+        object.__setattr__(self, "stages", tuple(self.stages))
 
     @property
     def steps(self) -> int:
@@ -70,7 +75,12 @@ class Plan:
 
     def events(self, noise_multiplier: float) -> tuple[Event, ...]:
         """Return what the plan would be charged with this noise in its steps."""
-        return (PoissonGaussian(noise_multiplier, self.sample_rate, self.steps), *self.releases)
+        return (*self.scaled(noise_multiplier), *self.releases)
+
+    def scaled(self, noise_multiplier: float) -> tuple[Event, ...]:
+        """Return the rounds' steps, then the stages, with this noise in the rounds' steps."""
+        stages = (replace(event, noise_multiplier=event.noise_multiplier * noise_multiplier) for event in self.stages)
+        return (PoissonGaussian(noise_multiplier, self.sample_rate, self.steps), *stages)
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,18 +124,17 @@ def price(plan: Plan, budget: PrivacyBudget, *, spent: Sequence[Event] = (), ver
     """
     budget.check_records(plan.records)
     before = (*spent, *plan.releases)
-    template = (PoissonGaussian(1.0, plan.sample_rate, plan.steps),)
     try:
-        (step,) = calibrate(template, budget, spent=before, verify=verify)
+        calibrated = calibrate(plan.scaled(1.0), budget, spent=before, verify=verify)
     except BudgetExceeded as refusal:
         return PlanRow(plan, budget.delta, refusal.spent, math.inf, math.inf)
     grid = PLANNING_DISCRETIZATION if verify is None else verify
     return PlanRow(
         plan=plan,
         delta=budget.delta,
-        epsilon=epsilon_of((*before, step), budget.delta, discretization=grid),
-        noise_multiplier=step.noise_multiplier,
-        signal_ratio=signal_ratio(step.noise_multiplier, plan.parameters, plan.batch),
+        epsilon=epsilon_of((*before, *calibrated), budget.delta, discretization=grid),
+        noise_multiplier=calibrated[0].noise_multiplier,
+        signal_ratio=signal_ratio(calibrated[0].noise_multiplier, plan.parameters, plan.batch),
     )
 
 
@@ -223,6 +232,41 @@ def solve(
         return _costed(changed, budget, noise, spent)
 
     return _largest(row, plan.records if unknown == "batch" else 10**6, budget, unknown)
+
+
+def sweep(
+    plan: Plan,
+    budget: PrivacyBudget,
+    *,
+    noise_multiplier: float,
+    spent: Sequence[Event] = (),
+    factors: Iterable[float] = (0.25, 0.5, 1.0, 2.0, 4.0),
+) -> dict[Axis, tuple[PlanRow, ...]]:
+    """Return what a plan costs when one of its numbers is another and the rest stay: epsilon against each of them.
+
+    Args:
+        plan: the public numbers.
+        budget: only its delta is used.
+        noise_multiplier: of the rounds' steps.
+        spent: what was charged before.
+        factors: multiples of the plan's own number, above 0; rounds stay whole and rates at most 1, so that fewer rows
+            than factors can come back.
+
+    Returns:
+        Rows in the order of the factors, without repetitions.
+    """
+    budget.check_records(plan.records)
+    noise = checks.real("noise_multiplier", noise_multiplier, above=0.0)
+    scales = [checks.real("factors", factor, above=0.0) for factor in factors]
+
+    def rows(plans: Iterable[tuple[Plan, float]]) -> tuple[PlanRow, ...]:
+        return tuple(_costed(changed, budget, sigma, spent) for changed, sigma in dict.fromkeys(plans))
+
+    return {
+        "rounds": rows((replace(plan, rounds=max(1, round(plan.rounds * f))), noise) for f in scales),
+        "batch": rows((replace(plan, sample_rate=min(1.0, plan.sample_rate * f)), noise) for f in scales),
+        "noise": rows((plan, noise * f) for f in scales),
+    }
 
 
 def _costed(plan: Plan, budget: PrivacyBudget, noise: float, spent: Sequence[Event]) -> PlanRow:

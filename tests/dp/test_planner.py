@@ -4,8 +4,16 @@ import math
 
 import pytest
 
-from fedtree_dp import BudgetExceeded, ConfigurationError, Gaussian, PrivacyBudget, epsilon_of
-from fedtree_dp.planner import Plan, plan_table, price, signal_ratio, solve
+from fedtree_dp import (
+    BudgetExceeded,
+    ConfigurationError,
+    Gaussian,
+    PoissonGaussian,
+    PrivacyBudget,
+    calibrate,
+    epsilon_of,
+)
+from fedtree_dp.planner import Plan, plan_table, price, signal_ratio, solve, sweep
 
 BUDGET = PrivacyBudget(epsilon=8, delta=1e-5)
 
@@ -102,3 +110,38 @@ def test_solve_refuses():
             solve(unknown, plan, BUDGET, noise_multiplier=noise)
     with pytest.raises(ConfigurationError, match="above 0"):
         solve("rounds", plan, BUDGET, noise_multiplier=0)
+
+
+def test_stages_are_scaled_with_the_rounds():
+    head = PoissonGaussian(1.25, 0.1, 40)
+    row = price(Plan(2000, 0.2, rounds=10, stages=[head]), BUDGET)
+    expected = calibrate([PoissonGaussian(1.0, 0.2, 10), head], BUDGET, verify=None)
+    assert row.noise_multiplier == expected[0].noise_multiplier
+    assert row.plan.events(row.noise_multiplier) == expected
+    assert row.noise_multiplier > price(Plan(2000, 0.2, rounds=10), BUDGET).noise_multiplier
+    rounds = solve("rounds", row.plan, BUDGET, noise_multiplier=row.noise_multiplier * 1.001).plan.rounds
+    assert rounds == 10
+
+
+def test_a_sweep_changes_one_number_and_prices_it():
+    plan, sigma = Plan(1000, 0.4, rounds=2, releases=[Gaussian(9.0)]), 2.0
+    rows = sweep(plan, BUDGET, noise_multiplier=sigma)
+    assert [row.plan.rounds for row in rows["rounds"]] == [1, 2, 4, 8]
+    assert [row.plan.batch for row in rows["batch"]] == [100, 200, 400, 800, 1000]
+    assert [row.noise_multiplier for row in rows["noise"]] == [0.5, 1, 2, 4, 8]
+    for axis, falling in (("rounds", False), ("batch", False), ("noise", True)):
+        found = [row.epsilon for row in rows[axis]]
+        assert found == sorted(found, reverse=falling)
+        assert len(set(found)) == len(found)
+    for row in (row for found in rows.values() for row in found):
+        assert row.epsilon == epsilon_of(row.plan.events(row.noise_multiplier), 1e-5, discretization=1e-3)
+
+
+def test_a_sweep_refuses():
+    plan = Plan(1000, 0.4, rounds=2)
+    with pytest.raises(ConfigurationError, match="factors"):
+        sweep(plan, BUDGET, noise_multiplier=1.0, factors=[0])
+    with pytest.raises(ConfigurationError, match="noise_multiplier"):
+        sweep(plan, BUDGET, noise_multiplier=0.0)
+    with pytest.raises(ConfigurationError, match="not below 1/200000"):
+        sweep(Plan(200_000, 0.4, rounds=2), BUDGET, noise_multiplier=1.0)
