@@ -23,11 +23,14 @@ from fedtree_secagg import (
     Quantiser,
     Roster,
     SecAggError,
+    Sparse,
+    beacon,
     client,
     messages,
     server,
     sketch,
 )
+from fedtree_secagg.graph import Rings
 from fedtree_secagg.group import Group
 from fedtree_secagg.session import view_hash
 
@@ -259,11 +262,57 @@ def sketches(book: _Book) -> None:
         }
 
 
+def sparse(book: _Book) -> None:
+    """Hold one beacon ceremony and record the graph that it draws."""
+    names = tuple(f"c{i:02d}" for i in range(24))
+    identities = {name: Identity.generate(derive("identity", name)) for name in names}
+    roster = Roster({name: identity.public_bytes for name, identity in identities.items()})
+    nodes = (Node("trunk", names, ((0, 8),)), Node("leaf", names[:4], ((8, 10),)))
+    graph = Sparse(neighbours=8, dropouts=1)
+    draft = Plan(10, nodes, 6, Quantiser(1.0, 16), derive("context"), sparse=graph)
+    number = 2
+    bound = {
+        n: beacon.commit(identities[n], n, roster, draft, number=number, randomness=derive("beacon", n)) for n in names
+    }
+    commitments = beacon.collect(roster, draft, number, {n: m for n, (_, m) in bound.items()})
+    opened = {n: beacon.open_own(state, commitments) for n, (state, _) in bound.items()}
+    openings = beacon.conclude(roster, draft, number, commitments, {n: m for n, (_, m) in opened.items()})
+    plan = draft.with_beacon(beacon.verify(opened["c00"][0], openings))
+    assert plan.sparse is not None
+    assert plan.sparse.beacon is not None
+    assert isinstance(plan.graph, Rings)
+    rings = {node.name: plan.graph.ring(node) for node in nodes}
+    book.files["sparse"] = {
+        "identities": {name: identity.to_private_bytes().hex() for name, identity in identities.items()},
+        "plan": {
+            "threshold": plan.threshold,
+            "min_group": plan.min_group,
+            "colluders": plan.colluders,
+            "neighbours": graph.neighbours,
+            "dropouts": graph.dropouts,
+            "nodes": [{"name": n.name, "members": n.members, "ranges": n.ranges} for n in nodes],
+        },
+        "number": number,
+        "randomness": {name: derive("beacon", name).hex() for name in names},
+        "commitment": {name: message.hex() for name, (_, message) in bound.items()},
+        "commitments": commitments.hex(),
+        "opening": {name: message.hex() for name, (_, message) in opened.items()},
+        "openings": openings.hex(),
+        "tree_hash": plan.tree.hex(),
+        "beacon": plan.sparse.beacon.value.hex(),
+        "committee": plan.graph.committee,
+        "holders": {name: plan.graph.holders(name) for name in names},
+        "rings": {name: None if ring is None else [ring.half, ring.least] for name, ring in rings.items()},
+        "peers": {node.name: {name: plan.graph.peers(name, node) for name in node.members} for node in nodes},
+    }
+
+
 def generate() -> dict[str, str]:
     """Return the text of every file, by name."""
     book = _Book()
     protocol(book)
     sketches(book)
+    sparse(book)
     return {f"{name}.json": json.dumps(content, indent=1) + "\n" for name, content in sorted(book.files.items())}
 
 

@@ -144,6 +144,14 @@ def test_row_02_a_survivor_that_never_shared_is_refused():
         client.confirm(run.states["masked"]["c02"], forged)
 
 
+def test_row_02_a_client_that_is_shown_other_adverts_than_their_root_stands_for_refuses():
+    run = World.nested().run(upto="advert")
+    _, shown = server.collect_adverts(run.server_states["begin"], run.sent["advert"])
+    without = edit(Adverts, adverts=lambda rows: rows[:-1])(shown["c00"])
+    with refused("not those that their root stands for"):
+        client.share(run.states["advert"]["c00"], without, randomness=FRESH)
+
+
 def fewer_adverts(data, n):
     message = messages.decode(Adverts, data)
     return adverts_message(message.server_key, message.adverts[:n])

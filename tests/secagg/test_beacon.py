@@ -70,7 +70,7 @@ def test_an_opening_that_was_not_committed_to_is_refused():
 
 
 def test_a_copied_commitment_cannot_be_opened():
-    """An accomplice that repeats c00's commitment, and later c00's value, would have steered nothing but cancelled it."""
+    """An accomplice that repeats c00's commitment could later repeat c00's value, too."""
     states, sent = {}, {}
     fresh = Randomness("copy")
     for name in NAMES:

@@ -12,8 +12,8 @@ FOLDER = Path(__file__).resolve().parents[2] / "secagg"
 
 def test_the_readme_example_runs():
     blocks = re.findall(r"```python\n(.*?)```", (FOLDER / "README.md").read_text(), re.DOTALL)
-    assert len(blocks) == 1
-    exec(compile(blocks[0], "README.md", "exec"), {})
+    assert len(blocks) == 2
+    exec(compile("\n".join(blocks), "README.md", "exec"), {})
 
 
 def array(k):

@@ -292,6 +292,10 @@ def test_a_dealer_whose_word_on_the_sharers_is_missing_or_different_is_not_opene
     head = messages.decode(Masked, votes.heads[0][64:])
     lied = Masked(head.session, head.sender, view_hash(head.session, other, other), head.nonce, head.tag)
     signed = messages.sign(run.world.identities[names_of[0]], session_id(run), lied, names_of[0])
+    stranger = next(n for n in NAMES if n not in plan.graph.dealers("c00") and n not in plan.graph.committee)
+    foreign = messages.detach(run.sent["masked"][stranger])[0]
+    with refused("has no say here"):
+        client.reveal(run.states["vote"]["c00"], edit(Votes, heads=lambda h: (*h, foreign))(shown["c00"]))
     with refused(f"'{names_of[0]}' was shown other sharers"):
         client.reveal(run.states["vote"]["c00"], edit(Votes, heads=lambda h: (signed, *h[1:]))(shown["c00"]))
 
@@ -341,6 +345,18 @@ def test_a_holder_that_answers_other_shares_is_named(plan):
     assert {n: s.ring.tolist() for n, s in server.open_sums(state, spare).items()} == {
         n: row for n, (_, row) in plain_sums(run, NAMES).items()
     }
+
+
+def test_too_few_holders_of_one_client_open_nothing(plan):
+    run = World.of(plan).run(upto="vote")
+    state, shown = server.collect_votes(run.server_states["survivors"], run.sent["vote"])
+    reveals = {n: client.reveal(run.states["vote"][n], shown[n]) for n in shown}
+    for_good = set(plan.graph.committee)
+    lone = next(n for n in NAMES if len(set(plan.graph.holders(n)) - for_good) > CHOICE.neighbours - plan.threshold)
+    silent = [n for n in plan.graph.holders(lone) if n not in for_good][: CHOICE.neighbours - plan.threshold + 1]
+    with refused(f"{plan.threshold - 1} participants are left", ThresholdError):
+        server.open_sums(state, {n: data for n, data in reveals.items() if n not in silent})
+    assert len(server.open_sums(state, reveals)) == 4
 
 
 # Parameters

@@ -1,5 +1,6 @@
 """The published vectors are what the generator makes, and what an independent reference computes from SPEC.md alone."""
 
+import hashlib
 import importlib.util
 import json
 from pathlib import Path
@@ -9,6 +10,7 @@ import primitives
 import pytest
 from reference import Reference
 from reference_sketch import SketchReference
+from reference_sparse import SparseReference
 
 from fedtree_secagg import Identity, Node, Plan, ProtocolError, Quantiser, Roster, ThresholdError, client
 from fedtree_secagg.ring import Ring
@@ -66,6 +68,21 @@ def test_the_independent_reference_computes_every_message_of_the_sketch():
         assert {step: data.hex() for step, data in made[name].items()} == {
             s: row[s] for s in ("hello", "seal", "sketch")
         }
+
+
+def test_the_independent_reference_draws_the_beacon_and_its_graph():
+    published = FILES["sparse.json"]
+    keys = {n: bytes.fromhex(secret) for n, secret in published["identities"].items()}
+    rows = [bytes([len(n)]) + n.encode() + primitives.ed25519_public(keys[n]) for n in sorted(keys)]
+    reference = SparseReference(published, hashlib.sha256(b"fedtree-secagg/v1/roster\0" + b"".join(rows)).digest())
+    made = reference.ceremony()
+    assert reference.tree_hash.hex() == published["tree_hash"]
+    for step in ("commitment", "opening"):
+        assert {n: data.hex() for n, data in made[step].items()} == published[step]
+    assert [made["commitments"].hex(), made["openings"].hex()] == [published["commitments"], published["openings"]]
+    assert reference.beacon.hex() == published["beacon"]
+    for what, value in reference.graph().items():
+        assert value == published[what], what
 
 
 def plan_of(setting):
