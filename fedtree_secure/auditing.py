@@ -8,6 +8,7 @@ from typing import Protocol
 from fedtree_secure.errors import ConfigurationError, suggest
 
 GROUP = "fedtree_secure.audits"
+PAGES = "fedtree_secure.audit_pages"
 FAIL, INCONCLUSIVE = 1, 2
 
 
@@ -31,6 +32,11 @@ def installed_audits(name: str) -> dict[str, Callable[[], Audit]]:
     if name not in found:
         raise ConfigurationError(f"there is no audit {name!r}{suggest(name, [*found, 'all'])}")
     return {name: found[name]}
+
+
+def combined_pages(run: Path, names: Sequence[str]) -> list[Path]:
+    """Let the installed writers combine the reports of these audits into one page each, and return the pages."""
+    return [entry.load()(run, names)[2] for entry in sorted(entry_points(group=PAGES), key=lambda entry: entry.name)]
 
 
 def worst(codes: Sequence[int]) -> int:

@@ -209,17 +209,19 @@ def audit(name: str = "all", *, run: Path) -> int:
     Parameters
     ----------
     name
-        One audit, or all of them.
+        One audit, or all of them; all of them write one page together as well.
     run
         Run folder; reports are written to its `audits` folder.
     """
-    from fedtree_secure.auditing import installed_audits, worst
+    from fedtree_secure.auditing import combined_pages, installed_audits, worst
 
-    codes = []
-    for title, load in installed_audits(name).items():
+    codes, found = [], installed_audits(name)
+    for title, load in found.items():
         verdict, code, page = load().report(run)
         codes.append(code)
         console.print(f"[bold]{title:<20}[/] {verdict:<13} {page}", highlight=False, soft_wrap=True)
+    for page in combined_pages(run, list(found)) if name == "all" else ():
+        console.print(f"[bold]together:[/] {page}", highlight=False, soft_wrap=True)
     return worst(codes)
 
 

@@ -98,9 +98,16 @@ def _short(data: bytes) -> str:
 
 
 def _keys(path: Path) -> Iterator[tuple[str, bytes]]:
-    found = json.loads(path.read_text("utf-8"))
-    for key, value in found.items() if isinstance(found, dict) else enumerate(found):
-        yield str(key), json.dumps(value, sort_keys=True).encode()
+    """Keys of the first two levels: ``clients.clinic-a``, ``rounds.3``."""
+    for key, value in _items(json.loads(path.read_text("utf-8"))):
+        for inner, part in _items(value) or [("", value)]:
+            yield f"{key}.{inner}".rstrip("."), json.dumps(part, sort_keys=True).encode()
+
+
+def _items(value: Any) -> list[tuple[str, Any]]:
+    if isinstance(value, dict):
+        return [(str(key), item) for key, item in value.items()]
+    return [(str(at), item) for at, item in enumerate(value)] if isinstance(value, list) else []
 
 
 def _lines(path: Path) -> Iterator[tuple[str, bytes]]:

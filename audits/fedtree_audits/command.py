@@ -40,14 +40,17 @@ class Audit:
     mutants: Mapping[str, Variant]
 
     def audit(self, path: Path) -> Result:
-        """Audit a run; what it does not hold makes the result inconclusive, by name."""
+        """Audit a run; what it does not hold, or holds in another form, makes the result inconclusive, by name."""
         try:
             return self.on_run(open_run(path))
         except MissingEvidence as missing:
-            return Result(
-                audit=self.name, question=self.question, claim="unknown", adversary="none", assumptions=(),
-                checks=(), missing=(str(missing),),
-            )  # fmt: skip
+            said = str(missing)
+        except (LookupError, TypeError, ValueError, OSError) as error:  # files of another shape: never a PASS
+            said = f"{path} cannot be read as this audit expects: {type(error).__name__}: {error}"
+        return Result(
+            audit=self.name, question=self.question, claim="unknown", adversary="none", assumptions=(),
+            checks=(), missing=(said,),
+        )  # fmt: skip
 
     def report(self, path: Path) -> tuple[str, int, Path]:
         """Audit a run and write its pages; return verdict, exit code and the Markdown page (`fedtree-secure audit`)."""

@@ -9,6 +9,7 @@ this last comparison, or a checkpoint kept elsewhere, shows it.
 from __future__ import annotations
 
 import functools
+import shutil
 import sqlite3
 import sys
 import tempfile
@@ -17,6 +18,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+
 from fedtree_audits import specimen
 from fedtree_audits.command import Audit, Variant, main
 from fedtree_audits.errors import MissingEvidence
@@ -24,6 +27,7 @@ from fedtree_audits.runs import RunFolder, open_run
 from fedtree_audits.verdict import Check, Result
 from fedtree_dp import Event, Gaussian, Ledger, LedgerError, LedgerTampered, PoissonGaussian, epsilon_of
 from fedtree_dp.accounting import merge
+from fedtree_secure.agreement import node_name
 
 QUESTION = "Does the claimed epsilon match what ran?"
 TOLERANCE = 1e-3
@@ -38,7 +42,7 @@ def audit_run(run: RunFolder) -> Result:
     for client in sorted(run.clients):
         try:
             found, spent = _audit_client(run, client)
-            checks += found
+            checks += found + _checkpoint(run, client)
             figures[client] = spent
         except LedgerTampered as error:
             checks.append(Check(f"{client}: chain", holds=False, detail=str(error)))
@@ -55,7 +59,10 @@ def audit_run(run: RunFolder) -> Result:
         adversary="a client's program, or whoever can write its files, that hides a charge",
         assumptions=(
             "the job file, the noise plans and the rounds' survivors are what ran",
-            "whoever edits ledger, journal and summary together is not detected; keep signed checkpoints elsewhere",
+            (
+                "whoever edits ledger, journal and summary together is detected by the client's signed checkpoint "
+                "alone, and not at all with the client's signing key"
+            ),
         ),
         checks=checks,
         missing=missing,
@@ -108,6 +115,23 @@ def _audit_client(run: RunFolder, client: str) -> tuple[list[Check], float]:
         Check(f"{client}: events", told == report["events"], f"{len(told)} kinds of event in summary and ledger"),
         _compare(client, required(run, client), charged),
     ], exact
+
+
+def _checkpoint(run: RunFolder, client: str) -> list[Check]:
+    """Compare with what the client signed at the end of the run, if the run wrote it."""
+    path = run.ledger(client).with_suffix(".checkpoints")
+    if not path.is_file():
+        return []
+    name, key = f"{client}: signed checkpoint", run.roster.get(client)
+    try:
+        public = Ed25519PublicKey.from_public_bytes(bytes.fromhex(key or ""))
+        with Ledger.inspect(run.ledger(client)) as ledger:
+            ledger.verify_kept(path, public_key=public)
+    except ValueError:
+        return [Check(name, holds=False, detail="the roster holds no key of this client")]
+    except LedgerTampered as error:
+        return [Check(name, holds=False, detail=str(error))]
+    return [Check(name, holds=True, detail="size, head and signature fit")]
 
 
 @functools.lru_cache(maxsize=256)
@@ -171,6 +195,22 @@ def _sql(*statements: str) -> Callable[[Path], None]:
     return edit
 
 
+def _replaced(_seed: int) -> Result:
+    """Another ledger, with journal, rounds and summary to fit: round 3 never was. Only a signature shows it."""
+    survivors = [list(specimen.CLIENTS)] * 3 + [list(specimen.CLIENTS[1:])]
+    node = node_name(sorted(specimen.CLIENTS))
+    records = [{"round": number, "opened": {node: given}} for number, given in enumerate(survivors)]
+
+    def shorter(found: list[specimen.Charge]) -> list[specimen.Charge]:
+        return [item for item in found if item[1] != "round 3"]
+
+    with tempfile.TemporaryDirectory() as place:
+        honest = specimen.build_run(Path(place) / "honest")
+        folder = specimen.build_run(Path(place) / "run", change=shorter, records=records, journal_fits=True)
+        shutil.copy(honest / "ledgers" / "c0.checkpoints", folder / "ledgers" / "c0.checkpoints")
+        return audit_run(open_run(folder))
+
+
 _TRUNCATE = _sql(
     "DELETE FROM entries WHERE sequence = (SELECT MAX(sequence) FROM entries)",
     "UPDATE head SET size = (SELECT MAX(sequence) FROM entries) + 1, "
@@ -191,6 +231,7 @@ AUDIT = Audit(
         ),
         "understated summary": _specimen(claimed=4.0),
         "truncation": _specimen(_TRUNCATE),
+        "ledger replaced, all else to fit": _replaced,
         "edited row": _specimen(
             _sql("UPDATE entries SET body = CAST(REPLACE(CAST(body AS TEXT), 'round 1', 'round 9') AS BLOB)")
         ),

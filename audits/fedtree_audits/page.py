@@ -6,7 +6,7 @@ import json
 import math
 from pathlib import Path
 
-from fedtree_audits.verdict import SIGNIFICANCE, Check, Result, Verdict
+from fedtree_audits.verdict import SIGNIFICANCE, Check, Power, Result, Verdict
 
 _COLOURS = {Verdict.PASS: "#588157", Verdict.FAIL: "#c8553d", Verdict.INCONCLUSIVE: "#d4a373"}
 _DEEPEST = 20.0
@@ -16,7 +16,7 @@ def write(result: Result, folder: Path) -> tuple[Path, Path, Path]:
     """Write the three files and return their paths; earlier ones of the same audit are replaced."""
     folder.mkdir(parents=True, exist_ok=True)
     made = folder / f"{result.audit}.json", folder / f"{result.audit}.md", folder / f"{result.audit}.png"
-    made[0].write_text(json.dumps(result.to_dict(), indent=2, ensure_ascii=False, default=str) + "\n", "utf-8")
+    made[0].write_text(json.dumps(result.to_dict(), indent=2, ensure_ascii=False, allow_nan=False) + "\n", "utf-8")
     made[1].write_text(markdown(result), "utf-8")
     picture(result, made[2])
     return made
@@ -29,10 +29,7 @@ def markdown(result: Result) -> str:
     lines += [f"- Assumed: {text}" for text in result.assumptions]
     lines += [f"- Missing: {text}" for text in result.missing]
     if result.power is not None:
-        lines.append(
-            f"- Power: an epsilon of {result.power.detected:.3g} would have been noticed with 90% probability, against "
-            f"a claim of {result.power.claim:.3g} ({result.power.how})"
-        )
+        lines.append(f"- Power: {power_in_words(result.power)} ({result.power.how})")
     lines += ["", "| Check | Holds | p | Figures |", "|---|---|---|---|"]
     lines += [_row(check) for check in result.checks]
     if result.controls:
@@ -41,6 +38,15 @@ def markdown(result: Result) -> str:
         lines += ["", "SHA-256 of what was read:", ""]
         lines += [f"- `{name}` `{digest}`" for name, digest in result.hashes.items()]
     return "\n".join(lines) + "\n"
+
+
+def power_in_words(power: Power) -> str:
+    """Return what would have been noticed, against what is claimed."""
+    article = "an" if power.quantity[0] in "aeiou" else "a"
+    return (
+        f"{article} {power.quantity} of {power.detected:.3g} would have been noticed with 90% probability, against a "
+        f"claim of {power.claim:.3g}"
+    )
 
 
 def picture(result: Result, path: Path) -> None:

@@ -24,12 +24,12 @@ class RunFolder:
     @cached_property
     def summary(self) -> dict[str, Any]:
         """Content of ``summary.json``."""
-        return self._json("summary.json")
+        return self.read("summary.json")
 
     @cached_property
     def described(self) -> dict[str, Any]:
         """Content of ``job.json``: settings, run id, clients."""
-        return self._json("job.json")
+        return self.read("job.json")
 
     @cached_property
     def job(self) -> Job:
@@ -48,14 +48,19 @@ class RunFolder:
         """Client id to its data set and declared size."""
         return dict(self.described.get("clients", {}))
 
+    @property
+    def roster(self) -> dict[str, str]:
+        """Client id to its pinned public key, hexadecimal."""
+        return {name: str(key) for name, key in self.read("roster.json").items()}
+
     def noise_plan(self, client: str) -> NoisePlan:
         """The plan that the client wrote before it computed anything."""
-        return NoisePlan(**self._json(f"clients/{client}/noise.json"))
+        return NoisePlan(**self.read(f"clients/{client}/noise.json"))
 
     def journal(self, client: str) -> dict[str, Any] | None:
         """The client's journal, None where this folder is not the client's."""
         path = f"clients/{client}/journal.json"
-        return self._json(path) if (self.path / path).exists() else None
+        return self.read(path) if (self.path / path).exists() else None
 
     def ledger(self, client: str) -> Path:
         """Path of the ledger (or its snapshot) of the client's data set."""
@@ -66,7 +71,12 @@ class RunFolder:
         found = {name: self.path / name for name in names if (self.path / name).is_file()}
         return {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in found.items()}
 
-    def _json(self, name: str) -> dict[str, Any]:
+    def read(self, name: str) -> dict[str, Any]:
+        """Content of a JSON file of the run.
+
+        Raises:
+            MissingEvidence: it is missing or damaged.
+        """
         path = self.path / name
         try:
             found = json.loads(path.read_text("utf-8"))

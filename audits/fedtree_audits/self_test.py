@@ -16,6 +16,7 @@ from fedtree_audits.command import CORRECT, Audit, counts, say
 from fedtree_audits.verdict import Verdict
 
 NAMES = (
+    "artefacts",
     "canary_client",
     "canary_whitebox",
     "components",

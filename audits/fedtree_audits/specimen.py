@@ -7,16 +7,24 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import hashlib
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from safetensors.numpy import save_file
+
 from fedtree_dp import Event, Gaussian, Ledger, PoissonGaussian, PrivacyBudget
 from fedtree_dp.accounting import merge
+from fedtree_secagg import Identity
 from fedtree_secure.agreement import node_name
 from fedtree_secure.config import Job, Masking, Topology, Training
+from fedtree_secure.manifest import write_manifest
 from fedtree_secure.noiseplan import NoisePlan, plan_noise
+from fedtree_secure.transport import SERVER, Transcript
 
 CLIENTS = tuple(f"c{i}" for i in range(6))
 Charge = tuple[Event, str]
@@ -63,6 +71,7 @@ def build_run(
     records: Sequence[dict[str, Any]] | None = None,
     claimed: float | None = None,
     ledgers: bool = True,
+    journal_fits: bool = False,
 ) -> Path:
     """Write a run folder of six clients.
 
@@ -73,6 +82,7 @@ def build_run(
         records: the rounds' records; by default every group is opened with all members in every round.
         claimed: epsilon in the summary, where it shall not be the ledger's.
         ledgers: whether ledgers and what clients write are made at all; else only what the server knows.
+        journal_fits: whether the first client's journal says what was charged, not what was done.
     """
     job = specimen_job()
     plan = _plan() if ledgers else NoisePlan()
@@ -87,20 +97,53 @@ def build_run(
         made = change(honest) if name == CLIENTS[0] else honest
         reports[name] = _charged(folder / "ledgers" / f"{name}.sqlite", name, job, made, claimed)
         _write(folder / "clients" / name / "noise.json", dataclasses.asdict(plan))
-        released = {purpose: 1 for _, purpose in honest}
+        released = {purpose: 1 for _, purpose in (made if journal_fits else honest)}
         journal = {"round": job.rounds, "finished": ["head", "all"], "released": released}
         _write(folder / "clients" / name / "journal.json", journal)
     described = {name: {"dataset": name, "records": None} for name in CLIENTS}
     _write(folder / "job.json", {"format": 1, "run": RUN, "job": job.to_dict(), "clients": described})
+    _write(folder / "roster.json", {name: identity(name).public_bytes.hex() for name in CLIENTS})
     layers = [{"layer": 0, "clusters": [list(g) for g in groups], "released": [list(g) for g in groups]}]
     _write(folder / "summary.json", {"job": job.to_dict(), "clients": reports, "layers": layers, "rounds": rounds})
     return folder
+
+
+def identity(client: str) -> Identity:
+    """The signing key of a client."""
+    return Identity(hashlib.sha256(b"specimen " + client.encode()).digest())
+
+
+def _signing_key(client: str) -> Ed25519PrivateKey:
+    return Ed25519PrivateKey.from_private_bytes(identity(client).to_private_bytes())
+
+
+def deliver(folder: Path, seed: int = 0) -> None:
+    """Add what a finished run delivers to a folder made by `build_run`: adapters, messages, roster, signed manifest.
+
+    Args:
+        folder: of the run.
+        seed: of the adapters' values and of the bytes that stand for uploads.
+    """
+    rng = np.random.default_rng([seed, 23])
+    for name in CLIENTS:
+        place = folder / "adapters" / name
+        place.mkdir(parents=True)
+        save_file({f"layer{i}.lora_B": rng.normal(size=(8, 2)) for i in range(2)}, place / "adapter_model.safetensors")
+    summary = json.loads((folder / "summary.json").read_text("utf-8"))
+    transcript = Transcript(folder / "transcript.txt", folder / "messages.bin")
+    for record in summary["rounds"]:
+        for name in sorted({name for survivors in record["opened"].values() for name in survivors}):
+            transcript.record(SERVER, name, f"round-{record['round']}/mask", rng.bytes(16))
+            transcript.record(name, SERVER, f"round-{record['round']}/mask", rng.bytes(64))
+    transcript.close()
+    write_manifest(folder, RUN, {name: identity(name) for name in CLIENTS})
 
 
 def _charged(path: Path, name: str, job: Job, made: list[Charge], claimed: float | None) -> dict[str, Any]:
     with Ledger.open(path, dataset=name, budget=job.privacy) as ledger:
         for event, purpose in made:
             ledger.charge(event, job=RUN, purpose=purpose)
+        ledger.keep_checkpoint(path.with_suffix(".checkpoints"), _signing_key(name))
         spent, events = ledger.spent(), [event.to_dict() for event in merge(ledger.events())]
     return {
         "dataset": name, "epsilon_spent": spent if claimed is None else claimed, "events": events,

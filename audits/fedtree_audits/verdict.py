@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import enum
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -62,16 +62,21 @@ class Power:
         claim: epsilon that is claimed.
         detected: smallest true epsilon that the audit would have noticed with 90% probability.
         how: how this was found.
+        quantity: what claim and detected are, where not the epsilon of a whole run.
+        limit: largest `detected` that is enough; twice the claim if None. Needed where the claim is 0.
     """
 
     claim: float
     detected: float
     how: str
+    quantity: str = "epsilon"
+    limit: float | None = None
 
     @property
     def enough(self) -> bool:
-        """Whether `detected` is at most twice the claim."""
-        return math.isfinite(self.detected) and self.detected <= WORST_POWER_RATIO * self.claim
+        """Whether `detected` is at most the limit."""
+        limit = WORST_POWER_RATIO * self.claim if self.limit is None else self.limit
+        return math.isfinite(self.detected) and self.detected <= limit
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,8 +118,8 @@ class Result:
         return Verdict.PASS
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain values: the JSON of schema version `SCHEMA`."""
-        return {
+        """Return plain values: the JSON of schema version `SCHEMA` (``schemas/result-1.json``)."""
+        found: dict[str, Any] = plain({
             "schema": SCHEMA,
             "audit": self.audit,
             "verdict": self.verdict.value,
@@ -129,7 +134,8 @@ class Result:
             "controls": dict(self.controls),
             "hashes": dict(self.hashes),
             "figures": dict(self.figures),
-        }
+        })  # fmt: skip
+        return found
 
 
 def overall(results: Iterable[Result]) -> Verdict:
@@ -141,10 +147,39 @@ def overall(results: Iterable[Result]) -> Verdict:
     return Verdict.PASS if found else Verdict.INCONCLUSIVE
 
 
+def plain(value: Any) -> Any:
+    """Return a value that JSON holds: numpy scalars as Python's, what is not finite as None, the rest as text."""
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [plain(item) for item in value]
+    if hasattr(value, "tolist"):
+        return plain(value.tolist())
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return value if value is None or isinstance(value, str | bool | int) else str(value)
+
+
 def holm(p_values: Mapping[str, float], level: float = 0.05) -> dict[str, bool]:
     """Say which hypotheses are rejected at a family-wise error of `level` (Holm 1979)."""
-    rejected, going = {}, True
-    for place, (name, p_value) in enumerate(sorted(p_values.items(), key=lambda item: item[1])):
-        going = going and p_value <= level / (len(p_values) - place)
-        rejected[name] = going
-    return rejected
+    return holm_by_level({name: lambda at, p=p: p <= at for name, p in p_values.items()}, level)  # type: ignore[misc]
+
+
+def holm_by_level(rejects: Mapping[str, Callable[[float], bool]], level: float = 0.05) -> dict[str, bool]:
+    """Holm's procedure (1979) for tests that say whether they reject at a level, without a p-value.
+
+    With k hypotheses left each is tested at level / k; those rejected leave, until none is. This is the step-down
+    procedure on p-values, since a test that rejects at level / k also does at every larger level.
+
+    Args:
+        rejects: tests by name; each takes an error level and must be monotone in it.
+        level: family-wise error.
+    """
+    left, rejected = dict(rejects), set[str]()
+    while left:
+        gone = {name for name, test in left.items() if test(level / len(left))}
+        if not gone:
+            break
+        rejected |= gone
+        left = {name: test for name, test in left.items() if name not in gone}
+    return {name: name in rejected for name in rejects}

@@ -7,12 +7,23 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from fedtree_audits import command, disclosure, ledger, self_test
+from fedtree_audits import command, disclosure, ledger, schema, self_test
 from fedtree_audits.self_test import NAMES, audit_named
 from fedtree_audits.verdict import Verdict
 
 # For each broken build the check that must notice it; another one noticing it as well is no harm.
 REASONS = {
+    "artefacts": {
+        "edited adapter": "adapters/c2/adapter_model.safetensors",
+        "exchanged adapter, list made to fit": "signature of c5",
+        "adapter removed": "adapters/c1/adapter_model.safetensors",
+        "adapter added": "nothing else",
+        "edited transcript": "transcript.txt",
+        "edited message": "messages",
+        "edited configuration": "job.json",
+        "edited summary": "summary.json",
+        "another roster": "signature of c0",
+    },
     "components": {
         "no noise": "noise variance",
         "half the noise": "noise variance",
@@ -62,7 +73,8 @@ REASONS = {
         "half the steps charged": "c0: stages",
         "more noise charged than used": "c0: stages",
         "understated summary": "c3: epsilon",
-        "truncation": "c0: stages",
+        "truncation": "c0: signed checkpoint",
+        "ledger replaced, all else to fit": "c0: signed checkpoint",
         "edited row": "c0: chain",
     },
 }
@@ -72,12 +84,14 @@ REASONS = {
 def test_a_correct_build_passes(name):
     result = audit_named(name).correct(1)
     assert result.verdict is Verdict.PASS, [c for c in result.checks if not c.holds]
+    schema.check(result.to_dict())
 
 
 @pytest.mark.parametrize(("name", "mutant"), [(n, m) for n, found in REASONS.items() for m in found])
 def test_a_broken_build_fails_for_the_right_reason(name, mutant):
     result = audit_named(name).mutants[mutant](1)
     assert result.verdict is Verdict.FAIL
+    schema.check(result.to_dict())
     assert REASONS[name][mutant] in {check.name for check in result.checks if not check.holds}
 
 
@@ -124,7 +138,7 @@ def test_audits_of_a_real_run_pass_and_write_their_page(name, finished, tmp_path
     audit = audit_named(name)
     assert command.main(audit, ["--run", str(finished), "--out", str(tmp_path)]) == 0, capsys.readouterr().out
     data = json.loads((tmp_path / f"{name}.json").read_text())
-    assert data["schema"] == 1
+    schema.check(data)
     assert data["verdict"] == "PASS"
     assert data["checks"]
     assert data["hashes"]["job.json"]
@@ -157,7 +171,7 @@ def test_a_ledger_of_another_client_in_its_place_fails(copy):
     """Same plan, same events: only the data set's name tells them apart."""
     shutil.copy(copy / "ledgers" / "t1-c1.sqlite", copy / "ledgers" / "t0-c1.sqlite")
     result = ledger.AUDIT.audit(copy)
-    assert [check.name for check in result.checks if not check.holds] == ["t0-c1: data set"]
+    assert [check.name for check in result.checks if not check.holds] == ["t0-c1: data set", "t0-c1: signed checkpoint"]
 
 
 def test_an_edited_summary_fails(copy):
