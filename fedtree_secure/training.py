@@ -163,6 +163,9 @@ def train_head(
 ) -> None:
     """Train the trainable end of a head alone on cached features of the frozen backbone, in place.
 
+    The result is the mean of the iterates of the second half of the steps (Polyak and Juditsky 1992; under DP-SGD De et
+    al. 2204.13650, section 3): it only processes what the steps gave already, and averages their noise out.
+
     Args:
         features: (rows, in_features) what the head's end sees.
         labels: (rows,) positions in the label set.
@@ -185,11 +188,18 @@ def train_head(
         physical_batch_size=4096,
         noise=noise,
     ) as engine:
-        for _ in range(settings.head_steps):
+        half, tail = settings.head_steps // 2, [torch.zeros_like(p) for p in head.parameters()]
+        for step in range(settings.head_steps):
             drawn = torch.from_numpy(sampler.draw()).to(features.device)
             engine.step({"features": features[drawn], "labels": targets[drawn]})
+            if step >= half:
+                for total, p in zip(tail, head.parameters(), strict=True):
+                    total.add_(p.detach())
             tick()
     head.requires_grad_(False)
+    if settings.head_steps:
+        for total, p in zip(tail, head.parameters(), strict=True):
+            p.copy_(total / (settings.head_steps - half))
 
 
 def fingerprint(
