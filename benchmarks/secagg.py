@@ -10,9 +10,7 @@ Times are CPU milliseconds, which a busy machine disturbs less than the clock's;
 """
 
 import argparse
-import copy
 import hashlib
-import itertools
 import json
 import platform
 import statistics
@@ -23,107 +21,8 @@ import tracemalloc
 from pathlib import Path
 
 import numpy as np
-
-CONTEXT = hashlib.sha256(b"benchmark").digest()
-
-
-COUNTER = itertools.count()
-
-
-def fresh():
-    return hashlib.sha256(f"benchmark {next(COUNTER)}".encode()).digest()
-
-
-# Ours
-
-
-class Clock:
-    """CPU milliseconds by step."""
-
-    def __init__(self):
-        self.spent = {}
-
-    def __call__(self, step, call, *args, **kwargs):
-        """Call and count."""
-        start = time.process_time()
-        result = call(*args, **kwargs)
-        self.spent.setdefault(step, []).append(1000 * (time.process_time() - start))
-        return result
-
-    def client(self):
-        """Sum of the steps of a median client."""
-        return sum(statistics.median(v) for k, v in self.spent.items() if not k.startswith("server "))
-
-    def server(self):
-        """Sum of the server's steps."""
-        return sum(sum(v) for k, v in self.spent.items() if k.startswith("server "))
-
-
-def flat(n, length, **changes):
-    from fedtree_secagg import Node, Plan, Quantiser
-
-    names = tuple(f"c{i:05d}" for i in range(n))
-    fields = {
-        "nodes": (Node("all", names, ((0, length),)),),
-        "threshold": Plan.full_threshold(n),
-        "quantiser": Quantiser(1.0, 16),
-        "context": CONTEXT,
-    }
-    return Plan(length=length, **{**fields, **changes})
-
-
-def nested(n, length):
-    """Seven nodes: everyone, two halves, four quarters, each level a third of the coordinates."""
-    from fedtree_secagg import Node
-
-    names = tuple(f"c{i:05d}" for i in range(n))
-    a, b = length // 3, 2 * length // 3
-    nodes = [Node("all", names, ((0, a),))]
-    for level, (parts, span) in enumerate(((2, (a, b)), (4, (b, length)))):
-        nodes += [Node(f"{level}-{p}", names[p * n // parts : (p + 1) * n // parts], (span,)) for p in range(parts)]
-    return flat(n, length, nodes=tuple(nodes))
-
-
-def attempt(plan, updates):
-    """Run one attempt with all clients; return the clock and the bytes the first client sent by step."""
-    from fedtree_secagg import Identity, Roster, client, server
-
-    clock, sizes = Clock(), {}
-    identities = {name: Identity.generate(hashlib.sha256(name.encode()).digest()) for name in plan.cohort}
-    roster = Roster({name: identity.public_bytes for name, identity in identities.items()})
-    states, out = {}, {}
-
-    def everyone(step, call, received):
-        for name, data in received.items():
-            states[name], out[name] = clock(step, call, name, states.get(name), data)
-        sizes[step] = len(out[plan.cohort[0]])
-
-    def advertise(name, _state, _data):
-        where = (identities[name], name, roster, plan)
-        return client.advertise(*where, round=0, attempt=0, randomness=fresh())
-
-    everyone("advertise", advertise, dict.fromkeys(plan.cohort))
-    state = server.begin(roster, plan, round=0, attempt=0)
-    state, sent = clock("server adverts", server.collect_adverts, state, out)
-    everyone("share", lambda _, s, m: client.share(s, m, randomness=fresh()), sent)
-    state, sent = clock("server shares", server.route_shares, state, out)
-    everyone("mask", lambda n, s, m: client.mask(s, m, updates[n], randomness=fresh()), sent)
-    state, sent = clock("server masked", server.collect_masked, state, out)
-    everyone("confirm", lambda _, s, m: client.confirm(s, m), sent)
-    state, sent = clock("server votes", server.collect_votes, state, out)
-    everyone("reveal", lambda _, s, m: (None, client.reveal(s, m)), sent)
-    opened = clock("server open", server.open_sums, state, out)
-    for node in plan.nodes:
-        exact = sum(node.gather(updates[m]).astype(np.float64) for m in node.members)
-        assert np.abs(opened[node.name].values() - exact).max() <= len(node.members) * plan.quantiser.step * 1.001
-    return clock, sizes
-
-
-def random_updates(plan, one=False):
-    rng = np.random.default_rng(0)
-    if one:  # the same vector for all: memory of large cohorts
-        return dict.fromkeys(plan.cohort, rng.uniform(-1, 1, plan.length).astype(np.float32))
-    return {name: rng.uniform(-1, 1, plan.length).astype(np.float32) for name in plan.cohort}
+from parts.curve import curve, draw, growth
+from parts.rounds import attempt, flat, fresh, nested, random_updates
 
 
 def keystream_ratio(repeats):
@@ -155,7 +54,7 @@ def nested_ratio(repeats):
     totals = {kind: [] for kind in plans}
     for _ in range(repeats):
         for kind, plan in plans.items():
-            clock, _ = attempt(plan, random_updates(plan, one=True))
+            clock, *_ = attempt(plan, random_updates(plan, one=True))
             totals[kind].append(clock.client() + clock.server() / 20)
     return statistics.median(totals["nested"]) / statistics.median(totals["flat"])
 
@@ -206,124 +105,14 @@ def bytes_per_value():
     out = {}
     for bits in (32, 16):
         plan = flat(20, 1_000_000, ring=Ring(bits), quantiser=Quantiser(1.0, 11))
-        _, sizes = attempt(plan, random_updates(plan, one=True))
+        _, sizes, _ = attempt(plan, random_updates(plan, one=True))
         upload = sizes.pop("mask")
         out[str(bits)] = {"upload": upload / 1e6, "shares_and_signatures": sum(sizes.values()) / 1e6}
     return out
 
 
-def curve(full):
-    rows = []
-    for n in (10, 30, 100, 300, 1000) if full else (10, 30, 100):
-        plan = flat(n, 10_000)
-        clock, sizes = attempt(plan, random_updates(plan, one=True))
-        rows.append(
-            {"n": n, "client_ms": clock.client(), "server_ms": clock.server(), "sent_bytes": sum(sizes.values())}
-        )
-        row = rows[-1]
-        print(
-            f"N {n:6d}  client {row['client_ms']:9.1f} ms  server {row['server_ms']:10.1f} ms  "
-            f"sent {row['sent_bytes']:9d} B"
-        )
-    return rows
-
-
-def draw(rows, path):
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    from matplotlib import pyplot as plt
-
-    figure, axes = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
-    n = [row["n"] for row in rows]
-    axes[0].loglog(n, [row["client_ms"] for row in rows], "o-", label="one client")
-    axes[0].loglog(n, [row["server_ms"] for row in rows], "s-", label="server")
-    axes[0].set(xlabel="clients", ylabel="milliseconds", title="Time of an attempt, 10,000 values")
-    axes[0].legend()
-    axes[1].loglog(n, [row["sent_bytes"] for row in rows], "o-")
-    axes[1].set(xlabel="clients", ylabel="bytes", title="Sent by one client")
-    figure.savefig(path, dpi=120)
-
-
-# Flower, in a child process: this part imports flwr and numpy only
-
-
-def flower(n, length):
-    import logging
-
-    import flwr
-    from flwr.app import ConfigRecord, Context, Message, RecordDict
-    from flwr.client.mod import secaggplus_mod
-    from flwr.common import Code, FitIns, FitRes, Status, ndarrays_to_parameters, parameters_to_ndarrays
-    from flwr.compat.common import recorddict_compat as compat
-    from flwr.server.compat.legacy_context import LegacyContext
-    from flwr.server.workflow import SecAggPlusWorkflow
-    from flwr.server.workflow.constant import MAIN_CONFIGS_RECORD, MAIN_PARAMS_RECORD
-    from flwr.server.workflow.constant import Key as WorkflowKey
-    from flwr.supercore.task_identity import TaskIdentity
-
-    logging.disable(logging.CRITICAL)
-    TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = 1, 1, 1
-    update = np.random.default_rng(0).uniform(-1, 1, length).astype(np.float32)
-
-    class Proxy:
-        def __init__(self, node_id):
-            self.node_id = node_id
-
-    class Strategy:
-        result = None
-
-        def configure_fit(self, _round, parameters, _manager):
-            return [(Proxy(i), FitIns(parameters, {})) for i in range(1, n + 1)]
-
-        def aggregate_fit(self, _round, results, _failures):
-            self.result = results[0][1].parameters
-            return self.result, {}
-
-    class Manager:
-        def num_available(self):
-            return n
-
-    class Grid:
-        spent = inside = 0.0
-
-        def __init__(self):
-            self.contexts = {i: Context(1, i, {}, RecordDict(), {}) for i in range(1, n + 1)}
-
-        def send_and_receive(self, messages, *, timeout=None):  # noqa: ARG002
-            begun, replies = time.process_time(), []
-            for message in messages:
-                message.content = copy.deepcopy(message.content)  # as sending it would: clients must not share one
-                start = time.process_time()
-                replies.append(secaggplus_mod(message, self.contexts[message.metadata.dst_node_id], self.train))
-                self.spent += time.process_time() - start
-            self.inside += time.process_time() - begun
-            return replies
-
-        def train(self, message, _context):
-            result = FitRes(Status(Code.OK, ""), ndarrays_to_parameters([update]), 1, {})
-            return Message(compat.fitres_to_recorddict(result, keep_input=False), reply_to=message)
-
-    grid, strategy = Grid(), Strategy()
-    context = LegacyContext(Context(1, 0, {}, RecordDict(), {}), None, strategy, Manager())
-    context.state.config_records[MAIN_CONFIGS_RECORD] = ConfigRecord({WorkflowKey.CURRENT_ROUND: 1})
-    zero = ndarrays_to_parameters([np.zeros(length, np.float32)])
-    context.state.array_records[MAIN_PARAMS_RECORD] = compat.parameters_to_arrayrecord(zero, True)
-    workflow = SecAggPlusWorkflow(num_shares=1.0, reconstruction_threshold=(n + 1) // 2 + 1, max_weight=1.0)
-    start = time.process_time()
-    workflow(grid, context)
-    total = time.process_time() - start
-    error = np.abs(parameters_to_ndarrays(strategy.result)[0] - update).max()
-    assert error < 1e-3, f"flower's own result is off by {error}"
-    print(
-        json.dumps(
-            {"version": flwr.__version__, "client": 1000 * grid.spent / n, "server": 1000 * (total - grid.inside)}
-        )
-    )
-
-
 def flower_run(python, n, length):
-    command = [python, str(Path(__file__).resolve()), "--child", str(n), str(length)]
+    command = [python, str(Path(__file__).resolve().parent / "parts" / "flower.py"), str(n), str(length)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=1800, check=False)
     if done.returncode:
         print(f"flower did not run with {python}: {done.stderr.strip().splitlines()[-1:] or done.returncode}")
@@ -338,7 +127,7 @@ def against_flower(python, n, length, repeats):
         theirs = flower_run(python, n, length)
         if theirs is None:
             return None
-        clock, _ = attempt(plan, updates)
+        clock, *_ = attempt(plan, updates)
         pairs.append((clock, theirs))
         print(
             f"{n} x {length}: ours client {clock.client():.1f} server {clock.server():.1f} ms; "
@@ -353,14 +142,10 @@ def against_flower(python, n, length, repeats):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--full", action="store_true", help="100 clients against Flower, and N up to 1,000")
+    parser.add_argument("--full", action="store_true", help="100 clients against Flower, and N up to 10,000 (an hour)")
     parser.add_argument("--flower", default=sys.executable, help="interpreter with flwr")
     parser.add_argument("--png", type=Path, help="draw the cost curve here")
-    parser.add_argument("--child", nargs=2, type=int, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    if arguments.child:
-        flower(*arguments.child)
-        return
     keystream, rate = keystream_ratio(21)
     small = against_flower(arguments.flower, 20, 1_000_000, 3)
     large = against_flower(arguments.flower, 100, 73_728, 1) if arguments.full else None
@@ -380,6 +165,7 @@ def main():
         "memory_server": peaks["server"],
         "bytes_per_value": bytes_per_value(),
         "curve": rows,
+        "growth_1000_to_10000": growth(rows),
         "python": platform.python_version(),
     }
     print(json.dumps(result))

@@ -103,7 +103,7 @@ def commit(
         number: of the ceremony for this tree, never used twice by a client: persist it before the commitment leaves.
         randomness: 32 fresh bytes.
     """
-    if name not in plan.cohort:
+    if name not in plan.place:
         raise ConfigurationError(f"{name!r} is in no node of this plan and takes no part in its beacon")
     state = Committed()
     state.identity, state.name, state.plan = identity, name, plan

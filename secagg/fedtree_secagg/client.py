@@ -119,7 +119,7 @@ def advertise(
         ConfigurationError: identity, roster and plan do not fit together.
     """
     session = Session(roster, plan, round, attempt)
-    if name not in plan.cohort:
+    if name not in plan.place:
         raise ConfigurationError(f"{name!r} is in no node of this plan and takes no part in the round")
     if not hmac.compare_digest(roster.keys[name], identity.public_bytes):
         raise ConfigurationError(f"the roster pins another key for {name!r} than this identity's")

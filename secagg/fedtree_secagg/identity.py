@@ -7,6 +7,7 @@ refused, whatever the server says.
 import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
@@ -71,7 +72,7 @@ class Roster:
         """All names, sorted."""
         return tuple(self.keys)
 
-    @property
+    @cached_property
     def hash(self) -> bytes:
         """SHA-256 over names and keys."""
         digest = hashlib.sha256(b"fedtree-secagg/v1/roster\0")

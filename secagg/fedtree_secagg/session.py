@@ -45,7 +45,7 @@ class Session:
                 raise ConfigurationError(f"session: {label} is {value!r}; give an integer from 0 to 2^63 - 1")
         if self.plan.sparse is not None and self.plan.sparse.beacon is None:
             raise ConfigurationError("session: a sparse plan needs a beacon first, see Plan.with_beacon")
-        missing = [name for name in self.plan.cohort if name not in self.roster]
+        missing = sorted(self.plan.place.keys() - self.roster.keys.keys())
         if missing:
             raise ConfigurationError(f"session: the roster does not name {', '.join(missing[:5])}, which the plan does")
 
@@ -187,7 +187,7 @@ def verify_advert(session: Session, data: bytes, sender: str | None) -> Advert:
         raise ProtocolError(
             f"advert of {advert.sender!r}: made for another round, attempt or plan", blames=advert.sender
         )
-    if advert.sender not in session.plan.cohort:
+    if advert.sender not in session.plan.place:
         raise ProtocolError(f"advert of {advert.sender!r}: not in this plan", blames=advert.sender)
     if len(advert.commitments) != len(session.plan.nodes_of(advert.sender)):
         raise ProtocolError(f"advert of {advert.sender!r}: one commitment per node expected", blames=advert.sender)
