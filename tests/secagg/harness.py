@@ -19,8 +19,21 @@ from typing import Any
 
 import msgspec
 import numpy as np
+import pytest
 
-from fedtree_secagg import Identity, Node, NodeSum, Plan, Quantiser, Roster, client, keys, messages, server
+from fedtree_secagg import (
+    Identity,
+    Node,
+    NodeSum,
+    Plan,
+    ProtocolError,
+    Quantiser,
+    Roster,
+    client,
+    keys,
+    messages,
+    server,
+)
 from fedtree_secagg.group import Group
 from fedtree_secagg.session import sharers_hash
 
@@ -252,3 +265,32 @@ def plain_sums(run: Run, survivors: Iterable[str]) -> dict[str, tuple[tuple[str,
 def opened_sums(run: Run) -> dict[str, tuple[tuple[str, ...], list[int]]]:
     assert run.opened is not None
     return {name: (s.members_summed, s.ring.tolist()) for name, s in run.opened.items()}
+
+
+def group(n):
+    """The first n of nine clients."""
+    return Group.of(names(9), names(n))
+
+
+def refused(match, blames=None, error=ProtocolError):
+    """Expect an error of this class and text that blames exactly this participant."""
+
+    class Expect:
+        def __enter__(self):
+            self.inner = pytest.raises(error, match=match)
+            self.info = self.inner.__enter__()
+            return self.info
+
+        def __exit__(self, *exc):
+            caught = self.inner.__exit__(*exc)
+            if caught and error is ProtocolError:
+                assert self.info.value.blames == blames
+            return caught
+
+    return Expect()
+
+
+def shares_in(run, holder, dealer):
+    """(slot, share) of the dealer's shares that stand in the clear in the holder's reveal."""
+    held = run.states["vote"][holder].bundles[dealer]
+    return [slot for slot, share in enumerate(held) if share in run.sent["reveal"][holder]]

@@ -10,4 +10,4 @@ class Mutant:
     old: str
     new: str
     tests: str  # a pytest -k expression
-    within: str = "test_attacks.py"
+    within: str = "test_attacks_*.py"

@@ -1,0 +1,433 @@
+"""Rows 7 to 18 of the attack table: `test_row_NN_...`; `mutants.py` removes each guard and sees these fail."""
+
+import hashlib
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from harness import (
+    FRESH,
+    World,
+    adverts_message,
+    edit,
+    flat_plan,
+    forge,
+    names,
+    nested_plan,
+    opened_sums,
+    plain_sums,
+    refused,
+    session_id,
+    shares_in,
+)
+
+from fedtree_secagg import (
+    ConfigurationError,
+    Identity,
+    Node,
+    ProtocolError,
+    Quantiser,
+    Roster,
+    client,
+    keys,
+    messages,
+    server,
+)
+from fedtree_secagg.messages import Advert, Adverts, Inbox, Masked, Reveal, Shares, Vote, Votes
+from fedtree_secagg.ring import Ring
+from fedtree_secagg.session import Session
+
+SMALL_ORDER = bytes(32)
+SWAP = {"c00": "c04", "c04": "c00"}
+
+
+# Row 7: the server chooses who is with whom
+
+
+@pytest.mark.parametrize("colluders", [1, 2, 4])
+def test_row_07_a_group_full_of_colluders_is_refused(colluders):
+    with refused("min_group must be at least", error=ConfigurationError):
+        flat_plan(n=12, colluders=colluders, threshold=10, min_group=colluders + 1)
+    flat_plan(n=12, colluders=colluders, threshold=10, min_group=max(3, colluders + 2))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"nodes": (Node("all", names(9)[:8], ((0, 80),)),), "threshold": 6},
+        {"nodes": tuple(replace(n, members=tuple(SWAP.get(m, m) for m in n.members)) for n in nested_plan().nodes)},
+        {"min_group": 4},
+        {"threshold": 7},
+        {"colluders": 0},
+        {"quantiser": Quantiser(2.0, 19)},
+        {"quantiser": Quantiser(2.5, 20)},
+        {"quantiser": Quantiser(2.0, 20, saturate=True)},
+        {"context": hashlib.sha256(b"another model").digest()},
+        {"length": 81},
+        {"ring": Ring(16), "quantiser": Quantiser(2.0, 12)},
+    ],
+)
+def test_row_07_and_10_a_client_with_another_plan_or_model_takes_part_in_nothing(change):
+    world = World.nested()
+    other = replace(World.of(nested_plan(**change)), roster=world.roster)
+    run = other.run(upto="advert")
+    assert (
+        run.server_states["begin"].session.instance != world.run(upto="advert").server_states["begin"].session.instance
+    )
+    with refused("signature does not match"):
+        world.run(tamper={("advert", "c01"): lambda _: run.sent["advert"]["c01"]})
+    with refused("own advert is missing"):
+        mine = world.run(upto="advert").states["advert"]["c00"]
+        client.share(mine, run_broadcast(other), randomness=FRESH)
+
+
+def run_broadcast(world):
+    run = world.run(upto="advert", attempt=3)
+    return server.collect_adverts(run.server_states["begin"], run.sent["advert"])[1]["c00"]
+
+
+def test_row_07_only_pinned_identities_take_part():
+    world = World.nested()
+    stranger = Identity.generate(FRESH)
+    with refused("pins another key", error=ConfigurationError):
+        client.advertise(stranger, "c00", world.roster, world.plan, round=0, attempt=0, randomness=FRESH)
+    with refused("does not name", error=ConfigurationError):
+        Session(Roster({"c00": stranger.public_bytes}), world.plan, 0, 0)
+
+
+# Row 8: complements and small clusters
+
+
+@pytest.mark.parametrize("size", [1, 2])
+def test_row_08_a_cluster_of_one_or_two_is_refused(size):
+    nodes = (Node("small", names(5)[:size], ((0, 40),)), Node("rest", names(5)[size:], ((0, 40),)))
+    with refused("min_group is 3", error=ConfigurationError):
+        flat_plan(n=5, nodes=nodes)
+    with refused("min_group must be at least 3", error=ConfigurationError):
+        flat_plan(n=5, min_group=size, colluders=0)
+
+
+def test_row_08_a_coordinate_of_a_client_is_in_one_sum_only():
+    nodes = (Node("all", names(5), ((0, 40),)), Node("but-one", names(5)[:4], ((39, 40),)))
+    with refused("share coordinate 39", error=ConfigurationError):
+        flat_plan(n=5, nodes=nodes)
+
+
+# Row 9: a node that shrinks
+
+
+def test_row_09_a_node_below_min_group_is_not_opened_and_its_seeds_stay_hidden():
+    run = World.nested().run({"masked": ["c00", "c01"]})
+    assert "left" not in run.opened
+    assert "left-deep" not in run.opened
+    plan = run.world.plan
+    for holder in run.sent["reveal"]:
+        for dealer in ("c02", "c03"):
+            opened = [plan.nodes_of(dealer)[slot - 1].name for slot in shares_in(run, holder, dealer)]
+            assert opened == ["trunk"]
+
+
+def test_row_09_the_key_of_one_who_dropped_out_is_kept_when_no_node_of_it_opens():
+    c = names(9)
+    plan = flat_plan(n=9, nodes=(Node("small", c[:3], ((0, 40),)), Node("large", c[3:], ((0, 40),))))
+    run = World.of(plan).run({"masked": ["c00"]})
+    assert set(run.opened) == {"large"}
+    assert not any(shares_in(run, holder, "c00") for holder in run.sent["reveal"])
+
+
+# Row 11: a mask stream used twice
+
+
+def test_row_11_no_mask_key_serves_twice_even_after_a_rollback(monkeypatch):
+    seen = []
+    original = Ring.add_masks
+
+    def spy(self, target, masks):
+        masks = list(masks)
+        seen.append([key for key, _ in masks])
+        original(self, target, masks)
+
+    monkeypatch.setattr(Ring, "add_masks", spy)
+    for counters in ({"attempt": 0}, {"attempt": 1}, {"round": 1}):
+        World.nested().run(upto="masked", **counters)  # same randomness each time: a machine set back
+    used = [key for keys_of_node in seen for key in keys_of_node]
+    own = {keys_of_node[0] for keys_of_node in seen}
+    assert len(own) == len(seen)  # self masks: one per client, node and attempt
+    pair_uses = [used.count(key) for key in set(used) - own]
+    assert set(pair_uses) == {2}  # the two ends of a pair, each once
+
+
+def test_row_11_boxes_never_share_key_and_nonce(monkeypatch):
+    seen = []
+    original = keys.AESGCM
+
+    class Spy:
+        def __init__(self, key):
+            self.key = key
+
+        def encrypt(self, nonce, plain, data):
+            seen.append((self.key, nonce))
+            return original(self.key).encrypt(nonce, plain, data)
+
+        def decrypt(self, *args):
+            return original(self.key).decrypt(*args)
+
+    monkeypatch.setattr(keys, "AESGCM", Spy)
+    World.nested().run(upto="masked")
+    assert len(seen) == 9 * 8 + 9  # a box to each other, and the tag of the upload
+    assert len({key for key, _ in seen}) == len(seen)
+    assert len({nonce for _, nonce in seen}) == len(seen)
+
+
+# Row 13: false shares, and who is named
+
+
+def test_row_13_a_holder_that_answers_other_shares_is_named():
+    run = World.nested().run()
+    body = bytearray(messages.decode(Reveal, run.sent["reveal"]["c01"][64:]).body)
+    body[40] ^= 1  # inside the first opened share
+    false = forge(run, Reveal, "c01", body=bytes(body))
+    again = World.nested().run(tamper={}, upto="vote")
+    state, _ = server.collect_votes(again.server_states["survivors"], again.sent["vote"])
+    with refused("not the shares that 'c00' dealt", blames="c01"):
+        server.open_sums(state, {**run.sent["reveal"], "c01": false})
+    rest = {n: d for n, d in run.sent["reveal"].items() if n != "c01"}
+    assert set(server.open_sums(state, rest)) == {n.name for n in run.world.plan.nodes}
+
+
+def test_row_13_a_dealer_whose_shares_are_of_another_secret_is_named(monkeypatch):
+    original = client._deal
+
+    def lie(slot):
+        def deal(state, cohort, stream):
+            if state.name == "c03" and slot == 0:
+                state.mask = keys.Pair(bytes(range(1, 33)))
+            if state.name == "c03" and slot:
+                state.seeds = (type(state.seeds[0])(bytes(32)), *state.seeds[1:])
+            return original(state, cohort, stream)
+
+        return deal
+
+    monkeypatch.setattr(client, "_deal", lie(1))
+    with refused("rebuild another secret", blames="c03"):
+        World.nested().run()
+    monkeypatch.setattr(client, "_deal", lie(0))
+    with refused("rebuild another secret", blames="c03"):
+        World.nested().run({"masked": ["c03"]})
+
+
+def test_row_13_shares_that_are_no_secret_at_all_name_the_dealer(monkeypatch):
+    original = client._deal
+
+    def deal(state, cohort, stream):
+        dealt = original(state, cohort, stream)
+        if state.name == "c03":
+            dealt = {holder: (b"\0\0" + stream(64), *b[1:]) for holder, b in dealt.items()}
+        return dealt
+
+    monkeypatch.setattr(client, "_deal", deal)
+    with refused("rebuild another secret", blames="c03"):
+        World.nested().run({"masked": ["c03"]})
+
+
+@pytest.mark.parametrize(
+    ("lie", "match"),
+    [
+        (lambda bundle: (b"\xff" * 66, *bundle[1:]), "no field element"),
+        (lambda bundle: (bundle[0][:65], *bundle[1:]), "wrong length"),
+    ],
+)
+def test_row_13_a_bundle_that_cannot_be_right_names_the_dealer(monkeypatch, lie, match):
+    run = World.nested().run(upto="shares")
+    session, holder = session_id(run), "c05"
+    bundle = lie(tuple(bytes(66) for _ in range(4)))
+    digest = client._digest(bundle, session, "c03", holder)
+    channel = run.states["shares"]["c03"].channels[holder]
+    box = keys.seal(channel, bytes(12), b"".join(bundle), session, "c03", holder, digest)
+    _, inboxes = server.route_shares(run.server_states["adverts"], run.sent["shares"])
+    forged = edit(Inbox, boxes=put(3, box))(inboxes[holder])
+    with refused("changed on its way"):  # the digest beside it is not the one this box was sealed with
+        client.mask(run.states["shares"][holder], forged, run.world.updates[holder], randomness=FRESH)
+    forged = edit(Inbox, digests=put(3, digest))(forged)
+    with refused(match, blames="c03"):
+        client.mask(run.states["shares"][holder], forged, run.world.updates[holder], randomness=FRESH)
+
+
+def put(place, new):
+    return lambda rows: (*rows[:place], new, *rows[place + 1 :])
+
+
+def test_row_13_a_bundle_that_differs_from_its_signed_digest_names_the_dealer():
+    run = World.nested().run(upto="shares")
+    dealt, session, holder = run.states["shares"]["c00"], session_id(run), "c05"
+    _, inboxes = server.route_shares(run.server_states["adverts"], run.sent["shares"])
+    digest = messages.decode(Inbox, inboxes[holder]).digests[0]
+    box = keys.seal(dealt.channels[holder], bytes(12), bytes(66 * 4), session, "c00", holder, digest)
+    forged = edit(Inbox, boxes=lambda rows: (box, *rows[1:]))(inboxes[holder])
+    with refused("not the one it signed for", blames="c00"):
+        client.mask(run.states["shares"][holder], forged, run.world.updates[holder], randomness=FRESH)
+
+
+# Rows 14 and 15: metadata, sparse coordinates
+
+
+def test_row_14_and_15_lengths_say_nothing_about_the_update():
+    world = World.of(flat_plan(n=5, length=500))
+    dense = world.run().sent
+    for update in world.updates.values():
+        update[1:] = 0
+    sparse = world.run(attempt=1).sent
+    for stage in ("shares", "masked", "vote", "reveal"):
+        assert {len(data) for data in dense[stage].values()} == {len(data) for data in sparse[stage].values()}
+        assert len({len(data) for data in sparse[stage].values()}) == 1
+
+
+# Row 16: overflow and oversize contributions
+
+
+def test_row_16_a_sum_that_could_wrap_is_refused_before_it_starts():
+    flat_plan(n=8, quantiser=Quantiser(1.0, 29))
+    with refused("at most 29 bits", error=ConfigurationError):
+        flat_plan(n=8, quantiser=Quantiser(1.0, 30))
+    with refused("at most 28 bits", error=ConfigurationError):
+        flat_plan(n=9, quantiser=Quantiser(1.0, 29))
+    with refused("at most 13 bits", error=ConfigurationError):
+        flat_plan(n=8, ring=Ring(16), quantiser=Quantiser(1.0, 14))
+    with refused("at most 13 bits", error=ConfigurationError):
+        flat_plan(n=8, ring=Ring(16), quantiser=Quantiser(1.0, 20))
+
+
+@pytest.mark.parametrize("value", [1.0001, -2.0, np.nan, np.inf, -np.inf])
+def test_row_16_the_client_sends_nothing_beyond_the_clip(value):
+    world = World.of(flat_plan())
+    run = world.run(upto="shares")
+    _, inboxes = server.route_shares(run.server_states["adverts"], run.sent["shares"])
+    update = world.updates["c00"].copy()
+    update[7] = value
+    with refused("beyond the clip|nan or infinite", error=ConfigurationError):
+        client.mask(run.states["shares"]["c00"], inboxes["c00"], update, randomness=FRESH)
+    client.mask(run.states["shares"]["c00"], inboxes["c00"], world.updates["c00"], randomness=FRESH)
+
+
+def test_row_16_the_server_refuses_a_sum_beyond_n_times_the_clip(monkeypatch):
+    monkeypatch.setattr(Quantiser, "quantise_into", lambda self, out, values, key: out.fill(2**20))
+    with refused("beyond 5 times the clip"):
+        World.of(flat_plan()).run()
+
+
+# Row 17: forged and changed messages
+
+
+@pytest.mark.parametrize("stage", ["advert", "shares", "masked", "vote", "reveal"])
+@pytest.mark.parametrize("byte", [0, 70, -1])
+def test_row_17_a_changed_byte_is_refused_and_blames_nobody(stage, byte):
+    def flip(data):
+        changed = bytearray(data)
+        changed[byte] ^= 1
+        return bytes(changed)
+
+    with pytest.raises(ProtocolError) as error:
+        World.nested().run(tamper={(stage, "c02"): flip})
+    assert (error.value.blames, error.value.sender) == (None, "c02")
+
+
+def test_row_17_a_vector_changed_on_its_way_is_refused():
+    run = World.nested().run(upto="masked")
+    for name, change in (
+        ("c02", lambda d: d[:-1] + bytes([d[-1] ^ 1])),
+        ("c02", lambda d: d[:-4]),
+        ("c02", lambda d: d + d),
+    ):
+        with refused("does not match its tag"):
+            server.collect_masked(
+                run.server_states["inbox"], {**run.sent["masked"], name: change(run.sent["masked"][name])}
+            )
+    head = messages.detach(run.sent["masked"]["c02"])[0]
+    moved = messages.attach(head, messages.detach(run.sent["masked"]["c03"])[1])
+    with refused("does not match its tag"):
+        server.collect_masked(run.server_states["inbox"], {**run.sent["masked"], "c02": moved})
+
+
+def test_row_17_a_server_key_that_is_a_clients_or_of_small_order_is_refused():
+    run = World.nested().run(upto="advert")
+    _, broadcast = server.collect_adverts(run.server_states["begin"], run.sent["advert"])
+    victim = messages.decode(Advert, run.sent["advert"]["c05"][64:]).channel_key
+    for key, match in ((victim, "same key"), (SMALL_ORDER, "'the server' has small order")):
+        with refused(match):
+            forged = edit(Adverts, server_key=lambda _, key=key: key)(broadcast["c00"])
+            client.share(run.states["advert"]["c00"], forged, randomness=FRESH)
+
+
+def test_row_17_a_man_in_the_middle_with_a_server_key_of_his_own_changes_the_session():
+    with refused("signature does not match"):
+        World.nested().run(tamper={("adverts", "c00"): edit(Adverts, server_key=lambda _: FRESH)})
+
+
+@pytest.mark.parametrize("kind", [Advert, Shares, Masked, Vote, Reveal])
+def test_row_17_one_client_cannot_speak_for_another(kind):
+    run = World.nested().run()
+    stage = kind.__struct_config__.tag
+    impersonated = forge(run, kind, "c02", signer="c03")
+    with refused("signature does not match"):
+        World.nested().run(tamper={(stage, "c02"): lambda _: impersonated})
+    with refused("names 'c03' as its sender"):
+        World.nested().run(tamper={(stage, "c02"): lambda _: run.sent[stage]["c03"]})
+
+
+def test_row_17_a_signature_is_bound_to_version_stage_session_sender_and_content():
+    base = (bytes(32), "vote", "c00", b"payload")
+    inputs = {messages.signed_input(*base)}
+    for place, other in enumerate([bytes(31) + b"\1", "votf", "c01", b"payloae"]):
+        inputs.add(messages.signed_input(*base[:place], other, *base[place + 1 :]))
+    assert len(inputs) == 5
+    assert all(messages.VERSION in text for text in inputs)
+
+
+def test_row_17_a_forged_advert_in_the_broadcast_is_refused_by_the_clients():
+    world = World.nested()
+    fake = forge(world.run(upto="advert"), Advert, "c01", signer="c02", mask_key=FRESH)
+    with refused("signature does not match"):
+        world.run(tamper={("adverts", "c00"): edit(Adverts, adverts=lambda r: (r[0], fake, *r[2:]))})
+
+
+def test_row_17_a_forged_vote_is_refused_by_the_clients():
+    run = World.nested().run()
+    fake = forge(run, Vote, "c01", signer="c02")
+    with refused("signature does not match"):
+        World.nested().run(tamper={("votes", "c00"): edit(Votes, votes=lambda v: (v[0], fake, *v[2:]))})
+
+
+# Row 18: zero, small-order, duplicate and reflected keys
+
+
+@pytest.mark.parametrize("field", ["mask_key", "channel_key"])
+def test_row_18_a_key_of_small_order_is_refused_and_names_its_sender(field):
+    run = World.nested().run(upto="advert")
+    zero = forge(run, Advert, "c05", **{field: SMALL_ORDER})
+    signed = {**run.sent["advert"], "c05": zero}
+    with refused("small order", blames="c05"):
+        server.collect_adverts(run.server_states["begin"], signed)
+    broadcast = adverts_message(keys.Pair(FRESH).public_bytes, (signed[n] for n in sorted(signed)))
+    with refused("small order", blames="c05"):
+        client.share(run.states["advert"]["c00"], broadcast, randomness=FRESH)
+
+
+def test_row_18_a_reflected_or_shared_key_is_refused():
+    run = World.nested().run(upto="advert")
+    mine = messages.decode(Advert, run.sent["advert"]["c00"][64:])
+    for field, key in (("mask_key", mine.mask_key), ("channel_key", mine.mask_key), ("mask_key", mine.channel_key)):
+        echo = forge(run, Advert, "c05", **{field: key})
+        with refused("same key"):
+            server.collect_adverts(run.server_states["begin"], {**run.sent["advert"], "c05": echo})
+    disguised = bytes([*mine.mask_key[:31], mine.mask_key[31] | 0x80])  # X25519 ignores the top bit
+    hidden = forge(run, Advert, "c05", mask_key=disguised)
+    with refused("canonical form", blames="c05"):
+        server.collect_adverts(run.server_states["begin"], {**run.sent["advert"], "c05": hidden})
+    both = forge(run, Advert, "c05", mask_key=FRESH, channel_key=FRESH)
+    with refused("same key", blames="c05"):
+        server.collect_adverts(run.server_states["begin"], {**run.sent["advert"], "c05": both})
+
+
+def test_an_honest_world_still_opens_exactly():
+    run = World.nested().run()
+    assert opened_sums(run) == plain_sums(run, names(9))
