@@ -40,10 +40,6 @@ from fedtree_secagg.messages import Advert, Adverts, Inbox, Masked, Reveal, Shar
 from fedtree_secagg.plan import check_succession
 from fedtree_secagg.session import view_hash
 
-SMALL_ORDER = bytes(32)
-SWAP = {"c00": "c04", "c04": "c00"}
-
-
 # Row 1: one client dropped in one node and alive in another
 
 
