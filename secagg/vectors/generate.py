@@ -248,8 +248,10 @@ def sketches(book: _Book) -> None:
         n: sketch.hello(IDENTITIES[n], n, ROSTER, NAMES, context, randomness=derive("sketch-hello", n)) for n in NAMES
     }
     hellos = sketch.collect(ROSTER, NAMES, context, {n: m for n, (_, m) in greeted.items()})
+    _reject_hellos(book, greeted["barbara"][0], hellos["barbara"])
     sealed = {n: sketch.seal(greeted[n][0], hellos[n], randomness=derive("sketch-seal", n)) for n in NAMES}
     routed = sketch.route(ROSTER, NAMES, context, hellos["ann"], {n: m for n, (_, m) in sealed.items()})
+    _reject_seals(book, sealed["barbara"][0], routed["barbara"])
     for name in NAMES:
         ready = sketch.unseal(sealed[name][0], routed[name])
         vectors = [np.array(v) for v in VECTORS[name]]
@@ -260,6 +262,41 @@ def sketches(book: _Book) -> None:
             "randomness_seal": derive("sketch-seal", name).hex(),
             **{step: data.hex() for step, data in steps.items()},
         }
+
+
+def _reject_hellos(book: _Book, state: sketch.Greeted, data: bytes) -> None:
+    book.files["sketch-seal"] = {"accepted": [], "rejected": []}
+    rows = messages.decode(messages.Hellos, data).hellos
+    flipped = bytes([rows[0][0] ^ 1]) + rows[0][1:]
+    cases = {
+        "own hello missing": (rows[0], *rows[2:]),
+        "a signature changed": (flipped, *rows[1:]),
+        "out of order": rows[::-1],
+        "one twice": (*rows, rows[-1]),
+        "too few": rows[:2],
+    }
+    fresh = derive("sketch-seal", "barbara")
+    for why, changed in cases.items():
+        edited = _edited(messages.Hellos, data, hellos=changed)
+        book.rejected("sketch-seal", "barbara", why, edited, lambda m: sketch.seal(state, m, randomness=fresh))
+
+
+def _reject_seals(book: _Book, state: sketch.Sealed, data: bytes) -> None:
+    book.files["sketch-unseal"] = {"accepted": [], "rejected": []}
+    message = messages.decode(messages.Seal, data[messages.SIGNATURE_BYTES :])
+
+    def signed(name: str, **changes: Any) -> bytes:
+        return messages.sign(IDENTITIES[name], message.session, msgspec.structs.replace(message, **changes), "ann")
+
+    cases = {
+        "a signature changed": bytes([data[0] ^ 1]) + data[1:],
+        "signed by another": signed("cyd"),
+        "another session": signed("ann", session=bytes(32)),
+        "another commitment": signed("ann", commitment=bytes(32)),
+        "two boxes swapped": signed("ann", boxes=(message.boxes[1], message.boxes[0], *message.boxes[2:])),
+    }
+    for why, changed in cases.items():
+        book.rejected("sketch-unseal", "barbara", why, changed, lambda m: sketch.unseal(state, m))
 
 
 def sparse(book: _Book) -> None:

@@ -359,7 +359,7 @@ GUARDS = (
         "if encode(message) != data:",
         "if False:",
         "one_encoding",
-        "test_parts.py",
+        "test_messages.py",
     ),
     M(
         "weak randomness accepted",

@@ -12,7 +12,18 @@ from reference import Reference
 from reference_sketch import SketchReference
 from reference_sparse import SparseReference
 
-from fedtree_secagg import Identity, Node, Plan, ProtocolError, Quantiser, Roster, ThresholdError, client
+from fedtree_secagg import (
+    Identity,
+    Node,
+    Plan,
+    ProtocolError,
+    Quantiser,
+    Roster,
+    ThresholdError,
+    client,
+    messages,
+    sketch,
+)
 from fedtree_secagg.ring import Ring
 
 FOLDER = Path(__file__).resolve().parents[2] / "secagg" / "vectors"
@@ -68,6 +79,30 @@ def test_the_independent_reference_computes_every_message_of_the_sketch():
         assert {step: data.hex() for step, data in made[name].items()} == {
             s: row[s] for s in ("hello", "seal", "sketch")
         }
+
+
+def test_rejected_inputs_of_the_sketch_are_refused_as_published():
+    published = FILES["sketch.json"]
+    identity = Identity(bytes.fromhex(SETTING["identities"]["barbara"]))
+    roster = Roster({n: bytes.fromhex(k) for n, k in SETTING["roster"].items()})
+    members, context = tuple(sorted(SETTING["identities"])), bytes.fromhex(published["context"])
+    row = published["members"]["barbara"]
+    fresh = {step: bytes.fromhex(row[f"randomness_{step}"]) for step in ("hello", "seal")}
+    greeted, _ = sketch.hello(identity, "barbara", roster, members, context, randomness=fresh["hello"])
+    hellos = [bytes.fromhex(published["members"][name]["hello"]) for name in members]
+    for refused in FILES["sketch-seal.json"]["rejected"]:
+        with pytest.raises((ProtocolError, ThresholdError)) as error:
+            sketch.seal(greeted, bytes.fromhex(refused["input"]), randomness=fresh["seal"])
+        assert (type(error.value).__name__, getattr(error.value, "blames", None)) == (
+            refused["error"],
+            refused["blames"],
+        )
+    state, _ = sketch.seal(greeted, messages.encode(messages.Hellos(tuple(hellos))), randomness=fresh["seal"])
+    for refused in FILES["sketch-unseal.json"]["rejected"]:
+        with pytest.raises(ProtocolError) as error:
+            sketch.unseal(state, bytes.fromhex(refused["input"]))
+        assert (type(error.value).__name__, error.value.blames) == (refused["error"], refused["blames"])
+    sketch.unseal(state, bytes.fromhex(published["members"]["ann"]["seal"]))
 
 
 def test_the_independent_reference_draws_the_beacon_and_its_graph():
