@@ -13,7 +13,8 @@ from fedtree_audits.intervals import (
     per_step_epsilon,
     upper_rate,
 )
-from fedtree_audits.one_run import one_run_epsilon, one_run_fdp_epsilon, p_value, refutes
+from fedtree_audits.membership import Curve, Rate, area, area_interval, exposure, relative, roc, tpr_at_fpr
+from fedtree_audits.one_run import Inverse, one_run_epsilon, one_run_fdp_epsilon, p_value, refutes
 from fedtree_audits.profiles import (
     accountant_points,
     epsilon_at_least,
@@ -26,14 +27,20 @@ from fedtree_audits.scores import Guesses, Scores, guess, hold_out, scores
 from fedtree_audits.thresholds import dkw_epsilon, dkw_margin, guess_above, hold_out_epsilon
 
 __all__ = [
+    "Curve",
     "Guesses",
+    "Inverse",
+    "Rate",
     "Scores",
     "accountant_points",
+    "area",
+    "area_interval",
     "best_threshold",
     "clopper_pearson_epsilon",
     "dkw_epsilon",
     "dkw_margin",
     "epsilon_at_least",
+    "exposure",
     "gaussian_delta",
     "gaussian_epsilon",
     "gaussian_epsilon_bound",
@@ -49,6 +56,9 @@ __all__ = [
     "per_step_epsilon",
     "profile_inverse",
     "refutes",
+    "relative",
+    "roc",
     "scores",
+    "tpr_at_fpr",
     "upper_rate",
 ]

@@ -21,6 +21,7 @@ from fedtree_dp.accounting import merge, times_of
 from fedtree_dp.events import Gaussian, PoissonGaussian
 
 _LARGEST = 1e4
+_ROUNDING = 1e-15  # of the accountant's sums, which may come out below zero
 
 
 def gaussian_delta(mu: float, epsilon: float) -> float:
@@ -89,7 +90,9 @@ def accountant_points(events: Sequence[Event], epsilons: Sequence[float]) -> lis
         ScoresError: an event that is neither Gaussian nor Poisson-subsampled Gaussian.
     """
     composed = _pld(events, pessimistic=True)
-    return [(float(eps), min(1.0, float(composed.get_delta_for_epsilon(float(eps))))) for eps in epsilons]
+    return [
+        (float(eps), min(1.0, max(_ROUNDING, float(composed.get_delta_for_epsilon(float(eps)))))) for eps in epsilons
+    ]
 
 
 def epsilon_at_least(events: Sequence[Event], delta: float) -> float:
