@@ -410,3 +410,31 @@ def test_neighbours_on_a_ring_are_the_nearest(plan):
     order = plan.graph._everyone.order
     for first, second in pairwise(order):
         assert second in plan.graph.holders(first)
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_whatever_drops_out_a_node_is_opened_exactly_or_not_at_all(seed):
+    """Dropouts at random stages, more than planned for: exact sums, unopened nodes or an end, never something else."""
+    rng = np.random.default_rng(seed)
+    members = tuple(f"c{i:02d}" for i in range(24))
+    nodes = (Node("trunk", members, ((0, 6),)), Node("left", members[:18], ((6, 9),)))
+    plan = drawn(
+        draft(length=9, nodes=nodes, threshold=6, colluders=1, min_group=3, sparse=Sparse(8, dropouts=1)),
+        bytes([seed + 1] * 32),
+    )
+    stages = ("advert", "shares", "masked", "vote", "reveal")
+    gone = rng.choice(members, rng.integers(1, 7), replace=False)
+    drops = {stage: [] for stage in stages}
+    for name in gone:
+        drops[stages[rng.integers(5)]].append(str(name))
+    alive = set(members).difference(*(drops[stage] for stage in stages[:3]))
+    try:
+        run = World.of(plan).run(drops)
+    except ThresholdError:
+        assert len(gone) > 1
+        return
+    expected = plain_sums(run, alive)
+    opened = opened_sums(run)
+    assert opened == {name: expected[name] for name in opened}
+    held = {n.name for n in nodes if plan.graph.holds_together(n, Group.of(members, alive))}
+    assert opened.keys() == held & expected.keys()
