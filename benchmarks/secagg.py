@@ -1,6 +1,6 @@
 """Cost of secure aggregation: against the keystream, against flat plans, against Flower's SecAgg+, and over N.
 
-    python benchmarks/secagg.py [--full] [--flower PYTHON] [--png FILE]
+    python benchmarks/secagg.py [--full] [--flower PYTHON] [--docs FOLDER]
 
 All ratios come from one run: what is compared alternates, and medians are taken. Flower (flwr) is driven in-process
 through its own mod and workflow in a child of the interpreter given with --flower (default: this one), so that it
@@ -21,7 +21,7 @@ import tracemalloc
 from pathlib import Path
 
 import numpy as np
-from parts.curve import curve, draw, growth
+from parts.curve import curve, document, growth
 from parts.rounds import attempt, flat, fresh, nested, random_updates
 
 
@@ -144,15 +144,19 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--full", action="store_true", help="100 clients against Flower, and N up to 10,000 (an hour)")
     parser.add_argument("--flower", default=sys.executable, help="interpreter with flwr")
-    parser.add_argument("--png", type=Path, help="draw the cost curve here")
+    parser.add_argument("--docs", type=Path, help="write secagg-cost.md and secagg-cost.png into this folder")
+    parser.add_argument("--only-curve", action="store_true", help="the cost curve alone")
     arguments = parser.parse_args()
+    rows = curve(arguments.full)
+    if arguments.docs:
+        document(rows, arguments.docs)
+    if arguments.only_curve:
+        print(json.dumps({"curve": rows, "growth_1000_to_10000": growth(rows)}))
+        return
     keystream, rate = keystream_ratio(21)
     small = against_flower(arguments.flower, 20, 1_000_000, 3)
     large = against_flower(arguments.flower, 100, 73_728, 1) if arguments.full else None
     peaks = memory()
-    rows = curve(arguments.full)
-    if arguments.png:
-        draw(rows, arguments.png)
     result = {
         "keystream_ratio": keystream,
         "keystream_gb_per_s": rate,
