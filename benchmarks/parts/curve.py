@@ -53,31 +53,33 @@ def growth(rows):
 def document(rows, folder):
     """Write the table and the picture."""
     folder.mkdir(parents=True, exist_ok=True)
-    lines = [
-        "# Cost of an attempt over the number of clients",
-        "",
-        f"Every client is run for real in one process, {VALUES:,} values of 32 bits each; CPU milliseconds, the median client",
-        "(sum over its steps) and the server. Sparse: 1 client in 20 may collude with the server, and 1 in 20 drop out.",
-        "Made by `python benchmarks/secagg.py --full --only-curve --docs docs`.",
-        "",
-        "| graph | clients | contacts of a client | client ms | server ms | sent B | received B |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    for row in rows:
-        lines.append(
-            f"| {row['graph']} | {row['n']:,} | {row['neighbours']:,} | {row['client_ms']:.1f} | {row['server_ms']:,.0f} | "
-            f"{row['sent_bytes']:,.0f} | {row['received_bytes']:,.0f} |"
-        )
-    grown = growth(rows)
-    if grown:
-        lines += [
-            "",
-            f"From 1,000 to 10,000 sparse clients a client's time grows by {grown['time']:.2f} and its bytes by "
-            f"{grown['bytes']:.2f}; log N grows by {grown['allowed']:.2f}.",
-        ]
-    lines += ["", "![Cost](secagg-cost.png)", ""]
-    (folder / "secagg-cost.md").write_text("\n".join(lines), "utf-8")
+    (folder / "secagg-cost.md").write_text(_table(rows), "utf-8")
     draw(rows, folder / "secagg-cost.png")
+
+
+def _table(rows):
+    body = "".join(
+        f"| {row['graph']} | {row['n']:,} | {row['neighbours']:,} | {row['client_ms']:.1f} | {row['server_ms']:,.0f} "
+        f"| {row['sent_bytes']:,.0f} | {row['received_bytes']:,.0f} |\n"
+        for row in rows
+    )
+    grown, last = growth(rows), ""
+    if grown:
+        last = (
+            f"From 1,000 to 10,000 sparse clients a client's time grows by {grown['time']:.2f} and its bytes by "
+            f"{grown['bytes']:.2f}; log N grows by {grown['allowed']:.2f}.\n\n"
+        )
+    return f"""# Cost of an attempt over the number of clients
+
+Every client is run for real in one process, {VALUES:,} values of 32 bits each. CPU milliseconds: of the median client (sum
+over its steps) and of the server. Sparse: 1 client in 20 may collude with the server, and 1 in 20 drop out.
+Made by `python benchmarks/secagg.py --full --only-curve --docs docs`.
+
+| graph | clients | contacts of a client | client ms | server ms | sent B | received B |
+|---|---|---|---|---|---|---|
+{body}
+{last}![Cost](secagg-cost.png)
+"""
 
 
 def draw(rows, path):
