@@ -49,16 +49,20 @@ class Lora:
         alpha: The adapter's output is scaled by alpha / rank.
         targets: Names of the linear modules that get an adapter; empty means query and value of the architecture.
         freeze_a: Keep A at its public initial value (FFA-LoRA). Halves what is trained, noised and uploaded.
+        last_layers: Adapters sit in this many of the last transformer layers; None for all of them.
     """
 
     rank: int = 4
-    alpha: float = 8.0
+    alpha: float = 64.0
     targets: tuple[str, ...] = ()
     freeze_a: bool = True
+    last_layers: int | None = None
 
     def __post_init__(self) -> None:
         _count("lora.rank", self.rank)
         _positive("lora.alpha", self.alpha)
+        if self.last_layers is not None:
+            _count("lora.last_layers", self.last_layers)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,9 +94,9 @@ class Training:
     max_grad_norm: float = 1.0
     learning_rate: float = 4e-3
     head: HeadMode = "auto"
-    head_steps: int = 40
+    head_steps: int = 100
     head_sample_rate: float = 0.2
-    head_learning_rate: float = 3e-2
+    head_learning_rate: float = 5e-2
     head_noise_ratio: float = 1.25
     max_length: int = 64
     physical_batch_size: int = 64

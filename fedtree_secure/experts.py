@@ -132,8 +132,9 @@ class Experts:
         self.lora = lora
         self.targets = lora.targets or TARGETS.get(architecture, DEFAULT_TARGETS)
         _check_targets(model, self.targets, architecture)
+        places = _places(model, self.targets, lora.last_layers)
         for name in (CLUSTER, EXTERNAL):
-            config = LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules=list(self.targets), lora_dropout=0.0)
+            config = LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules=places, lora_dropout=0.0)
             config._register_custom_module({nn.Linear: MixedLinear})
             with warnings.catch_warnings():  # two adapters in one model are meant
                 warnings.filterwarnings("ignore", message="Already found a `peft_config`")
@@ -236,6 +237,19 @@ def _check_targets(model: nn.Module, targets: tuple[str, ...], architecture: str
                 f"the backbone ({architecture}) has no linear layer named {target!r} to attach LoRA to; its "
                 f"transformer layers have: {', '.join(endings) or 'no torch.nn.Linear at all'}. Set lora.targets"
             )
+
+
+def _places(model: nn.Module, targets: tuple[str, ...], last: int | None) -> list[str]:
+    """Full names of the linear layers that get an adapter: the targets inside the last so many transformer layers."""
+    found: dict[int, list[str]] = {}
+    for name, module in model.named_modules():
+        layer = re.search(r"\.(\d+)\.", name)
+        if layer and isinstance(module, nn.Linear) and name.rsplit(".", 1)[-1] in targets:
+            found.setdefault(int(layer.group(1)), []).append(name)
+    if last is not None and last > len(found):
+        raise BackboneError(f"lora.last_layers is {last}; the backbone has {len(found)} layers with {targets}")
+    kept = sorted(found)[-last:] if last else sorted(found)
+    return [name for layer in kept for name in found[layer]]
 
 
 def _group_by_layer(model: nn.Module) -> dict[int, list[MixedLinear]]:

@@ -92,6 +92,7 @@ def test_epsilon_must_be_finite_and_positive(epsilon):
     ("kind", "settings"),
     [
         (Lora, {"rank": 0}),
+        (Lora, {"last_layers": 0}),
         (Lora, {"alpha": math.nan}),
         (Training, {"sample_rate": 0.0}),
         (Training, {"local_steps": 0}),

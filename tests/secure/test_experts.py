@@ -177,3 +177,34 @@ def test_what_is_delivered_lies_on_a_grid_of_22_bits(scale):
     assert not torch.equal(torch.round(values.double() / step) * step, values.double())
     assert torch.equal(on_grid(torch.zeros(3)), torch.zeros(3))
     assert on_grid(values.t()).is_contiguous()
+
+
+def test_adapters_in_the_last_layers_only(tiny_bert, tmp_path):
+    """Lower layers stay as they were, exchange nothing, and the delivered adapter loads without them."""
+    from transformers import AutoModelForSequenceClassification
+
+    whole = Backbone(make_job(tiny_bert))
+    backbone = Backbone(make_job(tiny_bert, lora=Lora(rank=2, alpha=4.0, last_layers=2)))
+    assert (whole.experts.indices, backbone.experts.indices) == ((0, 1, 2, 3), (2, 3))
+    assert backbone.layout().length * 2 == whole.layout().length
+    assert backbone.digest != whole.digest
+    mine = fresh_belongings(backbone, 2)
+    mine.own += 0.3
+    inputs = {"input_ids": torch.tensor([[6, 9, 12, 7]]), "attention_mask": torch.ones(1, 4, dtype=torch.long)}
+    with seated(backbone, mine, 2, np.zeros(2, dtype=bool)), torch.no_grad():
+        expected = backbone.model(**inputs, output_hidden_states=True)
+        save_adapter(backbone, tmp_path, ("a", "b"))
+    with torch.no_grad():
+        frozen = whole.model(**inputs, output_hidden_states=True).hidden_states
+    assert torch.equal(expected.hidden_states[2], frozen[2])
+    assert not torch.allclose(expected.hidden_states[3], frozen[3], atol=1e-3)
+    plain = AutoModelForSequenceClassification.from_pretrained(tiny_bert, num_labels=2)
+    loaded = PeftModel.from_pretrained(plain, str(tmp_path)).eval()
+    assert {int(n.split("layer.")[1][0]) for n, _ in loaded.named_modules() if n.endswith("lora_A")} == {2, 3}
+    with torch.no_grad():
+        assert torch.allclose(loaded(**inputs).logits, expected.logits, atol=1e-5)
+
+
+def test_more_last_layers_than_there_are_is_refused(tiny_bert):
+    with pytest.raises(BackboneError, match="last_layers is 5; the backbone has 4"):
+        Backbone(make_job(tiny_bert, lora=Lora(last_layers=5)))
