@@ -9,7 +9,10 @@ sum it was given. What the server learns beside the uploads (shares, votes) is c
 
 from __future__ import annotations
 
+import functools
 import hashlib
+import itertools
+import math
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -19,14 +22,19 @@ from scipy import stats
 
 from fedtree_audits import rounds
 from fedtree_audits.command import Audit, Variant, main
+from fedtree_audits.errors import MissingEvidence
 from fedtree_audits.rounds import CLIENTS, WIDTH, Seen, Words, run_rounds
 from fedtree_audits.runs import RunFolder
 from fedtree_audits.scores import Floats
-from fedtree_audits.verdict import Check, Result
-from fedtree_secagg import Ring
+from fedtree_audits.verdict import POWER, SIGNIFICANCE, Check, Power, Result
+from fedtree_secagg import Ring, SecAggError, messages
+from fedtree_secure import wire
+from fedtree_secure.errors import FedTreeError
+from fedtree_secure.transport import SERVER
 
 QUESTION = "Does the server see anything but uniform data?"
 ROUNDS = 6
+WORST = 0.25  # epsilon of a word; the claim is 0, of which twice is no limit
 BLOCK = 8  # bytes; two of n random blocks agree with probability n^2 / 2^65, below 1e-9 for the 70,000 seen here
 
 
@@ -50,22 +58,75 @@ def audit_ring(ring: Ring, key: bytes, hashes: dict[str, str] | None = None) -> 
             "AES-CTR keystreams and X25519 keys are as good as random; statistics cannot show that",
         ),
         checks=checks,
+        power=_power(),
         hashes={"key commitment": hashlib.sha256(key).hexdigest()} | (hashes or {}),
         figures={"rounds": ROUNDS, "clients": len(CLIENTS), "words": WIDTH},
     )
 
 
 def audit_run(run: RunFolder) -> Result:
-    """Audit the installed protocol, and the run's transcript for uploads that were sent twice."""
-    found = audit_ring(Ring(32), os.urandom(32), run.hashes("job.json", "transcript.txt"))
-    path = run.path / "transcript.txt"
+    """Audit the installed protocol, and what the run kept of its own uploads: their hashes, or all of them."""
+    found = audit_ring(Ring(32), os.urandom(32), run.hashes("job.json", "transcript.txt", "messages.bin"))
+    try:
+        listed, kept = uploads(run)
+    except MissingEvidence as missing:
+        return _with(found, missing=(str(missing),))
+    twice = len(listed) - len(set(listed))
+    checks = [Check("uploads of the run", twice == 0, f"{twice} of {len(listed)} uploads have the hash of another one")]
+    if kept is None:
+        only = "of the run itself only hashes were kept (run --auditable keeps the uploads)"
+        return _with(found, checks=(*found.checks, *checks), assumptions=(*found.assumptions, only))
+    return _with(found, checks=(*found.checks, *checks, *_kept(kept)))
+
+
+def uploads(run: RunFolder) -> tuple[list[str], dict[str, list[Words]] | None]:
+    """Return the hashes of all uploads, and by client their masked words in order; None if no messages were kept.
+
+    Raises:
+        MissingEvidence: no transcript, or a line or message of it cannot be read.
+    """
+    path, store = run.path / "transcript.txt", run.path / "messages.bin"
     if not path.is_file():
-        return _with(found, missing=(f"{path} is not there: uploads of the run itself were not looked at",))
-    lines = [line.split() for line in path.read_text("utf-8").splitlines()[1:]]
-    uploads = [line[5] for line in lines if len(line) == 6 and line[3].endswith("/mask") and line[2] == "server"]
-    twice = len(uploads) - len(set(uploads))
-    check = Check("uploads of the run", twice == 0, f"{twice} of {len(uploads)} uploads have the hash of another one")
-    return _with(found, checks=(*found.checks, check))
+        raise MissingEvidence(f"{path} is not there: uploads of the run itself were not looked at")
+    data = store.read_bytes() if store.is_file() else None
+    listed, words, at = list[str](), dict[str, list[Words]](), 0
+    for line in path.read_text("utf-8").splitlines()[1:]:
+        try:
+            _, sender, receiver, stage, size, digest = line.split()
+            start, at = at, at + int(size)
+            if not stage.endswith("/mask") or receiver != SERVER:
+                continue
+            listed.append(digest)
+            if data is not None:
+                words.setdefault(sender, []).append(_body(data[start:at]))
+        except (ValueError, SecAggError, FedTreeError) as error:
+            raise MissingEvidence(f"{path}: {line[:80]!r} or its message cannot be read: {error}") from None
+    return listed, words if data is not None else None
+
+
+def _body(message: bytes) -> Words:
+    reply = wire.decode_reply(message)
+    payload = reply.payload if isinstance(reply, wire.Protocol) else b""
+    return np.frombuffer(messages.detach(payload)[1], "<u4")
+
+
+def _kept(words: Mapping[str, list[Words]]) -> list[Check]:
+    """The same tests on a run's own uploads, whatever was uploaded."""
+    everything = np.concatenate([body for bodies in words.values() for body in bodies])
+    worst = min(_chi_square(column) for column in everything.astype("<u4").view(np.uint8).reshape(-1, 4).T)
+    gaps = [b - a for bodies in words.values() for a, b in itertools.pairwise(bodies) if len(a) == len(b)]
+    blocks = sum(len(body) // 2 for bodies in words.values() for body in bodies)
+    twice = _repeats(np.concatenate([body[: len(body) // 2 * 2] for bodies in words.values() for body in bodies]))
+    chance = float(stats.poisson.sf(twice - 1, blocks**2 / 2.0**65))
+    found = [
+        Check.test("bytes of the run's uploads", min(1.0, 4 * worst), f"{len(everything)} words, worst of four places"),
+        Check.test("blocks of the run's uploads", chance, f"{twice} of {blocks} blocks of {BLOCK} bytes occur twice"),
+    ]
+    if gaps:
+        least = _chi_square(np.concatenate(gaps).astype("<u4").view(np.uint8)[3::4])
+        text = f"highest bytes of {len(gaps)} differences of a client's uploads"
+        found.append(Check.test("rounds of the run", least, text))
+    return found
 
 
 def _with(result: Result, **changes: object) -> Result:
@@ -134,6 +195,16 @@ def _game(seen: Sequence[Seen]) -> Check:
         total += WIDTH
     p_value = float(stats.binomtest(large, total, 0.5).pvalue)
     return Check.test("which of two equal sums", p_value, f"guessed right in {large / total:.4f} of {total} words")
+
+
+@functools.lru_cache(maxsize=1)
+def _power() -> Power:
+    """Of the game: how often a word must be guessed right to be noticed, as the epsilon that allows it (no delta)."""
+    words = 2 * WIDTH
+    right = 0.5 + float(stats.norm.isf(SIGNIFICANCE / 2) + stats.norm.ppf(POWER)) / (2 * math.sqrt(words))
+    found = math.log(right / (1 - right))
+    how = f"guessing {right:.3f} of {words} words right where uniform uploads allow half; no leak at all is claimed"
+    return Power(0.0, found, how, quantity="epsilon of one uploaded word", limit=WORST)
 
 
 def _variant(make: type[Ring]) -> Variant:

@@ -39,7 +39,7 @@ def rows(task, count, seed):
 
 @pytest.fixture(scope="session")
 def finished(tiny_bert, tmp_path_factory):
-    """Folder of a run with two rounds, six clients of two tasks, fingerprint tree; treat it as read-only."""
+    """Folder of an auditable run: two rounds, six clients of two tasks, fingerprint tree; treat it as read-only."""
     job = Federation(
         backbone=str(tiny_bert), privacy=PrivacyBudget(epsilon=8, delta=1e-3), rounds=2, lora=Lora(rank=2, alpha=4.0),
         training=Training(records=60, sample_rate=0.5, head_steps=8, head_sample_rate=0.5, max_length=16),
@@ -50,4 +50,4 @@ def finished(tiny_bert, tmp_path_factory):
         for t in range(2)
         for i in range(3)
     ]
-    return job.run(clients, tmp_path_factory.mktemp("runs") / "first").folder
+    return job.run(clients, tmp_path_factory.mktemp("runs") / "first", auditable=True).folder
