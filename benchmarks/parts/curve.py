@@ -71,8 +71,8 @@ def _table(rows):
         )
     return f"""# Cost of an attempt over the number of clients
 
-Every client is run for real in one process, {VALUES:,} values of 32 bits each. CPU milliseconds: of the median client (sum
-over its steps) and of the server. Sparse: 1 client in 20 may collude with the server, and 1 in 20 drop out.
+Every client is run for real in one process, {VALUES:,} values of 32 bits each. CPU milliseconds: of the median client
+(sum over its steps) and of the server. Sparse: 1 client in 20 may collude with the server, and 1 in 20 drop out.
 Made by `python benchmarks/secagg.py --full --only-curve --docs docs`.
 
 | graph | clients | contacts of a client | client ms | server ms | sent B | received B |
