@@ -35,7 +35,7 @@ mutants: $(STAMP)
 	$(BIN)/python tests/secagg/mutants.py
 
 audit-self-test: $(STAMP)
-	$(BIN)/python -m fedtree_audits.self_test
+	OMP_NUM_THREADS=1 $(BIN)/python -m fedtree_audits.self_test --seeds 20 --workers 2
 
 docs: $(STAMP)
 	$(BIN)/python -m pdoc -o docs/api fedtree_secure.federation fedtree_secure.config fedtree_secure.data fedtree_secure.report \
