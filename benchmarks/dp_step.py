@@ -14,6 +14,7 @@ Memory is the peak of a process that does nothing else. The last line is one JSO
     memory_ratio                             peak resident memory of MiniLM 64 x 64, private over non-private (Linux)
     calibration_seconds, calibration_gap     noise for epsilon 3 (q .01, 3,000 steps), and how far below 3 it ends
     open_ms                                  making and closing a trainer on MiniLM
+    round_overhead                           a whole private round over a plain one, minus 1 (round_overhead.py)
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+import round_overhead
 import torch
 from opacus.grad_sample import GradSampleModule, GradSampleModuleFastGradientClipping
 from opacus.optimizers import DPOptimizer, DPOptimizerFastGradientClipping
@@ -305,6 +307,8 @@ def main() -> None:
     result["open_ms"] = open_ms(small)
     result |= calibration()
     result["memory_ratio"] = peak("fused") / peak("plain")
+    print("round_overhead", flush=True)
+    result |= round_overhead.measure(clock, quick=options.quick)
     print(json.dumps(result, default=float))
 
 

@@ -1,0 +1,133 @@
+"""The accuracy table's command: short cuts change no result, cells keep the budget, it resumes."""
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from small_jobs import make_job, rows
+
+from fedtree_dp import PrivacyBudget
+from fedtree_secure import Client, Lora
+from fedtree_secure.backbone import Backbone
+from fedtree_secure.data import prepare
+from fedtree_secure.seat import fresh_belongings, seated
+from fedtree_secure.training import trainables
+
+FOLDER = Path(__file__).parents[2] / "benchmarks" / "utility"
+
+
+@pytest.fixture(scope="module")
+def utility():
+    """The command as a module, with its neighbours on the path while it is loaded."""
+    sys.path.insert(0, str(FOLDER))
+    try:
+        spec = importlib.util.spec_from_file_location("utility_main", FOLDER / "__main__.py")
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        yield module
+    finally:
+        sys.path.remove(str(FOLDER))
+
+
+def labelled(count, seed=0):
+    table = rows(0, count, seed)
+    return list(zip(table["text"], table["label"], strict=True))
+
+
+def test_the_cut_model_has_the_same_losses_and_gradients(utility, tiny_bert):
+    backbone = Backbone(make_job(tiny_bert, lora=Lora(rank=2, alpha=4.0, last_layers=2)))
+    client = Client("a", train=rows(0, 30, 1), test=rows(0, 20, 2), records=30)
+    data = prepare(client, backbone.job, backbone.tokenizer)
+    mine = fresh_belongings(backbone, 2)
+    mine.own += np.random.default_rng(0).normal(scale=0.1, size=mine.own.shape).astype(np.float32)
+    picked, flat = np.array([3, 17, 4, 29]), np.zeros(2, dtype=bool)
+
+    def outcome(table):
+        with seated(backbone, mine, 2, flat):
+            parameters = trainables(backbone, backbone.job, [True, True], flat).all()
+            for p in parameters:
+                p.requires_grad_(True)
+            losses = backbone.loss(backbone.model, table.batch(picked % len(table), backbone.pad))
+            found = torch.autograd.grad(losses.sum(), parameters)
+            backbone.model.requires_grad_(False)
+        return torch.cat([losses.detach(), *(g.reshape(-1) for g in found)])
+
+    expected = [outcome(data.train), outcome(data.test)]
+    with seated(backbone, mine, 2, flat):
+        features = backbone.observe(data.train).features
+    upper = utility.UpperPart(backbone, torch.float32)
+    numbered = upper.numbered(data)
+    for table, before in zip((numbered.train, numbered.test), expected, strict=True):
+        assert (outcome(table) - before).norm() < 1e-5 * before.norm()
+    assert (expected[0] - expected[1]).norm() > 1e-2 * expected[0].norm()
+    with seated(backbone, mine, 2, flat):
+        assert torch.allclose(upper.features(numbered.train), features, atol=1e-5)
+
+
+@pytest.fixture
+def small(utility, tiny_bert, tmp_path, monkeypatch):
+    """The command on a tiny model and rows of its own, with arguments that keep all files in a folder."""
+    monkeypatch.setattr(utility, "minilm_folder", lambda: tiny_bert)
+    monkeypatch.setattr(utility, "TASKS", {"words": lambda _: list(dict(labelled(400)).items())})
+    monkeypatch.setattr(utility, "PrivacyBudget", lambda epsilon, _: PrivacyBudget(epsilon, 1e-4))
+    monkeypatch.setattr(utility, "DELTA", 1e-4)
+    table = tmp_path / "utility.md"
+    table.write_text("before\n<!-- table: python benchmarks/utility -->\nold\n<!-- end of table -->\nafter\n")
+
+    def call(*arguments):
+        argv = ["utility", "--tasks", "words", "--train", "80", "--test", "40", "--results", str(tmp_path / "r.jsonl"),
+                "--table", str(table), *arguments]  # fmt: skip
+        monkeypatch.setattr(sys, "argv", argv)
+        utility.main()
+        return [json.loads(line) for line in (tmp_path / "r.jsonl").read_text().splitlines()], table.read_text()
+
+    return call
+
+
+def test_cells_keep_their_budget_and_are_not_trained_twice(small):
+    first, _ = small("--epsilons", "6", "none", "--seeds", "0")
+    assert [(cell["epsilon"], cell["seed"]) for cell in first] == [(6, 0), (None, 0)]
+    private, plain = first
+    for name in ("epsilon_spent", "epsilon_spent_head"):
+        assert 5.9 < private[name] <= 6
+    assert plain["noise"] == {"head": 0.0, "rounds": 0.0, "head_alone": 0.0}
+    assert 0 < private["noise"]["head_alone"] < private["noise"]["head"]
+    assert plain["probe"] > plain["majority"] + 0.1  # the words of a label are its own
+    second, document = small("--epsilons", "6", "none", "--seeds", "0", "1")
+    assert second[:2] == first
+    assert [cell["seed"] for cell in second] == [0, 0, 1, 1]
+    assert document.startswith("before\n")
+    assert document.endswith("after\n")
+    assert "old" not in document
+    assert "| words | 6 |" in document
+    other, _ = small("--epsilons", "6", "--seeds", "0", "--test", "39")
+    assert len(other) == 5  # other settings: other cells
+
+
+def test_the_table_gives_mean_and_range(utility):
+    spread = sys.modules["table"].spread
+    assert spread([0.8, 0.81, 0.85]) == ".820 (.800 to .850)"
+    assert spread([1.0]) == "1.000"
+    cells = [
+        {"task": "t", "epsilon": e, "seed": s, "ours": 0.8 + s / 100, "head": 0.7, "probe": 0.9, "test": 1000,
+         "seconds": 10.0}
+        for e in (8.0, None) for s in range(3)
+    ]  # fmt: skip
+    lines = sys.modules["table"].markdown(cells).splitlines()
+    assert lines[2].startswith("| t | 8 | .810 (.800 to .820) | .700 (.700 to .700) | +0.110 (+0.100 to +0.120) |")
+    assert lines[3].startswith("| t | no DP |")
+
+
+def test_a_split_repeats_no_text(utility):
+    tasks = sys.modules["tasks"]
+    texts = [(f"text {i % 90}", "a") for i in range(120)]
+    train, test = tasks.split(texts, 60, 30, 0)
+    assert len({text for text, _ in train + test}) == 90
+    assert tasks.split(texts, 60, 30, 0) == (train, test)
+    assert tasks.split(texts, 60, 30, 1) != (train, test)
+    with pytest.raises(ValueError, match="the task has 90"):
+        tasks.split(texts, 60, 31, 0)
