@@ -97,7 +97,7 @@ class Training:
     head_steps: int = 100
     head_sample_rate: float = 0.2
     head_learning_rate: float = 5e-2
-    head_noise_ratio: float = 1.25
+    head_noise_ratio: float = 2.0
     max_length: int = 64
     physical_batch_size: int = 64
 

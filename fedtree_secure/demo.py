@@ -19,7 +19,7 @@ def demo_job() -> Federation:
         backbone=str(minilm_folder()),
         privacy=PrivacyBudget(epsilon=8.0, delta=1e-5),
         rounds=4,
-        lora=Lora(rank=2, alpha=4.0),
+        lora=Lora(rank=2, alpha=32.0),
         training=Training(max_length=32),
         topology=Topology(),
     )
