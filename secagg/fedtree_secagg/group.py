@@ -53,7 +53,9 @@ class Group:
         return int(np.count_nonzero(self.flags))
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Group) and self.bits == other.bits and self.cohort == other.cohort
+        if not isinstance(other, Group) or self.bits != other.bits:
+            return False
+        return self.cohort is other.cohort or self.cohort == other.cohort  # comparing 10,000 equal names takes long
 
     def __hash__(self) -> int:
         return hash(self.bits)

@@ -101,8 +101,8 @@ def find_ring_graph(
 
     With q the probability that `half` places have at least `least` corrupt clients (hypergeometric): two such stretches
     somewhere among n places have probability at most n (n - 1) / 2 * q^2, since counts in disjoint stretches are
-    negatively associated; it must be at most 2^-(sigma + 2) over all nodes. Survivors fall below `least` somewhere,
-    when dropouts are random, with probability at most 2^-eta.
+    negatively associated (Joag-Dev and Proschan 1983); it must be at most 2^-(sigma + 2) over all nodes. Survivors fall
+    below `least` somewhere, when dropouts are random, with probability at most 2^-eta.
 
     Args:
         n: members of the node.

@@ -45,8 +45,8 @@ class Session:
                 raise ConfigurationError(f"session: {label} is {value!r}; give an integer from 0 to 2^63 - 1")
         if self.plan.sparse is not None and self.plan.sparse.beacon is None:
             raise ConfigurationError("session: a sparse plan needs a beacon first, see Plan.with_beacon")
-        missing = sorted(self.plan.place.keys() - self.roster.keys.keys())
-        if missing:
+        if not self.plan.place.keys() <= self.roster.keys.keys():
+            missing = sorted(self.plan.place.keys() - self.roster.keys.keys())
             raise ConfigurationError(f"session: the roster does not name {', '.join(missing[:5])}, which the plan does")
 
     @cached_property
