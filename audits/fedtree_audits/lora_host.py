@@ -43,7 +43,8 @@ class Host:
     def __init__(self, canaries: int, lora: Lora) -> None:
         from transformers import BertConfig, BertModel
 
-        hidden = HEADS * math.ceil(canaries / (MODULES * lora.rank * HEADS))
+        # at least twice the rank, so that A x = e_j has a solution that is far from ill-conditioned
+        hidden = HEADS * math.ceil(max(canaries / (MODULES * lora.rank), 2 * lora.rank) / HEADS)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             self.model = BertModel(

@@ -9,6 +9,7 @@ import dataclasses
 import functools
 import hashlib
 import json
+import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -140,15 +141,28 @@ def deliver(folder: Path, seed: int = 0) -> None:
 
 
 def _charged(path: Path, name: str, job: Job, made: list[Charge], claimed: float | None) -> dict[str, Any]:
-    with Ledger.open(path, dataset=name, budget=job.privacy) as ledger:
-        for event, purpose in made:
-            ledger.charge(event, job=RUN, purpose=purpose)
-        ledger.keep_checkpoint(path.with_suffix(".checkpoints"), _signing_key(name))
-        spent, events = ledger.spent(), [event.to_dict() for event in merge(ledger.events())]
+    ledger, checkpoints, spent, events = _ledger(name, job.privacy, tuple(made))
+    path.write_bytes(ledger)
+    path.with_suffix(".checkpoints").write_bytes(checkpoints)
     return {
-        "dataset": name, "epsilon_spent": spent if claimed is None else claimed, "events": events,
+        "dataset": name, "epsilon_spent": spent if claimed is None else claimed, "events": list(events),
         "epsilon_allowed": job.privacy.epsilon, "delta": job.privacy.delta,
     }  # fmt: skip
+
+
+@functools.lru_cache(maxsize=64)
+def _ledger(
+    name: str, budget: PrivacyBudget, made: tuple[Charge, ...]
+) -> tuple[bytes, bytes, float, tuple[dict[str, Any], ...]]:
+    """A real ledger's bytes, its checkpoint, epsilon and events: made once, because each charge waits for the disk."""
+    with tempfile.TemporaryDirectory() as place:
+        path = Path(place) / f"{name}.sqlite"
+        with Ledger.open(path, dataset=name, budget=budget) as ledger:
+            for event, purpose in made:
+                ledger.charge(event, job=RUN, purpose=purpose)
+            ledger.keep_checkpoint(path.with_suffix(".checkpoints"), _signing_key(name))
+            spent, events = ledger.spent(), tuple(event.to_dict() for event in merge(ledger.events()))
+        return path.read_bytes(), path.with_suffix(".checkpoints").read_bytes(), spent, events
 
 
 def _write(path: Path, value: Any) -> None:

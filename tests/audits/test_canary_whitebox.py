@@ -17,7 +17,7 @@ from fedtree_secure.experts import MixedLinear
 EVENT = PoissonGaussian(1.0, 0.1, 20)
 
 
-@pytest.mark.parametrize("lora", [Lora(), Lora(rank=2, alpha=3.0, freeze_a=False)])
+@pytest.mark.parametrize("lora", [Lora(), Lora(rank=2, alpha=3.0, freeze_a=False), Lora(rank=48)])
 def test_a_canarys_gradient_is_one_coordinate_above_the_clipping_norm(lora):
     host = Host(100, lora)
     assert all(isinstance(layer, MixedLinear) for layer in host.layers)
