@@ -69,6 +69,10 @@ class Unclipped(PrivateOptimizer):
         return found
 
 
+class NoPrivacy(NoNoise, Unclipped):
+    """Trains as if there were no DP: neither noise nor clipping."""
+
+
 class PerLayer(PrivateOptimizer):
     """Clips each parameter to the norm that should hold for all of them together."""
 

@@ -6,6 +6,7 @@ import json
 import math
 from pathlib import Path
 
+from fedtree_audits.curves import draw
 from fedtree_audits.verdict import SIGNIFICANCE, Check, Power, Result, Verdict
 
 _COLOURS = {Verdict.PASS: "#588157", Verdict.FAIL: "#c8553d", Verdict.INCONCLUSIVE: "#d4a373"}
@@ -18,7 +19,7 @@ def write(result: Result, folder: Path) -> tuple[Path, Path, Path]:
     made = folder / f"{result.audit}.json", folder / f"{result.audit}.md", folder / f"{result.audit}.png"
     made[0].write_text(json.dumps(result.to_dict(), indent=2, ensure_ascii=False, allow_nan=False) + "\n", "utf-8")
     made[1].write_text(markdown(result), "utf-8")
-    picture(result, made[2])
+    (draw if "curves" in result.figures else picture)(result, made[2])
     return made
 
 

@@ -21,6 +21,7 @@ from fedtree_audits.command import CORRECT, Audit, counts, say
 from fedtree_audits.verdict import Verdict
 
 NAMES = (
+    "adapter_release",
     "artefacts",
     "canary_client",
     "canary_whitebox",
@@ -28,6 +29,7 @@ NAMES = (
     "disclosure",
     "lattice",
     "ledger",
+    "reconstruct",
     "replay",
     "secagg_transcript",
 )

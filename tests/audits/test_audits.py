@@ -35,6 +35,7 @@ REASONS = {
         "doubled sampling rate": "sampling rate",
         "shuffling called Poisson": "batch sizes",
     },
+    "adapter_release": {"trained without DP": "final weights: noncentral t"},
     "canary_client": {
         "a group of one": "external expert: sum of a group",
         "no noise": "trunk: own noise",
@@ -51,6 +52,10 @@ REASONS = {
         "rounded to nearest": "rounding at random",
         "rounded down": "rounding without bias",
         "coarse noise table": "integer Gaussian",
+    },
+    "reconstruct": {
+        "the plain update": "sum with DP: A trained, rank 16",
+        "a sum without noise": "sum with DP: A trained, rank 16",
     },
     "replay": {
         "divisor from the private size": "one record less",
@@ -78,6 +83,9 @@ REASONS = {
         "edited row": "c0: chain",
     },
 }
+
+# A run of two steps: even without DP an adapter keeps too little of them to be told, so the control is not caught.
+EXPECTED = {"adapter_release": Verdict.INCONCLUSIVE}
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -135,11 +143,12 @@ def test_the_smallest_support_is_the_smallest(seed):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_audits_of_a_real_run_pass_and_write_their_page(name, finished, tmp_path, capsys):
-    audit = audit_named(name)
-    assert command.main(audit, ["--run", str(finished), "--out", str(tmp_path)]) == 0, capsys.readouterr().out
+    audit, expected = audit_named(name), EXPECTED.get(name, Verdict.PASS)
+    given = command.main(audit, ["--run", str(finished), "--out", str(tmp_path)])
+    assert given == expected.exit_code, capsys.readouterr().out
     data = json.loads((tmp_path / f"{name}.json").read_text())
     schema.check(data)
-    assert data["verdict"] == "PASS"
+    assert data["verdict"] == expected.value
     assert data["checks"]
     assert data["hashes"]["job.json"]
     assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
