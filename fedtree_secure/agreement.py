@@ -17,6 +17,9 @@ from fedtree_secure.experts import Layout
 from fedtree_secure.topology import Evidence, Tree, build_tree, trivial_tree, with_shared_head
 from fedtree_secure.wire import Distances, WireError
 
+CHANGE_BITS = 16
+STEPS_PER_DEVIATION = 1024  # dp/SPEC.md, section 2.4
+
 
 def sketch_context(job: Job, model: bytes, attempt: int) -> bytes:
     """What the secret projection is bound to; another attempt has another projection."""
@@ -49,9 +52,32 @@ def plan_of_round(
         min_group=job.masking.min_group,
         colluders=job.masking.colluders,
         threshold=Plan.full_threshold(cohort, colluders=job.masking.colluders),
-        quantiser=Quantiser(clip=clip, bits=32 - math.ceil(math.log2(largest)), saturate=True),
+        quantiser=Quantiser(clip=clip, bits=grid_bits(job, clip, largest, merge=merge), saturate=True),
         context=context,
     )
+
+
+def grid_bits(job: Job, clip: float, largest: int, *, merge: bool) -> int:
+    """Width of an uploaded value on the ring's grid, its sign included: wide enough for the noise, and no wider.
+
+    A step of the grid must be coarser than the spacing of the float32 numbers that are rounded to it, or their low
+    bits, in which floating-point noise leaks (Mironov 2012), survive the rounding.
+
+    Args:
+        clip: See `plan_of_round`.
+        largest: Clients in the largest group; their sum must fit into 32 bits.
+
+    Returns:
+        For an uploaded gradient: 1,024 to 2,048 steps a standard deviation of its noise, which `largest_change` put
+        into ``clip``. For a change under Adam, which is some learning rates: 16 bits, a ten-thousandth of one a step.
+    """
+    room = 32 - math.ceil(math.log2(largest))
+    if job.training.local_steps > 1 or merge:
+        return min(room, CHANGE_BITS)
+    deviation = (clip - 2.0 * job.training.max_grad_norm) / 8.0
+    if deviation <= 0.0:
+        return room  # no bound of a private gradient; nothing can be said about its noise
+    return min(room, max(CHANGE_BITS, 1 + math.ceil(math.log2(STEPS_PER_DEVIATION * clip / deviation))))
 
 
 def node_name(group: Sequence[str]) -> str:
