@@ -8,7 +8,7 @@ PIP    := $(BIN)/python -m pip --disable-pip-version-check -q
 export TOKENIZERS_PARALLELISM := false
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: demo test check mutants audit-self-test bench docs clean setup
+.PHONY: demo test check mutants audit-self-test bench utility docs clean setup
 setup: $(STAMP)
 
 $(STAMP): pyproject.toml constraints.txt demo-packages.txt
@@ -43,6 +43,9 @@ docs: $(STAMP)
 
 bench: $(STAMP)
 	@for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+
+utility: $(STAMP)
+	$(BIN)/python benchmarks/utility
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage*
