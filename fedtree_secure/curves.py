@@ -1,10 +1,10 @@
 """Epsilon against rounds, batch and noise as a picture: one panel each, the other two numbers as planned."""
 
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from fedtree_dp import PrivacyBudget
-from fedtree_dp.planner import Axis, PlanRow, sweep
+from fedtree_dp.planner import Axis, PlanRow
 from fedtree_secure.errors import ConfigurationError
 from fedtree_secure.planning import Outlook
 
@@ -32,9 +32,9 @@ def draw_outlooks(outlooks: Sequence[Outlook], path: Path) -> None:
     FigureCanvasAgg(figure)
     panels = figure.subplots(1, 3, sharey=True)
     for index, outlook in enumerate(outlooks):
-        colour = COLOURS[index % len(COLOURS)]
+        colour, curves = COLOURS[index % len(COLOURS)], outlook.curves(FACTORS)
         for (name, (label, value)), panel in zip(AXES.items(), panels, strict=True):
-            rows = sorted(curve(outlook, name), key=value)
+            rows = sorted((row for row in curves[name] if 0 < row.epsilon < math.inf), key=value)
             panel.plot([value(row) for row in rows], [row.epsilon for row in rows], color=colour, label=outlook.title)
             panel.scatter([value(outlook.row)], [outlook.row.epsilon], color=colour, zorder=3)
             if outlook.allowed is not None:
@@ -47,11 +47,3 @@ def draw_outlooks(outlooks: Sequence[Outlook], path: Path) -> None:
     panels[0].legend(fontsize=8)
     figure.tight_layout()
     figure.savefig(path)
-
-
-def curve(outlook: Outlook, axis: Axis) -> tuple[PlanRow, ...]:
-    """The rows of one panel: the plan with another number of rounds, another batch or other noise."""
-    row = outlook.row
-    budget = PrivacyBudget(epsilon=1.0, delta=row.delta)  # its epsilon is not looked at
-    found = sweep(row.plan, budget, noise_multiplier=row.noise_multiplier, factors=FACTORS)
-    return tuple(r for r in found[axis] if 0 < r.epsilon < float("inf"))

@@ -1,6 +1,6 @@
 """What stands behind `fedtree-secure budget`: what a plan needs, what other choices would cost, and the unknown one."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -49,7 +49,6 @@ class Outlook:
         row: The completed plan.
         stages: Noise multiplier of each stage by name, the rounds' among them.
         allowed: Epsilon of the budget; None where epsilon was the unknown.
-        curves: Rows in which only the rounds, the batch or the noise are others.
     """
 
     title: str
@@ -57,7 +56,11 @@ class Outlook:
     row: PlanRow
     stages: dict[str, float]
     allowed: float | None
-    curves: Mapping[Axis, tuple[PlanRow, ...]]
+
+    def curves(self, factors: Iterable[float] = (0.25, 0.5, 1.0, 2.0, 4.0)) -> Mapping[Axis, tuple[PlanRow, ...]]:
+        """Rows in which only the rounds, the batch or the noise are others, as multiples of the plan's own."""
+        budget = PrivacyBudget(_ANY_EPSILON, self.row.delta)
+        return sweep(self.row.plan, budget, noise_multiplier=self.row.noise_multiplier, factors=factors)
 
     def table(self) -> Table:
         """The completed plan in bold, then epsilon against rounds, batch and noise."""
@@ -67,7 +70,7 @@ class Outlook:
             f"{self.title}: n = {plan.records} records, d = {plan.parameters} trained values, δ = {self.row.delta:g}"
         )
         table.add_row(*_cells(self.row), style="bold", end_section=True)
-        for rows in self.curves.values():
+        for rows in self.curves().values():
             others = [row for row in rows if (row.plan, row.noise_multiplier) != (plan, self.row.noise_multiplier)]
             for row in others:
                 table.add_row(*_cells(row), end_section=row is others[-1])
@@ -205,7 +208,6 @@ def outlook(
         row=row,
         stages=named,
         allowed=None if unknown == "epsilon" else budget.epsilon,
-        curves=sweep(row.plan, budget, noise_multiplier=sigma),
     )
 
 

@@ -8,7 +8,7 @@ from fedtree_dp import Gaussian, PoissonGaussian, PrivacyBudget, epsilon_of
 from fedtree_secure import Federation
 from fedtree_secure.cli import main
 from fedtree_secure.config import Job, Training, load_job
-from fedtree_secure.curves import AXES, curve
+from fedtree_secure.curves import AXES, FACTORS
 from fedtree_secure.errors import ConfigurationError
 from fedtree_secure.noiseplan import plan_noise
 from fedtree_secure.planning import outlook_of_job, outlook_of_numbers
@@ -119,8 +119,8 @@ def test_the_command_shows_a_table_and_writes_a_plot(tmp_path, capsys):
     assert all(f" {rounds} " in shown for rounds in (2, 4, 8, 16, 32))
     assert plot.read_bytes().startswith(b"\x89PNG")
     outlook = outlook_of_numbers(epsilon=4, noise_multiplier=None, rounds=8, batch=250, **NUMBERS)
-    for axis in AXES:
-        rows = curve(outlook, axis)
+    for axis, rows in outlook.curves(FACTORS).items():
+        assert axis in AXES
         assert len(rows) >= 7
         assert outlook.row.noise_multiplier in {row.noise_multiplier for row in rows}
 
