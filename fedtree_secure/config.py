@@ -82,8 +82,7 @@ class Training:
             for language modelling.
         head_steps: DP-SGD steps of the head alone on cached features before the first round; 0 for none.
         head_sample_rate: Poisson sampling rate of these steps.
-        head_learning_rate: Of Adam on the head alone, and on lam. In the rounds a head that had steps of its own moves
-            at `learning_rate`.
+        head_learning_rate: Of Adam on the head (and on lam).
         head_noise_ratio: Noise multiplier of the head's steps relative to that of the rounds.
         max_length: Tokens a text is cut to.
         physical_batch_size: Records that are in memory at once; has no influence on the result.

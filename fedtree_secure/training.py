@@ -54,7 +54,7 @@ class Trainables:
     Attributes:
         shared: Of layers (and a shared head) whose change is uploaded.
         home: Name and parameter of adapters that stay at home.
-        light: Name and parameter of lam and a local head.
+        light: Name and parameter of lam and a local head: driven by the head's learning rate.
     """
 
     shared: tuple[nn.Parameter, ...]
@@ -253,13 +253,10 @@ def _optimizer(parts: Trainables, job: Job, *, upload_gradient: bool) -> SplitAd
     shared: dict[str, Any] = {"params": list(parts.shared), "lr": settings.learning_rate}
     if upload_gradient:
         shared |= {"plain": True, "lr": 1.0}
-    # Adam's first steps move every value by the full rate, whatever the noise: a head that was trained keeps still.
-    head_rate = settings.learning_rate if job.head_steps else settings.head_learning_rate
     groups = [
         shared,
         {"params": [p for _, p in parts.home], "lr": settings.learning_rate},
-        {"params": [p for name, p in parts.light if name.startswith("lam")], "lr": settings.head_learning_rate},
-        {"params": [p for name, p in parts.light if not name.startswith("lam")], "lr": head_rate},
+        {"params": [p for _, p in parts.light], "lr": settings.head_learning_rate},
     ]
     return SplitAdam([group for group in groups if group["params"]])
 

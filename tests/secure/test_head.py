@@ -1,16 +1,13 @@
-"""The head: its own stage returns the mean of its last iterates; in the rounds it moves at the adapters' rate."""
+"""The head's own stage: it returns the mean of its last iterates."""
 
 import numpy as np
 import pytest
 import torch
-from small_jobs import make_job, rows
+from small_jobs import make_job
 
 from fedtree_dp import NoiseSource
-from fedtree_secure import Client, Training
-from fedtree_secure.backbone import Backbone
-from fedtree_secure.data import prepare
-from fedtree_secure.seat import fresh_belongings
-from fedtree_secure.training import train_head, train_round
+from fedtree_secure import Training
+from fedtree_secure.training import train_head
 
 
 def fixture(classes=3, rows=40, width=6):
@@ -57,19 +54,3 @@ def test_the_head_is_the_mean_of_the_second_half_of_its_iterates(steps):
     expected = torch.stack(iterates(steps)[steps // 2 :]).mean(0)
     got = torch.nn.utils.parameters_to_vector(trained(steps).parameters())
     assert torch.allclose(got, expected, atol=2e-5)
-
-
-@pytest.mark.parametrize(("head_steps", "rate"), [(5, 1e-3), (0, 0.5)])
-def test_in_the_rounds_a_trained_head_moves_at_the_adapters_rate(tiny_bert, head_steps, rate):
-    """Adam's first step moves every value by its rate; a head without steps of its own must still learn quickly."""
-    training = Training(records=30, sample_rate=1.0, learning_rate=1e-3, head_learning_rate=0.5, head_steps=head_steps)
-    backbone = Backbone(make_job(tiny_bert, training=training))
-    data = prepare(Client("a", train=rows(0, 30, 1), records=30), backbone.job, backbone.tokenizer)
-    mine, depth = fresh_belongings(backbone, 2), backbone.experts.depth
-    before = {name: value.copy() for name, value in mine.head.items()}
-    train_round(
-        backbone, backbone.job, data, mine, shares=[True] * depth, mixing=np.zeros(depth, dtype=bool),
-        noise_multiplier=5.0, records=30, steps=1, upload_gradient=True, noise=NoiseSource.from_os(), tick=lambda: None,
-    )  # fmt: skip
-    moved = np.concatenate([np.abs(mine.head[name] - before[name]).ravel() for name in before])
-    assert np.median(moved) == pytest.approx(rate, rel=0.01)
