@@ -12,7 +12,7 @@ takes the momentum away from the moves; what is left is the round's sum up to a 
 Two claims are tested. The client's own: epsilon at its noise multiplier, against everybody. And that of masking: no sum
 over fewer than `min_group` clients is opened, so that beside the onlooker's own noise, which it knows, that of at least
 min_group - 1 others is in everything it is sent: a noise multiplier of sqrt(min_group - 1) times a client's.
-Three methods (`estimators`) in three views share the error of 5% (Bonferroni).
+Two methods, pooled over rounds and one-run f-DP, in three views share the error of 5% (Bonferroni).
 """
 
 from __future__ import annotations
@@ -47,11 +47,11 @@ from fedtree_secure.config import Job, Masking, Training
 
 QUESTION = "What does another participant learn from what it is sent?"
 VIEWS = ("trunk", "own cluster", "external expert")
-ROUNDS, CANARIES, MOST_CANARIES = 8, 1000, 2000
-METHODS = 3
+ROUNDS, CANARIES, MOST_CANARIES = 10, 1600, 2400
+METHODS = 2
 CONFIDENCE = 1 - 0.05 / (METHODS * len(VIEWS))
 GUESSED = 0.2  # share of canaries that are guessed about, fixed here
-LAYERS, TRUNK, WIDTH = 2, 1, 128
+LAYERS, TRUNK, WIDTH = 2, 1, 256
 RECORDS = 200
 BETA = 0.9  # of the server's Adam: torch's default
 
@@ -242,7 +242,7 @@ def _view(values: Floats, planted: Planted, place: slice, job: Job) -> View:
 def _attack(
     seen: Mapping[str, View], event: PoissonGaussian, masked: PoissonGaussian, delta: float, claims: Mapping[str, float]
 ) -> tuple[list[Check], dict[str, Any]]:
-    """Three bounds in each view; the one-run ones are compared with what the twin's own rounds would cost."""
+    """Two bounds in each view; the one-run profile is that of the twin's own rounds, the other one of the run's."""
     twin = replace(masked, steps=ROUNDS)
     allowed = epsilon_of([twin], delta)
     inverse = est.profile_inverse(est.accountant_points([twin], list(np.linspace(0, 2 * allowed + 2, 81))))
@@ -263,7 +263,6 @@ def _attack(
                 f"epsilon is at least {pooled:.4g}; {claims['masked']:.4g} with the noise of a group",
             ),
             Check(f"{view}: own noise", pooled <= claims["own"], f"at least {pooled:.4g}; claimed {claims['own']:.4g}"),
-            Check(f"{view}: one run", one_run <= allowed, f"at least {one_run:.4g}, {allowed:.4g} allowed; {right}"),
             Check(f"{view}: one run, f-DP", not refuted, f"profile {'' if refuted else 'not '}refuted; {right}"),
         ]  # fmt: skip
         figures[view] = {"per_round": pooled, "over_claim": pooled / claims["masked"], "one_run": one_run}
