@@ -170,11 +170,12 @@ def fingerprint(train: int, test: int) -> str:
 
 
 def read_cells(path: Path, key: str) -> list[dict[str, Any]]:
-    """Finished cells of these settings."""
+    """Finished cells of these settings; of one that was trained twice, the later."""
     if not path.exists():
         return []
     cells = [json.loads(line) for line in path.read_text("utf-8").splitlines() if line.strip()]
-    return [cell for cell in cells if cell["settings"] == key]
+    mine = {(cell["task"], cell["seed"], cell["epsilon"]): cell for cell in cells if cell["settings"] == key}
+    return list(mine.values())
 
 
 def run(options: argparse.Namespace, key: str) -> None:
