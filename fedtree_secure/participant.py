@@ -27,7 +27,7 @@ from fedtree_secure.noiseplan import NoisePlan
 from fedtree_secure.seat import Belongings, Floats, fresh_belongings, seated
 from fedtree_secure.storage import read_json, write_json
 from fedtree_secure.topology import Tree
-from fedtree_secure.training import Engine, fingerprint, train_head, train_round
+from fedtree_secure.training import Engine, fingerprint, largest_change, train_head, train_round
 
 log = logging.getLogger("fedtree_secure.participant")
 Tick = Callable[[str, str], None]
@@ -240,6 +240,13 @@ class Participant:
                 f"{self.id}: round {message.round} attempt {message.attempt} is not after round {self._journal.round} "
                 f"attempt {self._journal.attempt}, which this client has answered"
             )
+        least = largest_change(self.job, self.noise_plan.rounds, self._records, merge=message.merge)
+        if not message.clip >= least:
+            # It would also make the grid finer than float32, whose low bits tell about the value under the noise.
+            log.warning(
+                "%s: the server's clip of %g would cut this client's updates at %g", self.id, message.clip, least
+            )
+            return wire.Refused("clip")
         self._receive(message.cluster, message.external)
         self._journal.round, self._journal.attempt = message.round, message.attempt
         self._save()

@@ -26,6 +26,7 @@ from fedtree_audits.scores import Floats
 from fedtree_audits.verdict import POWER, SIGNIFICANCE, Check, Power, Result
 from fedtree_dp import Gaussian, NoiseSource, discrete_gaussian, epsilon_of
 from fedtree_secagg import Quantiser
+from fedtree_secure.agreement import grid_bits
 from fedtree_secure.training import largest_change
 
 QUESTION = "Do float bits leak?"
@@ -84,7 +85,8 @@ def audit_run(run: RunFolder) -> Result:
     plans = {client: run.noise_plan(client) for client in run.clients}
     records = {client: given.get("records") or run.job.training.records for client, given in run.clients.items()}
     clip = max(largest_change(run.job, plans[c].rounds, records[c], merge=False) for c in plans)
-    grid = Quantiser(clip=clip, bits=32 - math.ceil(math.log2(max(2, len(plans)))), saturate=True)
+    bits = grid_bits(run.job, clip, max(2, len(plans)), merge=False)
+    grid = Quantiser(clip=clip, bits=bits, saturate=True)
     return audit_grid(grid, os.urandom(32), hashes=run.hashes("job.json"))
 
 

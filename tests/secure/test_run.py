@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import logging
+import math
 import os
 import signal
 import subprocess
@@ -10,6 +11,7 @@ import sys
 import time
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 from small_jobs import make_clients, make_job, rows
@@ -202,6 +204,28 @@ def test_a_server_that_announces_another_tree_is_refused(tiny_bert, tmp_path):
     stage, _, replies = made[0].seen[-1]
     assert stage == "tree"
     assert all(decode_reply(reply) == Refused("tree") for reply in replies.values())
+
+
+@pytest.mark.parametrize("factor", [0.5, math.nan])
+def test_a_server_that_narrows_the_clip_gets_nothing(tiny_bert, tmp_path, factor):
+    """A smaller clip makes the grid finer, until the low bits of the noise show; nan would compare as anything."""
+    from fedtree_secure import wire
+
+    class Narrow(Adversary):
+        def exchange(self, stage, requests):
+            if stage.endswith("/advertise"):
+                told = {n: wire.decode_request(m) for n, m in requests.items()}
+                requests = {n: encode(msgspec.structs.replace(m, clip=factor * m.clip)) for n, m in told.items()}
+            return super().exchange(stage, requests)
+
+    made = []
+    job = make_job(tiny_bert, topology=Topology(source="single"))
+    wrap = {"wrap_transport": lambda inner: made.append(Narrow(inner)) or made[0]}
+    result = job.run(make_clients(), tmp_path / "run", **wrap)
+    assert all(record["error"] and not record["opened"] for record in result.data["rounds"])
+    begun = [replies for stage, _, replies in made[0].seen if stage.endswith("/advertise")]
+    assert begun
+    assert all(decode_reply(reply) == Refused("clip") for replies in begun for reply in replies.values())
 
 
 def test_every_source_and_head_mode_runs(tiny_bert, tmp_path):
