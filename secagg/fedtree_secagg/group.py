@@ -49,13 +49,9 @@ class Group:
         """Say whether all of this group are in the other, too."""
         return not bool((self.flags & ~other.flags).any())
 
-    def __len__(self) -> int:
-        return int(np.count_nonzero(self.flags))
-
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Group) or self.bits != other.bits:
             return False
         return self.cohort is other.cohort or self.cohort == other.cohort  # comparing 10,000 equal names takes long
 
-    def __hash__(self) -> int:
-        return hash(self.bits)
+    __hash__ = None  # type: ignore[assignment]

@@ -25,7 +25,7 @@ from fedtree_secagg.plan import Node, Plan
 from fedtree_secagg.quantise import Quantiser
 from fedtree_secagg.ring import Words
 from fedtree_secagg.secret import OneShot, Secret, check_randomness
-from fedtree_secagg.session import HASH_BYTES, Cohort, Session, check_names, require, sharers_hash, view_hash
+from fedtree_secagg.session import HASH_BYTES, Cohort, Session, require, sharers_hash, view_hash
 
 M = TypeVar("M", bound=Message)
 
@@ -196,7 +196,7 @@ def collect_votes(state: Summed, incoming: Incoming) -> tuple[Agreed, dict[str, 
         cohort, plan = state.cohort, state.session.plan
         agreed = view_hash(cohort.id, state.sharers, state.survivors)
         received = dict(sorted(_pairs(incoming)))
-        check_names(list(received), state.heads, "votes")
+        _refuse_strangers(received, state.heads, "votes")
         voters = sorted(set(received).intersection(cohort.graph.committee))
         require(plan, "votes", len(voters))
         votes = {name: received[name] for name in voters[: plan.threshold]}
@@ -227,7 +227,7 @@ def open_sums(state: Agreed, incoming: Incoming) -> dict[str, NodeSum]:
     """
     with state:
         received = dict(sorted(_pairs(incoming)))
-        check_names(list(received), state.heads, "reveal")
+        _refuse_strangers(received, state.heads, "reveal")
         _require_committee(state.cohort, "reveal", received)
         opener = _Opener(state, received)
         opened = state.cohort.opened_nodes(state.survivors)
@@ -362,6 +362,12 @@ def _present(cohort: Cohort, name: str) -> Iterable[str]:
     """Return the contacts of a client that advertised, sorted."""
     contacts = cohort.graph.contacts(name)
     return cohort.adverts if len(contacts) >= len(cohort.adverts) else sorted(contacts & cohort.adverts.keys())
+
+
+def _refuse_strangers(received: Mapping[str, bytes], survivors: Mapping[str, bytes], stage: str) -> None:
+    strangers = received.keys() - survivors.keys()
+    if strangers:
+        raise ProtocolError(f"{stage}: from {min(strangers)!r}, who did not take part in the stage before")
 
 
 def _require_committee(cohort: Cohort, stage: str, present: Mapping[str, object]) -> None:

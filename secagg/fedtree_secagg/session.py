@@ -194,16 +194,6 @@ def verify_advert(session: Session, data: bytes, sender: str | None) -> Advert:
     return advert
 
 
-def check_names(names: Sequence[str], within: Iterable[str], stage: str) -> frozenset[str]:
-    """Return the names as a set; refuse repeated, unsorted and unknown ones."""
-    if list(names) != sorted(set(names)):
-        raise ProtocolError(f"{stage}: names must be sorted and occur once")
-    unknown = set(names).difference(within)
-    if unknown:
-        raise ProtocolError(f"{stage}: names {min(unknown)!r}, who did not take part in the stage before")
-    return frozenset(names)
-
-
 def sharers_hash(session: bytes, sharers: Group) -> bytes:
     """Return the hash of the set of sharers that an upload is masked with."""
     return keys.digest(b"sharers", session, sharers.bits)
