@@ -15,6 +15,8 @@ This module does I/O and is therefore outside of the pure steps; call it around 
     journal.record("masked", update=hash_of_update) # refuses an update that is burnt
     journal.record("revealed")                      # from here on the update is burnt
 
+    number = journal.ceremony(plan.tree)            # before `beacon.commit`: no ceremony of a tree is held twice
+
 A file that was set back to an older copy cannot be told from a genuine one: keep the journal out of snapshots.
 """
 
@@ -26,6 +28,7 @@ from typing import Self
 
 import msgspec
 
+from fedtree_secagg.beacon import CEREMONIES
 from fedtree_secagg.errors import ConfigurationError, ProtocolError
 
 STAGES = ("begun", "advertised", "shared", "masked", "confirmed", "revealed")
@@ -37,6 +40,11 @@ class _Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     attempt: int
     stage: str
     update: str = ""
+
+
+class _Ceremony(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    tree: str
+    ceremony: int
 
 
 class Journal:
@@ -54,6 +62,7 @@ class Journal:
         self._file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
         try:
             self._lock()
+            self._ceremonies: list[_Ceremony] = []
             self._entries = self._read()
         except BaseException:
             os.close(self._file)
@@ -109,6 +118,26 @@ class Journal:
             raise ProtocolError("journal: this update was in an attempt that may have been opened: add fresh noise")
         self._append(_Entry(current.round, current.attempt, stage, update.hex()))
 
+    def ceremony(self, tree: bytes) -> int:
+        """Return the number of a tree's next beacon ceremony, written durably; see `fedtree_secagg.beacon`.
+
+        Args:
+            tree: `Plan.tree`.
+
+        Raises:
+            ConfigurationError: the tree is no hash.
+            ProtocolError: the tree had all ceremonies it may have; change the tree.
+        """
+        if not isinstance(tree, bytes) or len(tree) != 32:
+            raise ConfigurationError("journal: a ceremony is for a tree; give the 32 bytes of Plan.tree")
+        number = sum(held.tree == tree.hex() for held in self._ceremonies)
+        if number >= CEREMONIES:
+            raise ProtocolError(f"journal: this tree had {CEREMONIES} ceremonies; each more is another draw: change it")
+        held = _Ceremony(tree.hex(), number)
+        self._write(msgspec.json.encode(held) + b"\n")
+        self._ceremonies.append(held)
+        return number
+
     def close(self) -> None:
         """Release the file."""
         os.close(self._file)
@@ -138,9 +167,12 @@ class Journal:
         if lines[0] != FORMAT.encode():
             raise ConfigurationError(f"{self.path}: not a journal of this version")
         try:
-            entries = [msgspec.json.decode(line, type=_Entry) for line in lines[1:]]
+            kinds = [_Ceremony if line.startswith(b'{"tree"') else _Entry for line in lines[1:]]
+            found = [msgspec.json.decode(line, type=kind) for line, kind in zip(lines[1:], kinds, strict=True)]
         except msgspec.DecodeError:
             raise ConfigurationError(f"{self.path}: damaged; restore it, or take a new identity and roster") from None
+        entries = [entry for entry in found if isinstance(entry, _Entry)]
+        self._ceremonies = [entry for entry in found if isinstance(entry, _Ceremony)]
         order = [(e.round, e.attempt, STAGES.index(e.stage) if e.stage in STAGES else -1) for e in entries]
         if order != sorted(set(order)) or any(stage < 0 for *_, stage in order):
             raise ConfigurationError(

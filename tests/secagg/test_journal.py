@@ -139,3 +139,24 @@ def test_row_12_kill_9_never_lets_a_stage_be_answered_twice(tmp_path):
         child.wait()
         child.stdout.close()
     assert len(told) == len(set(told)) >= 57
+
+
+def test_ceremonies_of_a_tree_are_counted_over_restarts_and_come_to_an_end(tmp_path):
+    tree, other = bytes(range(32)), bytes(range(1, 33))
+    with Journal(tmp_path / "j") as journal:
+        assert [journal.ceremony(tree), journal.ceremony(other), journal.begin(0), journal.ceremony(tree)] == [
+            0,
+            0,
+            0,
+            1,
+        ]
+    with Journal(tmp_path / "j") as journal:
+        assert journal.last == (0, 0)
+        assert [journal.ceremony(tree) for _ in range(14)] == list(range(2, 16))
+        with pytest.raises(ProtocolError, match="had 16 ceremonies"):
+            journal.ceremony(tree)
+        assert journal.ceremony(other) == 1
+        with pytest.raises(ConfigurationError, match=r"32 bytes of Plan\.tree"):
+            journal.ceremony(b"")
+    with Journal(tmp_path / "j") as journal, pytest.raises(ProtocolError, match="had 16 ceremonies"):
+        journal.ceremony(tree)
