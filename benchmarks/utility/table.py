@@ -18,24 +18,41 @@ def spread(values: Sequence[float]) -> str:
 
 
 def markdown(cells: Sequence[Cell]) -> str:
-    """One row for each task and epsilon, in the order in which tasks were first met, large epsilons last."""
+    """One row for each task and epsilon, tasks as first met, large epsilons last; then the means."""
     lines = [
         "| Task | epsilon | ours | head alone | ours minus head | probe, no DP | seeds | test rows | seconds |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
-    for task in dict.fromkeys(cell["task"] for cell in cells):
-        of_task = [cell for cell in cells if cell["task"] == task]
-        for epsilon in sorted({c["epsilon"] for c in of_task}, key=lambda e: float("inf") if e is None else e):
-            rows = [cell for cell in of_task if cell["epsilon"] == epsilon]
-            gain = [row["ours"] - row["head"] for row in rows]
-            lines.append(
-                f"| {task} | {'no DP' if epsilon is None else f'{epsilon:g}'} "
-                f"| {spread([row['ours'] for row in rows])} | {spread([row['head'] for row in rows])} "
-                f"| {statistics.mean(gain):+.3f} ({min(gain):+.3f} to {max(gain):+.3f}) "
-                f"| {spread([row['probe'] for row in rows])} | {len(rows)} | {rows[0]['test']:,} "
-                f"| {statistics.mean(row['seconds'] for row in rows):.0f} |"
-            )
-    return "\n".join(lines)
+    tasks = tuple(dict.fromkeys(cell["task"] for cell in cells))
+    for task in tasks:
+        lines += _rows(task, [cell for cell in cells if cell["task"] == task])
+    return "\n".join(lines + _rows("mean of the tasks", _means(cells, len(tasks))))
+
+
+def _rows(task: str, cells: Sequence[Cell]) -> list[str]:
+    lines = []
+    for epsilon in sorted({c["epsilon"] for c in cells}, key=lambda e: float("inf") if e is None else e):
+        rows = [cell for cell in cells if cell["epsilon"] == epsilon]
+        gain = [row["ours"] - row["head"] for row in rows]
+        lines.append(
+            f"| {task} | {'no DP' if epsilon is None else f'{epsilon:g}'} "
+            f"| {spread([row['ours'] for row in rows])} | {spread([row['head'] for row in rows])} "
+            f"| {statistics.mean(gain):+.3f} ({min(gain):+.3f} to {max(gain):+.3f}) "
+            f"| {spread([row['probe'] for row in rows])} | {len(rows)} | {rows[0]['test']:,} "
+            f"| {statistics.mean(row['seconds'] for row in rows):.0f} |"
+        )
+    return lines
+
+
+def _means(cells: Sequence[Cell], tasks: int) -> list[Cell]:
+    """The mean over all tasks, for each seed and epsilon that every task has."""
+    out = []
+    for seed, epsilon in dict.fromkeys((cell["seed"], cell["epsilon"]) for cell in cells):
+        rows = [cell for cell in cells if (cell["seed"], cell["epsilon"]) == (seed, epsilon)]
+        if len(rows) == tasks > 1:
+            mean = {key: statistics.mean(row[key] for row in rows) for key in ("ours", "head", "probe", "seconds")}
+            out.append({**mean, "epsilon": epsilon, "test": sum(row["test"] for row in rows)})
+    return out
 
 
 def write_table(path: Path, cells: Sequence[Cell]) -> str:
