@@ -7,6 +7,7 @@ Exit codes: 0 done, 1 stopped or failed, 2 refused input (nothing was started or
 import importlib.metadata
 import logging
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -275,6 +276,8 @@ def _show_places(folder: Path) -> None:
 def main(arguments: list[str] | None = None) -> None:
     """Entry point: run a command, turn known errors into one clear sentence and an exit code."""
     logging.basicConfig(level=logging.ERROR, format="%(levelname)s: %(message)s")
+    # peft 0.21 asks transformers 5.23 in its old way; nothing that a user of this command could change.
+    warnings.filterwarnings("ignore", message=r".is_gradient_checkpointing. is deprecated", category=FutureWarning)
     sys.exit(_guarded(lambda: app(arguments, result_action="return_value")))
 
 
