@@ -11,6 +11,7 @@ self masks per node of the tree (SPEC.md).
 
 import hmac
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -53,25 +54,25 @@ class Advertised(_Me):
 
 
 class _InCohort(_Me):
-    __slots__ = ("bundles", "cohort", "digests")
+    __slots__ = ("bundles", "cohort", "link")
 
     cohort: Cohort
     bundles: dict[str, Bundle]
+    link: Secret  # agreed with the server: authenticates what only the server reads
 
     def inherit(self, other: "_InCohort") -> None:
-        """Take over cohort and bundles of the state before."""
-        self.cohort, self.bundles = other.cohort, other.bundles
+        """Take over cohort, bundles and link of the state before."""
+        self.cohort, self.bundles, self.link = other.cohort, other.bundles, other.link
 
 
 class Shared(_InCohort):
     """After `share`: the session id is fixed, own bundle kept, channels to all others open."""
 
-    __slots__ = ("channels", "mask", "seeds", "upload")
+    __slots__ = ("channels", "mask", "seeds")
 
     mask: keys.Pair
     seeds: tuple[Secret, ...]
     channels: dict[str, Secret]
-    upload: Secret
 
 
 class Uploaded(_InCohort):
@@ -163,7 +164,7 @@ def share(state: Advertised, adverts: bytes, *, randomness: bytes) -> tuple[Shar
             for peer in cohort.holders(state.name)
             if peer != state.name
         }
-        following.upload = state.channel.agree(cohort.id, "the server", cohort.server_key)
+        following.link = state.channel.agree(cohort.id, "the server", cohort.server_key)
         dealt = _deal(state, cohort, stream)
         following.bundles = {name: bundle for name, bundle in dealt.items() if name == state.name}
         return following, _sealed(following, dealt, stream)
@@ -199,11 +200,7 @@ def mask(state: Shared, inbox: bytes, vector: npt.NDArray[Any], *, randomness: b
         following.inherit(state)
         following.sharers = sharers
         following.bundles = {**state.bundles, **_open_inbox(state, message, sharers)}
-        body = _masked_words(state, sharers, vector, stream).data.cast("B")
-        nonce = stream(keys.NONCE_BYTES)
-        shown = sharers_hash(cohort.id, sharers)
-        head = Masked(cohort.id, state.name, shown, nonce, keys.upload_tag(state.upload, nonce, body))
-        return following, messages.attach(messages.sign(state.identity, cohort.id, head, state.name), body)
+        return following, _upload(state, sharers, vector, stream)
 
 
 def confirm(state: Uploaded, survivors: bytes) -> tuple[Confirmed, bytes]:
@@ -236,7 +233,7 @@ def reveal(state: Confirmed, votes: bytes) -> bytes:
     From here on the update is burnt: it must not be sent again in any other round or attempt (attack 5).
 
     Returns:
-        The signed answer: for each dealer 66 bytes per opened and 32 per unopened share.
+        The answer, with a MAC for the server: for each dealer 66 bytes per opened and 32 per unopened share.
 
     Raises:
         ProtocolError: a vote is forged, repeated, foreign, or is for other sets; or a survivor's word is missing.
@@ -245,8 +242,7 @@ def reveal(state: Confirmed, votes: bytes) -> bytes:
     with state:
         _check_votes(state, messages.decode(Votes, votes))
         body = b"".join(_answer(state, dealer) for dealer in sorted(state.bundles))
-        message = Reveal(state.cohort.id, state.name, body)
-        return messages.sign(state.identity, state.cohort.id, message, state.name)
+        return messages.authenticate(state.link, Reveal(state.cohort.id, state.name, body), state.name)
 
 
 def _deal(state: Advertised, cohort: Cohort, stream: keys.Stream) -> dict[str, Bundle]:
@@ -264,8 +260,7 @@ def _sealed(state: Shared, dealt: dict[str, Bundle], stream: keys.Stream) -> byt
         keys.seal(channel, stream(keys.NONCE_BYTES), b"".join(dealt[peer]), session, me, peer, digests[peer])
         for peer, channel in state.channels.items()
     )
-    message = Shares(session, me, tuple(digests.values()), boxes)
-    return messages.sign(state.identity, session, message, me)
+    return messages.authenticate(state.link, Shares(session, me, tuple(digests.values()), boxes), me)
 
 
 def _digest(bundle: Bundle, session: bytes, dealer: str, holder: str) -> bytes:
@@ -317,11 +312,23 @@ def _open_bundle(state: Shared, dealer: str, digest: bytes, box: bytes) -> Bundl
     return bundle
 
 
-def _masked_words(state: Shared, sharers: Group, vector: npt.NDArray[Any], stream: keys.Stream) -> Words:
-    """Return the masked words of all nodes; a pair has masks only in the nodes that it shares."""
+def _upload(state: Shared, sharers: Group, vector: npt.NDArray[Any], stream: keys.Stream) -> bytes:
+    session, me, plan = state.cohort.id, state.name, state.session.plan
+    head = partial(Masked, session, me, sharers_hash(session, sharers))
+
+    def write(body: memoryview) -> bytes:
+        _write_masked(np.frombuffer(body, plan.ring.dtype), state, sharers, vector, stream)
+        nonce = stream(keys.NONCE_BYTES)
+        return messages.sign(state.identity, session, head(nonce, keys.upload_tag(state.link, nonce, body)), me)
+
+    head_bytes = messages.signed_bytes(head(bytes(keys.NONCE_BYTES), bytes(keys.TAG_BYTES)))
+    return messages.attach(head_bytes, plan.width_of(me) * plan.ring.word_bytes, write)
+
+
+def _write_masked(words: Words, state: Shared, sharers: Group, vector: npt.NDArray[Any], stream: keys.Stream) -> None:
+    """Write the masked words of all nodes; a pair has masks only in the nodes that it shares."""
     cohort, plan = state.cohort, state.session.plan
     agreed: dict[str, Secret] = {}
-    words = np.empty(plan.width_of(state.name), plan.ring.dtype)
     at = 0
     for node, seed in zip(cohort.nodes_of(state.name), state.seeds, strict=True):
         part = words[at : at + node.width]
@@ -333,7 +340,6 @@ def _masked_words(state: Shared, sharers: Group, vector: npt.NDArray[Any], strea
             masks.append((keys.pair_mask_key(agreed[peer], node.name), 1 if state.name < peer else -1))
         plan.ring.add_masks(part, masks)
         at += node.width
-    return words
 
 
 def _check_votes(state: Confirmed, message: Votes) -> None:

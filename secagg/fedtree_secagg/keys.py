@@ -18,7 +18,8 @@ from fedtree_secagg.secret import Secret, Unprintable
 
 TAG = b"fedtree-secagg/v1/"
 NONCE_BYTES = 12
-BOX_OVERHEAD = NONCE_BYTES + 16
+TAG_BYTES = 16
+BOX_OVERHEAD = NONCE_BYTES + TAG_BYTES
 FIELD = 2**255 - 19
 # The canonical u-coordinates of order 1, 2, 4 and 8 on Curve25519 and its twist (RFC 7748, section 6.1).
 SMALL_ORDER = frozenset(
@@ -152,6 +153,11 @@ def share_hashes(
 def bundle_digest(hashes: Iterable[bytes]) -> bytes:
     """Return the digest of a holder's bundle from its share hashes: what the dealer signs for this holder."""
     return digest(b"bundle", *hashes)
+
+
+def message_tag(agreed: Secret, stage: str, sender: str, payload: bytes) -> bytes:
+    """Return the HMAC-SHA-256 tag of a client's message for the server, 32 bytes; one key per stage and sender."""
+    return hmac.digest(expand(agreed.reveal(), b"message", stage, sender), payload, "sha256")
 
 
 def upload_tag(agreed: Secret, nonce: bytes, body: memoryview) -> bytes:

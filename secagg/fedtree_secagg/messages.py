@@ -1,22 +1,30 @@
 """Wire messages: strict bytes with one encoding each.
 
-A signed message is `signature (64 bytes) || payload`, the payload a tagged MessagePack array. MessagePack allows one
-value in several encodings; a payload that does not re-encode to itself is refused, so that a message has one name
-(its hash) and nothing hides in it. Signatures cover a domain tag, the session, the stage, the sender and the payload's
-SHA-256. Server messages are unsigned: what matters in them is bound by clients' signatures or by the session id.
+A payload is a tagged MessagePack array. MessagePack allows one value in several encodings; a payload that does not
+re-encode to itself is refused, so that a message has one name (its hash) and nothing hides in it. What other clients
+must believe is signed, `signature (64 bytes) || payload`: signatures cover a domain tag, the session, the stage, the
+sender and the payload's SHA-256. What only the server reads carries a MAC under the key that client and server share,
+`tag (32 bytes) || payload`: it is checked 20 times as fast. Server messages carry neither: what matters in them is
+bound by clients' signatures or by the session id.
 """
 
 import hashlib
+import hmac
+import io
+from collections.abc import Callable
 from typing import Annotated, TypeVar
 
 import msgspec
 from msgspec import Meta
 
+from fedtree_secagg import keys
 from fedtree_secagg.errors import ProtocolError
 from fedtree_secagg.identity import Identity, Roster
+from fedtree_secagg.secret import Secret
 
 VERSION = b"fedtree-secagg/v1"
 SIGNATURE_BYTES = 64
+MAC_BYTES = 32
 ALIGNMENT = 16
 
 Name = Annotated[str, Meta(min_length=1, max_length=64)]
@@ -50,7 +58,7 @@ class Adverts(Message, frozen=True, tag="adverts"):
 
 
 class Shares(Message, frozen=True, tag="shares"):
-    """A client's encrypted bundles for every other holder, and a digest of each bundle; both in holder order.
+    """A client's encrypted bundles for every other holder, and a digest of each bundle; both in holder order. MAC.
 
     `digests` covers all holders that advertised, the sender included if it is one; `boxes` leaves the sender out.
     """
@@ -76,7 +84,8 @@ class Inbox(Message, frozen=True, tag="inbox"):
 class Masked(Message, frozen=True, tag="masked"):
     """The signed head of an upload: with whom it is masked, nonce and tag of a MAC over the vector that follows.
 
-    See `attach`; `sharers` is `session.sharers_hash` of the sharers the client was shown.
+    Its length depends on the sender's name only (`signed_bytes`). See `attach`; `sharers` is `session.sharers_hash` of
+    the sharers the client was shown.
     """
 
     session: Hash
@@ -113,7 +122,7 @@ class Votes(Message, frozen=True, tag="votes"):
 
 
 class Reveal(Message, frozen=True, tag="reveal"):
-    """A client's answer: for every sharer's bundle, in order, each slot either opened or only hashed."""
+    """A client's answer: for every sharer's bundle, in order, each slot either opened or only hashed. MAC."""
 
     session: Hash
     sender: Name
@@ -190,6 +199,11 @@ def sign(identity: Identity, context: bytes, message: Message, sender: str) -> b
     return identity.sign(signed_input(context, _stage(type(message)), sender, payload)) + payload
 
 
+def signed_bytes(message: Message) -> int:
+    """Return the length of this message once it is signed."""
+    return SIGNATURE_BYTES + len(encode(message))
+
+
 def verify(kind: type[M], data: bytes, roster: Roster, context: bytes, sender: str | None = None) -> M:
     """Return a signed message after checking type, encoding, sender, context and signature.
 
@@ -203,24 +217,62 @@ def verify(kind: type[M], data: bytes, roster: Roster, context: bytes, sender: s
     Raises:
         ProtocolError: blames nobody, since anyone on the way may have changed the bytes.
     """
-    if not isinstance(data, bytes) or len(data) <= SIGNATURE_BYTES:
-        raise ProtocolError(f"{_stage(kind)}: too short for a signed message")
-    payload = data[SIGNATURE_BYTES:]
-    message = decode(kind, payload)
-    name = str(message.sender)  # type: ignore[attr-defined]
-    if sender is not None and name != sender:
-        raise ProtocolError(f"{_stage(kind)}: names {name!r} as its sender where {sender!r} is expected")
+    message, name, payload = _opened(kind, data, SIGNATURE_BYTES, sender)
     if not roster.verifies(name, data[:SIGNATURE_BYTES], signed_input(context, _stage(kind), name, payload)):
         raise ProtocolError(f"{_stage(kind)} of {name!r}: the signature does not match roster, session and content")
     return message
 
 
-def attach(signed: bytes, body: memoryview) -> bytes:
-    """Return `u16(length) || signed message || zeros up to a multiple of 16 || body`: an upload.
+def authenticate(link: Secret, message: Message, sender: str) -> bytes:
+    """Return `tag || payload` of a message for the server; `link` is what client and server agreed on."""
+    payload = encode(message)
+    return keys.message_tag(link, _stage(type(message)), sender, payload) + payload
 
-    The zeros align the words of the body, which makes adding them up several times faster.
+
+def verify_for_server(kind: type[M], data: bytes, link: Secret, sender: str) -> M:
+    """Return a client's message after checking type, encoding, sender and tag; the key stands for the session.
+
+    Raises:
+        ProtocolError: blames nobody, since anyone on the way may have changed the bytes.
     """
-    return b"".join((len(signed).to_bytes(2, "big"), signed, bytes(-(2 + len(signed)) % ALIGNMENT), body))
+    message, _, payload = _opened(kind, data, MAC_BYTES, sender)
+    if not hmac.compare_digest(data[:MAC_BYTES], keys.message_tag(link, _stage(kind), sender, payload)):
+        raise ProtocolError(f"{_stage(kind)} of {sender!r}: the tag does not match session, sender and content")
+    return message
+
+
+def _opened(kind: type[M], data: bytes, lead: int, sender: str | None) -> tuple[M, str, bytes]:
+    if not isinstance(data, bytes) or len(data) <= lead:
+        raise ProtocolError(f"{_stage(kind)}: too short for such a message")
+    payload = data[lead:]
+    message = decode(kind, payload)
+    name = str(message.sender)  # type: ignore[attr-defined]
+    if sender is not None and name != sender:
+        raise ProtocolError(f"{_stage(kind)}: names {name!r} as its sender where {sender!r} is expected")
+    return message, name, payload
+
+
+def attach(head_bytes: int, body_bytes: int, write: Callable[[memoryview], bytes]) -> bytes:
+    """Return `u16(length) || signed head || zeros up to a multiple of 16 || body`: an upload.
+
+    The zeros align the words of the body, which makes adding them up several times faster. The body is written where it
+    is sent from: an update of many megabytes is not copied, nor is fresh memory asked for twice.
+
+    Args:
+        head_bytes: length of the signed head.
+        body_bytes: length of the body.
+        write: fills the body, which is zero before, keeps no view of it, and returns the signed head.
+    """
+    end = 2 + head_bytes
+    start = end + -end % ALIGNMENT
+    upload = io.BytesIO(bytes(start + body_bytes))
+    whole = upload.getbuffer()
+    body = whole[start:]
+    signed = write(body)  # when it fails, its frame still holds the views: nothing is released here then
+    whole[:end] = len(signed).to_bytes(2, "big") + signed
+    body.release()
+    whole.release()
+    return upload.getvalue()
 
 
 def detach(data: bytes) -> tuple[bytes, memoryview]:

@@ -91,9 +91,10 @@ class Quantiser:
             wide[:count] += np.frombuffer(random, "<u4", count)
             out[start : start + count] = wide[:count].view("<i4")[1::2]  # the upper halves
 
-    def decode(self, integers: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
+    def decode(self, integers: npt.NDArray[np.signedinteger[Any]]) -> npt.NDArray[np.float64]:
         """Return integers of the grid, or sums of them, in the units of the update."""
-        return np.multiply(integers, self.step, dtype=np.float64)
+        values: npt.NDArray[np.float64] = np.multiply(integers, self.step, dtype=np.float64)
+        return values
 
     @property
     def _limit(self) -> float:

@@ -39,13 +39,13 @@ class NodeSum:
     Attributes:
         node: the node.
         members_summed: the survivors whose updates are in the sum, sorted.
-        ring: shape (node.width,), the exact sum of their quantised integers.
+        ring: shape (node.width,), int32, the exact sum of their quantised integers.
         quantiser: the grid.
     """
 
     node: Node
     members_summed: tuple[str, ...]
-    ring: npt.NDArray[np.int64]
+    ring: npt.NDArray[np.int32]
     quantiser: Quantiser
 
     def values(self) -> npt.NDArray[np.float64]:
@@ -57,33 +57,38 @@ class NodeSum:
         return self.values() / len(self.members_summed)
 
 
-class _State(OneShot):
-    __slots__ = ("cohort", "key", "session")
+class Begun(OneShot):
+    """After `begin`: this server's fresh key of the attempt."""
+
+    __slots__ = ("key", "session")
 
     session: Session
     key: keys.Pair
+
+
+class Gathered(Begun):
+    """After `collect_adverts`: the cohort and the session id are fixed."""
+
+    __slots__ = ("cohort",)
+
     cohort: Cohort
 
 
-class Begun(_State):
-    """After `begin`."""
+class Routed(OneShot):
+    """After `route_shares`: the sharers, their bundle digests by dealer and holder, and the keys agreed with them."""
 
-    __slots__ = ()
+    __slots__ = ("cohort", "digests", "links", "session", "sharers")
 
-
-class Gathered(_State):
-    """After `collect_adverts`: the cohort and the session id are fixed."""
-
-    __slots__ = ()
-
-
-class Routed(_State):
-    """After `route_shares`: the sharers and their signed bundle digests, by dealer and holder."""
-
-    __slots__ = ("digests", "sharers")
-
+    session: Session
+    cohort: Cohort
     digests: dict[str, dict[str, bytes]]
+    links: dict[str, Secret]
     sharers: Group
+
+    def inherit(self, other: "Routed") -> None:
+        """Take over what the state before knows."""
+        self.session, self.cohort = other.session, other.cohort
+        self.digests, self.links, self.sharers = other.digests, other.links, other.sharers
 
 
 class Summed(Routed):
@@ -149,12 +154,15 @@ def route_shares(state: Gathered, incoming: Incoming) -> tuple[Routed, dict[str,
     with state:
         cohort = state.cohort
         uploads: dict[str, Shares] = {}
+        following = Routed()
+        following.session, following.cohort, following.links = state.session, cohort, {}
         for name, data in sorted(_pairs(incoming)):
             with message_of(name):
-                uploads[name] = _verified_shares(state, name, data)
+                if name not in cohort.adverts:
+                    raise ProtocolError(f"shares: {name!r} did not advertise")
+                following.links[name] = state.key.agree(cohort.id, name, cohort.adverts[name].channel_key)
+                uploads[name] = _verified_shares(following, name, data)
         _require_committee(cohort, "shares", uploads)
-        following = Routed()
-        following.session, following.key, following.cohort = state.session, state.key, cohort
         following.sharers = Group.of(state.session.plan.cohort, uploads)
         following.digests = {
             name: dict(zip(cohort.holders(name), upload.digests, strict=True)) for name, upload in uploads.items()
@@ -179,8 +187,7 @@ def collect_masked(state: Routed, incoming: Incoming) -> tuple[Summed, dict[str,
                 heads[name] = _add_upload(state, name, data, totals)
         _require_committee(state.cohort, "masked", heads)
         following = Summed()
-        following.session, following.cohort = state.session, state.cohort
-        following.digests, following.sharers = state.digests, state.sharers
+        following.inherit(state)
         following.survivors, following.totals, following.heads = Group.of(plan.cohort, heads), totals, heads
         broadcast = messages.encode(Survivors(state.cohort.id, following.survivors.bits))
         return following, dict.fromkeys(sorted(heads), broadcast)
@@ -205,8 +212,7 @@ def collect_votes(state: Summed, incoming: Incoming) -> tuple[Agreed, dict[str, 
                 if _verified(state, Vote, name, data).view != agreed:
                     raise ProtocolError(f"vote of {name!r}: for other sets than it should have been shown")
         following = Agreed()
-        following.session, following.cohort = state.session, cohort
-        following.digests, following.sharers = state.digests, state.sharers
+        following.inherit(state)
         following.survivors, following.totals, following.heads = state.survivors, state.totals, state.heads
         silent = {
             name: tuple(state.heads[d] for d in cohort.dealers(name, state.survivors) if d not in votes)
@@ -231,7 +237,9 @@ def open_sums(state: Agreed, incoming: Incoming) -> dict[str, NodeSum]:
         _require_committee(state.cohort, "reveal", received)
         opener = _Opener(state, received)
         opened = state.cohort.opened_nodes(state.survivors)
-        return {n.name: _open_node(state, opener, n) for n in state.session.plan.nodes if n.name in opened}
+        nodes = [node for node in state.session.plan.nodes if node.name in opened]
+        masks = {node.name: _masks(state, opener, node) for node in nodes}  # all that can fail, before any sum changes
+        return _unmasked(state, nodes, masks)
 
 
 class _Layout:
@@ -320,7 +328,8 @@ class _Opener:
         return ProtocolError(f"the shares of {owner!r} rebuild another secret than it committed to", blames=owner)
 
 
-def _open_node(state: Agreed, opener: _Opener, node: Node) -> NodeSum:
+def _masks(state: Agreed, opener: _Opener, node: Node) -> list[tuple[bytes, int]]:
+    """Return the keys of the masks that are left in a node's sum, with the signs that take them out."""
     cohort, plan = state.cohort, state.session.plan
     alive = state.survivors.select(node.members, plan.place)
     masks = [(_self_mask_key(cohort, opener, name, node), -1) for name in alive]
@@ -329,11 +338,25 @@ def _open_node(state: Agreed, opener: _Opener, node: Node) -> NodeSum:
             agreed: Secret = opener.pair(gone).agree(cohort.id, peer, cohort.adverts[peer].mask_key)
             # The survivor added this mask if its name sorts first; take it out again.
             masks.append((keys.pair_mask_key(agreed, node.name), -1 if peer < gone else 1))
-    total = plan.ring.unmasked(state.totals[node.name], masks)
-    limit = len(alive) * plan.quantiser.max_integer
-    if max(int(total.max()), -int(total.min())) > limit:
-        raise ProtocolError(f"node {node.name!r}: the sum is beyond {len(alive)} times the clip; someone did not clip")
-    return NodeSum(node, alive, total, plan.quantiser)
+    return masks
+
+
+def _unmasked(state: Agreed, nodes: Iterable[Node], masks: Mapping[str, list[tuple[bytes, int]]]) -> dict[str, NodeSum]:
+    """Take the masks out of the sums, in place; put them back when a sum is refused."""
+    plan, opened, done = state.session.plan, {}, []
+    for node in nodes:
+        total = state.totals[node.name]
+        plan.ring.add_masks(total, masks[node.name])
+        done.append(node.name)
+        alive = state.survivors.select(node.members, plan.place)
+        opened[node.name] = found = NodeSum(node, alive, plan.ring.signed(total), plan.quantiser)
+        if max(int(found.ring.max()), -int(found.ring.min())) > len(alive) * plan.quantiser.max_integer:
+            for name in done:
+                plan.ring.add_masks(state.totals[name], [(key, -sign) for key, sign in masks[name]])
+            raise ProtocolError(
+                f"node {node.name!r}: the sum is beyond {len(alive)} times the clip; someone did not clip"
+            )
+    return opened
 
 
 def _self_mask_key(cohort: Cohort, opener: _Opener, name: str, node: Node) -> bytes:
@@ -374,19 +397,20 @@ def _require_committee(cohort: Cohort, stage: str, present: Mapping[str, object]
     require(cohort.session.plan, stage, sum(name in present for name in cohort.graph.committee))
 
 
-def _verified(state: _State, kind: type[M], name: str, data: bytes) -> M:
-    """Return a client's message after checking signature, sender and session."""
-    message = messages.verify(kind, data, state.session.roster, state.cohort.id, name)
-    if message.session != state.cohort.id:  # type: ignore[attr-defined]
-        raise ProtocolError(f"{kind.__name__.lower()} of {name!r}: made for another session", blames=name)
+def _verified(state: Routed, kind: type[M], name: str, data: bytes) -> M:
+    """Return a client's signed message after checking signature, sender and session."""
+    return _of_session(state.cohort, messages.verify(kind, data, state.session.roster, state.cohort.id, name), name)
+
+
+def _of_session(cohort: Cohort, message: M, name: str) -> M:
+    if message.session != cohort.id:  # type: ignore[attr-defined]
+        raise ProtocolError(f"{type(message).__name__.lower()} of {name!r}: made for another session", blames=name)
     return message
 
 
-def _verified_shares(state: Gathered, name: str, data: bytes) -> Shares:
+def _verified_shares(state: Routed, name: str, data: bytes) -> Shares:
     cohort = state.cohort
-    if name not in cohort.adverts:
-        raise ProtocolError(f"shares: {name!r} did not advertise")
-    message = _verified(state, Shares, name, data)
+    message = _of_session(cohort, messages.verify_for_server(Shares, data, state.links[name], name), name)
     holders = cohort.holders(name)
     size = cohort.bundle_bytes(name) + keys.BOX_OVERHEAD
     if len(message.digests) != len(holders) or len(message.boxes) != len(holders) - (name in holders):
@@ -420,8 +444,7 @@ def _add_upload(state: Routed, name: str, data: bytes, totals: dict[str, Words])
     plan = state.session.plan
     signed, body = messages.detach(data)
     head = _verified(state, Masked, name, signed)
-    agreed = state.key.agree(state.cohort.id, name, state.cohort.adverts[name].channel_key)
-    if not keys.upload_verifies(agreed, head.nonce, head.tag, body):
+    if not keys.upload_verifies(state.links[name], head.nonce, head.tag, body):
         raise ProtocolError(f"masked of {name!r}: the vector does not match its tag")
     if head.sharers != sharers_hash(state.cohort.id, state.sharers):
         raise ProtocolError(f"masked of {name!r}: masked with other sharers than it should have been shown")
@@ -437,7 +460,7 @@ def _add_upload(state: Routed, name: str, data: bytes, totals: dict[str, Words])
 
 def _verified_reveal(state: Agreed, name: str, data: bytes, layout: _Layout) -> tuple[bytes, ...]:
     """Return the opened shares and hashes of one answer, slot after slot."""
-    body = _verified(state, Reveal, name, data).body
+    body = _of_session(state.cohort, messages.verify_for_server(Reveal, data, state.links[name], name), name).body
     if len(body) != layout.fields.size:
         raise ProtocolError(f"reveal of {name!r}: {len(body)} bytes, {layout.fields.size} expected", blames=name)
     return layout.fields.unpack(body)

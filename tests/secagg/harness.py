@@ -166,24 +166,44 @@ def session_id(run: Run) -> bytes:
     return run.server_states["adverts"].cohort.id
 
 
+FOR_THE_SERVER = (messages.Shares, messages.Reveal)
+
+
+def lead_bytes(kind: type[messages.Message]) -> int:
+    """Bytes of the signature or the tag before a client's payload."""
+    return messages.MAC_BYTES if kind in FOR_THE_SERVER else messages.SIGNATURE_BYTES
+
+
 def forge(run: Run, kind: type[messages.Message], name: str, signer: str | None = None, **changes: Any) -> bytes:
-    """What a malicious `name` sends: its own message with fields changed, signed by itself or by another."""
+    """What a malicious `name` sends: its own message with fields changed, authenticated by itself or by another."""
     stage = kind.__struct_config__.tag
     sent = messages.detach(run.sent[stage][name])[0] if kind is messages.Masked else run.sent[stage][name]
-    payload = messages.decode(kind, sent[messages.SIGNATURE_BYTES :])
+    forged = msgspec.structs.replace(messages.decode(kind, sent[lead_bytes(kind) :]), **changes)
+    if kind in FOR_THE_SERVER:
+        return messages.authenticate(run.states["shares"][signer or name].link, forged, name)
     bound = run.server_states["begin"].session.instance if kind is messages.Advert else session_id(run)
     identity = run.world.identities[signer or name]
-    forged = messages.sign(identity, bound, msgspec.structs.replace(payload, **changes), name)
-    return messages.attach(forged, messages.detach(run.sent[stage][name])[1]) if kind is messages.Masked else forged
+    signed = messages.sign(identity, bound, forged, name)
+    return attach(signed, messages.detach(run.sent[stage][name])[1]) if kind is messages.Masked else signed
 
 
 def forge_upload(run: Run, name: str, body: bytes) -> bytes:
     """What a malicious client uploads: another body with a genuine tag and signature."""
     nonce = bytes(12)
-    tag = keys.upload_tag(run.states["shares"][name].upload, nonce, memoryview(body))
+    tag = keys.upload_tag(run.states["shares"][name].link, nonce, memoryview(body))
     shown = sharers_hash(session_id(run), Group.of(run.world.plan.cohort, run.sent["shares"]))
     head = messages.Masked(session_id(run), name, shown, nonce, tag)
-    return messages.attach(messages.sign(run.world.identities[name], session_id(run), head, name), memoryview(body))
+    return attach(messages.sign(run.world.identities[name], session_id(run), head, name), body)
+
+
+def attach(signed: bytes, body: bytes | memoryview) -> bytes:
+    """The upload of this signed head and this body."""
+
+    def write(into: memoryview) -> bytes:
+        into[:] = body
+        return signed
+
+    return messages.attach(len(signed), len(body), write)
 
 
 def edit(kind: type[messages.Message], **changes: Callable[[Any], Any]) -> Callable[[bytes], bytes]:

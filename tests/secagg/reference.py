@@ -44,9 +44,13 @@ def expand(prk, tag, *fields):
     return hmac_sha256(prk, TAG + as_bytes(tag) + b"\0" + b"".join(map(f, fields)) + b"\x01")
 
 
-def words(key, count, size):
-    raw = aes256_ctr(key, count * size)
+def words(key, count, size, start=0):
+    raw = aes256_ctr(key, count * size, start.to_bytes(16, "big"))
     return [int.from_bytes(raw[i : i + size], "little") for i in range(0, len(raw), size)]
+
+
+def mask(key, count, size):
+    return words(key, count, size, start=2)
 
 
 class Draw:
@@ -95,6 +99,13 @@ class Reference:
         text = b"fedtree-secagg/v1/signature\0" + bytes([len(stage)]) + stage + bound
         text += bytes([len(name)]) + name.encode() + hashlib.sha256(data).digest()
         return ed25519_sign(self.identity[name], text) + data
+
+    def link(self, name):
+        return extract(self.session, x25519(self.channel_secret[name], self.server_key))
+
+    def tagged(self, name, payload):
+        data = msgpack(payload)
+        return hmac_sha256(expand(self.link(name), "message", payload[0], name), data) + data
 
     def nodes_of(self, name):
         return [node for node in self.nodes if name in node["members"]]
@@ -150,7 +161,7 @@ class Reference:
                 nonce = draw(12)
                 plain = b"".join(self.bundles[dealer][holder])
                 boxes.append(nonce + aes256_gcm_encrypt(expand(prk, "channel", info), nonce, plain, info))
-            out[dealer] = self.signed(self.session, dealer, ["shares", self.session, dealer, digests, boxes])
+            out[dealer] = self.tagged(dealer, ["shares", self.session, dealer, digests, boxes])
         return out
 
     def share_hash(self, dealer, holder, slot):
@@ -171,17 +182,16 @@ class Reference:
                 integers = self.quantise(values, draw(32))
                 self.quantised[name, node["name"]] = integers
                 seed = extract(self.session, self.seeds[name][node["name"]])
-                total = add(integers, words(expand(seed, "self-mask", name, node["name"]), len(integers), size), 1)
+                total = add(integers, mask(expand(seed, "self-mask", name, node["name"]), len(integers), size), 1)
                 for peer in node["members"]:
                     if peer != name:
                         prk = extract(self.session, x25519(self.mask_secret[name], self.mask_key[peer]))
-                        mask = words(expand(prk, "pair-mask", node["name"]), len(integers), size)
-                        total = add(total, mask, 1 if name < peer else -1)
+                        pair_mask = mask(expand(prk, "pair-mask", node["name"]), len(integers), size)
+                        total = add(total, pair_mask, 1 if name < peer else -1)
                 body += total
             data = b"".join((word % 2 ** (8 * size)).to_bytes(size, "little") for word in body)
             nonce, shown = draw(12), h("sharers", self.session, self.bits(self.names))
-            shared = extract(self.session, x25519(self.channel_secret[name], self.server_key))
-            tag = aes256_gcm_encrypt(expand(shared, "upload"), nonce, b"", data)
+            tag = aes256_gcm_encrypt(expand(self.link(name), "upload"), nonce, b"", data)
             signed = self.signed(self.session, name, ["masked", self.session, name, shown, nonce, tag])
             out[name] = len(signed).to_bytes(2, "big") + signed + bytes(-(2 + len(signed)) % 16) + data
         return out
@@ -197,10 +207,7 @@ class Reference:
         return {n: self.signed(self.session, n, ["vote", self.session, n, digest]) for n in survivors}
 
     def reveal(self, survivors):
-        return {
-            n: self.signed(self.session, n, ["reveal", self.session, n, self.reveal_body(n, survivors)])
-            for n in survivors
-        }
+        return {n: self.tagged(n, ["reveal", self.session, n, self.reveal_body(n, survivors)]) for n in survivors}
 
     def reveal_body(self, holder, survivors):
         body = b""

@@ -9,6 +9,7 @@ from harness import (
     FRESH,
     World,
     adverts_message,
+    attach,
     edit,
     flat_plan,
     forge,
@@ -184,7 +185,7 @@ def test_row_11_boxes_never_share_key_and_nonce(monkeypatch):
 
 def test_row_13_a_holder_that_answers_other_shares_is_named():
     run = World.nested().run()
-    body = bytearray(messages.decode(Reveal, run.sent["reveal"]["c01"][64:]).body)
+    body = bytearray(messages.decode(Reveal, run.sent["reveal"]["c01"][32:]).body)
     body[40] ^= 1  # inside the first opened share
     false = forge(run, Reveal, "c01", body=bytes(body))
     again = World.nested().run(tamper={}, upto="vote")
@@ -315,6 +316,25 @@ def test_row_16_the_server_refuses_a_sum_beyond_n_times_the_clip(monkeypatch):
         World.of(flat_plan()).run()
 
 
+def test_row_16_a_refused_sum_leaves_all_sums_masked_as_they_were(monkeypatch):
+    world, quantise = World.nested(), Quantiser.quantise_into
+
+    def beyond_in_the_last_node(self, out, values, key):
+        quantise(self, out, values, key)
+        if len(out) == world.plan.nodes[-1].width:
+            out.fill(2**20)
+
+    monkeypatch.setattr(Quantiser, "quantise_into", beyond_in_the_last_node)
+    run = world.run(upto="vote")
+    agreed, votes = server.collect_votes(run.server_states["survivors"], run.sent["vote"])
+    reveals = {name: client.reveal(run.states["vote"][name], data) for name, data in votes.items()}
+    before = {name: total.copy() for name, total in agreed.totals.items()}
+    for _ in range(2):
+        with refused("times the clip"):
+            server.open_sums(agreed, reveals)
+        assert all(np.array_equal(agreed.totals[name], total) for name, total in before.items())
+
+
 # Row 17: forged and changed messages
 
 
@@ -343,7 +363,7 @@ def test_row_17_a_vector_changed_on_its_way_is_refused():
                 run.server_states["inbox"], {**run.sent["masked"], name: change(run.sent["masked"][name])}
             )
     head = messages.detach(run.sent["masked"]["c02"])[0]
-    moved = messages.attach(head, messages.detach(run.sent["masked"]["c03"])[1])
+    moved = attach(head, messages.detach(run.sent["masked"]["c03"])[1])
     with refused("does not match its tag"):
         server.collect_masked(run.server_states["inbox"], {**run.sent["masked"], "c02": moved})
 
@@ -359,8 +379,11 @@ def test_row_17_a_server_key_that_is_a_clients_or_of_small_order_is_refused():
 
 
 def test_row_17_a_man_in_the_middle_with_a_server_key_of_his_own_changes_the_session():
-    with refused("signature does not match"):
-        World.nested().run(tamper={("adverts", "c00"): edit(Adverts, server_key=lambda _: FRESH)})
+    meddle = {("adverts", "c00"): edit(Adverts, server_key=lambda _: keys.Pair(FRESH).public_bytes)}
+    with refused("tag does not match"):
+        World.nested().run(tamper=meddle)
+    run = World.nested().run(upto="shares", tamper=meddle)
+    assert run.states["shares"]["c00"].cohort.id != session_id(run) == run.states["shares"]["c01"].cohort.id
 
 
 @pytest.mark.parametrize("kind", [Advert, Shares, Masked, Vote, Reveal])
@@ -368,7 +391,7 @@ def test_row_17_one_client_cannot_speak_for_another(kind):
     run = World.nested().run()
     stage = kind.__struct_config__.tag
     impersonated = forge(run, kind, "c02", signer="c03")
-    with refused("signature does not match"):
+    with refused("(signature|tag) does not match"):
         World.nested().run(tamper={(stage, "c02"): lambda _: impersonated})
     with refused("names 'c03' as its sender"):
         World.nested().run(tamper={(stage, "c02"): lambda _: run.sent[stage]["c03"]})
@@ -381,6 +404,18 @@ def test_row_17_a_signature_is_bound_to_version_stage_session_sender_and_content
         inputs.add(messages.signed_input(*base[:place], other, *base[place + 1 :]))
     assert len(inputs) == 5
     assert all(messages.VERSION in text for text in inputs)
+
+
+def test_row_17_a_tag_for_the_server_is_bound_to_session_stage_sender_and_content():
+    def link(session):
+        return keys.Pair(FRESH).agree(session, "the server", keys.Pair(bytes(32)).public_bytes)
+
+    base = (bytes(32), "shares", "c00", b"payload")
+    tags = set()
+    for changes in ({}, {0: bytes(31) + b"\1"}, {1: "reveal"}, {2: "c01"}, {3: b"payloae"}):
+        session, *rest = (changes.get(place, value) for place, value in enumerate(base))
+        tags.add(keys.message_tag(link(session), *rest))
+    assert len(tags) == 5
 
 
 def test_row_17_a_forged_advert_in_the_broadcast_is_refused_by_the_clients():

@@ -36,10 +36,10 @@ def test_message_lengths_follow_the_formulas(plan):
         reveal = 66 * opened + 32 * (slots - opened)
         assert stage_sizes == {
             "advert": 64 + 111 + s + array(v) + 34 * v,
-            "shares": 64 + 43 + s + array(h) + 34 * h + array(h - 1) + (h - 1) * (blob(box) + box),
+            "shares": 32 + 43 + s + array(h) + 34 * h + array(h - 1) + (h - 1) * (blob(box) + box),
             "masked": -(-(2 + 64 + 109 + s) // 16) * 16 + body,
             "vote": 64 + 75 + s,
-            "reveal": 64 + 43 + s + blob(reveal) + reveal,
+            "reveal": 32 + 43 + s + blob(reveal) + reveal,
         }
 
 

@@ -27,6 +27,8 @@ from fedtree_secagg import (
     ThresholdError,
     client,
     keys,
+    messages,
+    ring,
     shamir,
 )
 from fedtree_secagg.secret import OneShot, Secret, check_randomness
@@ -255,20 +257,32 @@ def test_bad_quantisers_are_refused(clip, bits):
 
 @pytest.mark.parametrize("bits", [16, 32])
 def test_masks_cancel_and_equal_the_keystream(bits):
-    ring = Ring(bits)
-    values = np.arange(70_001).astype(ring.dtype)
+    integers = Ring(bits)
+    values = np.arange(70_001).astype(integers.dtype)
     target = values.copy()
-    ring.add_masks(target, [(FRESH, 1), (CONTEXT, -1)])
+    integers.add_masks(target, [(FRESH, 1), (CONTEXT, -1)])
     assert not np.array_equal(target, values)
-    one = np.zeros(4, ring.dtype)
-    ring.add_masks(one, [(FRESH, 1)])
-    # AES-256-CTR of zeros under the key 00..1f, FIPS 197 appendix C.3 construction
+    one = np.zeros(4, integers.dtype)
+    integers.add_masks(one, [(FRESH, 1)])
+    # AES-256 of the counter 2 under the key 00..1f, FIPS 197 appendix C.3 construction
     from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
-    block = Cipher(algorithms.AES(FRESH), modes.ECB()).encryptor().update(bytes(16))
-    assert one.tobytes() == block[: 4 * ring.word_bytes]
-    ring.add_masks(target, [(CONTEXT, 1), (FRESH, -1)])
+    block = Cipher(algorithms.AES(FRESH), modes.ECB()).encryptor().update((2).to_bytes(16, "big"))
+    assert one.tobytes() == block[: 4 * integers.word_bytes]
+    integers.add_masks(target, [(CONTEXT, 1), (FRESH, -1)])
     assert np.array_equal(target, values)
+
+
+@pytest.mark.parametrize("count", [1, 7, 32_768, 100_003])
+def test_both_ways_to_the_keystream_agree(monkeypatch, count):
+    found = []
+    for mode in (ring.counter, ring.galois):
+        monkeypatch.setattr(ring, "fastest_mode", lambda mode=mode: mode)
+        words = np.zeros(count, "<u4")
+        Ring(32).add_masks(words, [(FRESH, 1), (CONTEXT, -1)])
+        found.append(words)
+    assert np.array_equal(*found)
+    assert len(np.unique(found[0])) > 0.99 * count
 
 
 def test_ring_widths_and_byte_order(monkeypatch):
@@ -277,6 +291,31 @@ def test_ring_widths_and_byte_order(monkeypatch):
     monkeypatch.setattr("sys.byteorder", "big")
     with pytest.raises(ConfigurationError, match="big-endian"):
         Ring(32)
+
+
+# Uploads
+
+
+def test_an_upload_is_written_in_place_and_its_body_aligned():
+    def write(body):
+        assert len(body) == 40
+        body[:] = bytes(range(40))
+        return b"signed"
+
+    upload = messages.attach(6, 40, write)
+    assert upload == b"\0\6signed" + bytes(8) + bytes(range(40))
+    assert messages.detach(upload) == (b"signed", memoryview(bytes(range(40))))
+    with pytest.raises(ValueError, match="different structures"):
+        messages.attach(7, 40, write)
+
+
+def test_an_upload_that_cannot_be_written_fails_with_the_cause():
+    def write(body):
+        words = np.frombuffer(body, "<u4")
+        raise ConfigurationError(f"no {len(words)} values")
+
+    with pytest.raises(ConfigurationError, match="no 10 values"):
+        messages.attach(6, 40, write)
 
 
 # Plans

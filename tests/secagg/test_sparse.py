@@ -336,7 +336,7 @@ def test_a_holder_that_answers_other_shares_is_named(plan):
     state, _ = server.collect_votes(again.server_states["survivors"], again.sent["vote"])
     assert again.sent["vote"] == run.sent["vote"]  # the same randomness: the same attempt
     holder = plan.graph.holders("c00")[0]
-    body = messages.decode(messages.Reveal, run.sent["reveal"][holder][64:]).body
+    body = messages.decode(messages.Reveal, run.sent["reveal"][holder][32:]).body
     wrong = forge(run, messages.Reveal, holder, body=bytes([0, 1]) * (len(body) // 2) + body[len(body) // 2 * 2 :])
     with refused("reveal of") as error:
         server.open_sums(state, {**run.sent["reveal"], holder: wrong})
