@@ -112,8 +112,8 @@ def bytes_per_value():
     return out
 
 
-def flower_run(python, n, length):
-    command = [python, str(Path(__file__).resolve().parent / "parts" / "flower.py"), str(n), str(length)]
+def flower_run(python, n, length, runs):
+    command = [python, str(Path(__file__).resolve().parent / "parts" / "flower.py"), *map(str, (n, length, runs))]
     done = subprocess.run(command, capture_output=True, text=True, timeout=1800, check=False)
     if done.returncode:
         print(f"flower did not run with {python}: {done.stderr.strip().splitlines()[-1:] or done.returncode}")
@@ -121,14 +121,16 @@ def flower_run(python, n, length):
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def against_flower(python, n, length, repeats):
+def against_flower(python, n, length, repeats, runs=2):
+    """Ratios of theirs to ours; of each side the last of `runs` aggregations counts, the others warm it up."""
     plan, pairs = flat(n, length), []
     updates = random_updates(plan, one=True)
     for _ in range(repeats):
-        theirs = flower_run(python, n, length)
+        theirs = flower_run(python, n, length, runs)
         if theirs is None:
             return None
-        clock, *_ = attempt(plan, updates)
+        for _ in range(runs):
+            clock, *_ = attempt(plan, updates)
         pairs.append((clock, theirs))
         print(
             f"{n} x {length}: ours client {clock.client():.1f} server {clock.server():.1f} ms; "
@@ -156,7 +158,7 @@ def main():
         return
     keystream, rate, mode = keystream_ratio(21)
     small = against_flower(arguments.flower, 20, 1_000_000, 7)
-    large = against_flower(arguments.flower, 100, 73_728, 1) if arguments.full else None
+    large = against_flower(arguments.flower, 100, 73_728, 1, runs=1) if arguments.full else None
     peaks = memory()
     result = {
         "keystream_ratio": keystream,
