@@ -6,6 +6,7 @@
 
 All variants of a size run alternately in one process, in an order that changes with every round, on the same weights
 and batch, dropout off everywhere; a ratio is the median over the rounds of this round's time over its non-private time.
+The Llama's non-private step takes Hugging Face's own loss; `ratio_llama_same_loss` gives it ours.
 Memory is the peak of a process that does nothing else. The last line is one JSON object:
 
     ratio_small, ratio_minilm, ratio_llama   private over non-private step: MiniLM 8 x 32, 64 x 64; a 135M Llama 8 x 128
@@ -111,7 +112,12 @@ def classify(model: nn.Module, part: Batch) -> Tensor:
 
 def language(model: nn.Module, part: Batch) -> Tensor:
     logits = model(input_ids=part["input_ids"], attention_mask=part["attention_mask"]).logits
-    return per_sequence_loss(logits[:, :-1], part["labels"][:, 1:])
+    return per_sequence_loss(logits, part["labels"], causal=True)
+
+
+def language_mean(model: nn.Module, part: Batch) -> Tensor:
+    """Hugging Face's own loss, a mean over the tokens of the batch: what a step without privacy takes."""
+    return model(**part).loss
 
 
 def twin(model: nn.Module) -> nn.Module:
@@ -184,33 +190,44 @@ def opacus(model: nn.Module, loss: Callable, data: Batch, *, ghost: bool) -> Cal
     return ghost_step
 
 
-def alternated(steps: dict[str, Callable[[], None]], rounds: int, clock: Clock) -> dict[str, list[float]]:
-    """Time every variant once a round, in random order, after one warm-up each."""
+def alternated(
+    steps: dict[str, Callable[[], None]], rounds: int, clock: Clock, warm_up: int = 1
+) -> dict[str, list[float]]:
+    """Time every variant once a round, in random order, after some rounds that do not count."""
     times: dict[str, list[float]] = {name: [] for name in steps}
-    for index in range(rounds + 1):
+    for index in range(rounds + warm_up):
         for name in random.Random(index).sample(sorted(steps), len(steps)):
             start = clock()
             steps[name]()
-            if index:
+            if index >= warm_up:
                 times[name].append(clock() - start)
     return times
 
 
-def compare(model: nn.Module, loss: Callable, data: Batch, rounds: int, clock: Clock) -> dict[str, float]:
-    """Return the median time of our step over that of each variant, and the medians in milliseconds."""
+def compare(
+    model: nn.Module, loss: Callable, data: Batch, rounds: int, clock: Clock, usual: Callable | None = None
+) -> dict[str, float]:
+    """Return the median time of our step over that of each variant; `usual` is the loss of a step without privacy.
+
+    Where it is given, a model is large: the three that are closest to each other have five more rounds of their own.
+    """
     steps = {
-        "plain": plain(twin(model).train(), loss, data),
+        "plain": plain(twin(model).train(), usual or loss, data),
         "fused": ours(twin(model), loss, data),
         "hooks": opacus(twin(model), loss, data, ghost=False),
         "ghost": opacus(twin(model), loss, data, ghost=True),
     }
+    if usual:
+        steps["plain_same_loss"] = plain(twin(model).train(), loss, data)
     times = alternated(steps, rounds, clock)
+    ratios = {name: [a / b for a, b in zip(times["fused"], times[name], strict=True)] for name in steps}
+    if usual:
+        close = alternated({name: steps[name] for name in ("plain", "fused", "hooks")}, 5, clock, warm_up=0)
+        for name in ("plain", "hooks"):
+            ratios[name] += [a / b for a, b in zip(close["fused"], close[name], strict=True)]
     for name, taken in times.items():
-        print(f"    {name:6} {1e3 * statistics.median(taken):9.2f} ms")
-    ratio = lambda other: statistics.median(  # noqa: E731
-        a / b for a, b in zip(times["fused"], times[other], strict=True)
-    )
-    return {name: ratio(name) for name in ("plain", "hooks", "ghost")}
+        print(f"    {name:16} {1e3 * statistics.median(taken):9.2f} ms")
+    return {name: statistics.median(values) for name, values in ratios.items() if name != "fused"}
 
 
 def noise_ratio(rounds: int, clock: Clock) -> float:
@@ -289,16 +306,18 @@ def main() -> None:
     }
     small = minilm()
     sizes = [
-        ("ratio_small", small, classify, batch(8, 32, causal=False), 40),
-        ("ratio_minilm", small, classify, batch(64, 64, causal=False), 8),
+        ("ratio_small", small, classify, batch(8, 32, causal=False), 40, None),
+        ("ratio_minilm", small, classify, batch(64, 64, causal=False), 8, None),
     ]
     if not options.quick:
-        sizes.append(("ratio_llama", llama(), language, batch(8, 128, causal=True), 3))
+        sizes.append(("ratio_llama", llama(), language, batch(8, 128, causal=True), 3, language_mean))
     against: dict[str, list[float]] = {"hooks": [], "ghost": []}
-    for key, model, loss, data, rounds in sizes:
+    for key, model, loss, data, rounds, usual in sizes:
         print(f"{key}: {len(data['labels'])} x {data['input_ids'].shape[1]}", flush=True)
-        ratios = compare(model, loss, data, 2 if options.quick else rounds, clock)
+        ratios = compare(model, loss, data, 2 if options.quick else rounds, clock, usual)
         result[key] = ratios["plain"]
+        if "plain_same_loss" in ratios:
+            result[f"{key}_same_loss"] = ratios["plain_same_loss"]
         for other, values in against.items():
             values.append(ratios[other])
     result |= {f"vs_{other}": max(values) for other, values in against.items()}

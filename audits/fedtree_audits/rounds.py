@@ -90,7 +90,7 @@ def _round(
         voted = _step(lambda _, was, data: client.confirm(was, data), sent, out)
         state, out = server.collect_votes(state, _messages(voted))
         answers = {name: client.reveal(voted[name][0], data) for name, data in out.items()}
-        opened = server.open_sums(state, answers)["all"].ring
+        opened = server.open_sums(state, answers)["all"].ring.astype(np.int64)
     except SecAggError:
         opened = None
     return Seen(bodies, integers, opened)

@@ -83,7 +83,7 @@ def batch(kind: str, records: int = 7, length: int = 10, seed: int = 1) -> dict[
 def loss(model: nn.Module, part) -> torch.Tensor:
     logits = model(input_ids=part["input_ids"], attention_mask=part["attention_mask"]).logits
     if logits.ndim == 3:
-        return per_sequence_loss(logits[:, :-1], part["labels"][:, 1:])
+        return per_sequence_loss(logits, part["labels"], causal=True)
     return per_sequence_loss(logits, part["labels"])
 
 
