@@ -3,6 +3,7 @@
     python benchmarks/utility                                          # the whole table of docs/utility.md
     python benchmarks/utility --tasks wordnet-8 --epsilons 8 --seeds 0 # some cells
     python benchmarks/utility --table-only                             # write the table from finished cells
+    python benchmarks/utility --variants                               # which factors train: the second table
 
 One client trains as `fedtree-secure run` trains it under `topology.source = "alone"`: the head by DP-SGD on cached
 features, then head and LoRA together by DP-SGD, with the noise of `plan_noise` for the whole budget. Only the lower,
@@ -19,6 +20,7 @@ The columns, accuracy on test rows that trained nothing:
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -36,9 +38,11 @@ import torch
 from cached import UpperPart
 from datasets import Dataset
 from sklearn.linear_model import LogisticRegression
-from table import write_table
+from table import write_table, write_variants
 from tasks import TASKS, Rows, split
 from torch import Tensor
+from variants import DEFAULT, EPSILONS, SEEDS, VARIANTS, one_factor
+from variants import TASKS as TASKS_OF_VARIANTS
 
 from fedtree_dp import Event, NoiseSource, PoissonGaussian, PrivacyBudget, epsilon_of
 from fedtree_secure.backbone import Backbone
@@ -55,9 +59,9 @@ DEFAULT_TASKS = ("icd-10", "tweets-sent3", "20ng-6", "wordnet-8")
 Epsilon = float | None
 
 
-def settings(train: int, seed: int, epsilon: Epsilon) -> Job:
+def settings(train: int, seed: int, epsilon: Epsilon, variant: str = DEFAULT) -> Job:
     """Return the product's defaults but for what bounds the time: adapters in the last two layers, 24 tokens."""
-    return Job(
+    job = Job(
         backbone=str(minilm_folder()),
         privacy=PrivacyBudget(1.0 if epsilon is None else epsilon, DELTA),
         seed=seed,
@@ -65,6 +69,7 @@ def settings(train: int, seed: int, epsilon: Epsilon) -> Job:
         training=Training(records=train, max_length=24),
         topology=Topology(source="alone"),
     )
+    return VARIANTS[variant].apply(job)
 
 
 class Setting:
@@ -73,14 +78,15 @@ class Setting:
     Args:
         rows: Of the task.
         train, test: How many of them.
+        variant: What differs from the defaults.
     """
 
-    def __init__(self, rows: Rows, train: int, test: int, seed: int) -> None:
-        self.seed, self.records = seed, train
+    def __init__(self, rows: Rows, train: int, test: int, seed: int, variant: str = DEFAULT) -> None:
+        self.seed, self.records, self.variant = seed, train, variant
         parts = split(rows, train, test, seed)
         labels = tuple(sorted({label for part in parts for _, label in part}))
         columns = [Dataset.from_dict({"text": [t for t, _ in part], "label": [c for _, c in part]}) for part in parts]
-        job = settings(train, seed, None)
+        job = settings(train, seed, None, variant)
         self.backbone = Backbone(job)
         client = Client("one", train=columns[0], test=columns[1], labels=labels, records=train)
         data = prepare(client, job, self.backbone.tokenizer)
@@ -117,13 +123,15 @@ class Setting:
         mine = self.fresh()
         with seated(self.backbone, mine, self.outputs, self.flat):
             first = self.head(job, plan.head)
-        with autocast():
-            train_round(
-                self.backbone, job, self.data, mine,
-                shares=[False] * len(self.flat), mixing=self.flat, noise_multiplier=plan.rounds, records=self.records,
-                steps=job.rounds * job.training.local_steps, upload_gradient=False, noise=NoiseSource.from_os(),
-                tick=lambda: None,
-            )  # fmt: skip
+        steps, in_turns = job.rounds * job.training.local_steps, VARIANTS[self.variant].in_turns
+        for turn in range(steps if in_turns else 1):
+            with autocast(), one_factor(turn) if in_turns else contextlib.nullcontext():
+                train_round(
+                    self.backbone, job, self.data, mine,
+                    shares=[False] * len(self.flat), mixing=self.flat, noise_multiplier=plan.rounds,
+                    records=self.records, steps=1 if in_turns else steps, upload_gradient=False,
+                    noise=NoiseSource.from_os(), tick=lambda: None,
+                )  # fmt: skip
         with autocast(), seated(self.backbone, mine, self.outputs, self.flat):
             found = self.backbone.evaluate(self.data)
         assert found is not None
@@ -131,7 +139,7 @@ class Setting:
 
     def cell(self, epsilon: Epsilon) -> dict[str, Any]:
         """Train ours and the reference at one epsilon (None: the same steps without noise)."""
-        job = settings(self.records, self.seed, epsilon)
+        job = settings(self.records, self.seed, epsilon, self.variant)
         alone = dataclasses.replace(job, rounds=0)
         plan, reference = (NoisePlan() if epsilon is None else plan_noise(j, j.privacy) for j in (job, alone))
         start = time.perf_counter()
@@ -163,9 +171,11 @@ def accuracy(logits: Tensor, labels: Any) -> float:
     return float((logits.detach().argmax(1).numpy() == labels).mean())
 
 
-def fingerprint(train: int, test: int) -> str:
+def fingerprint(train: int, test: int, variant: str = DEFAULT) -> str:
     """Of everything that a cell depends on but task, seed and epsilon: cells of other settings are trained again."""
-    plain = settings(train, 0, None).to_dict() | {"backbone": "", "test": test}
+    plain = settings(train, 0, None, variant).to_dict() | {"backbone": "", "test": test}
+    if VARIANTS[variant].in_turns:
+        plain["in_turns"] = True
     return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:12]
 
 
@@ -178,7 +188,7 @@ def read_cells(path: Path, key: str) -> list[dict[str, Any]]:
     return list(mine.values())
 
 
-def run(options: argparse.Namespace, key: str) -> None:
+def run(options: argparse.Namespace, key: str, variant: str = DEFAULT) -> None:
     """Train all cells that are missing; all seeds of seed 0 first, so that a broken-off run has every task."""
     done = {(c["task"], c["seed"], c["epsilon"]) for c in read_cells(options.results, key)}
     for seed in options.seeds:
@@ -186,40 +196,59 @@ def run(options: argparse.Namespace, key: str) -> None:
             missing = [e for e in options.epsilons if (task, seed, e) not in done]
             if not missing:
                 continue
-            setting = Setting(TASKS[task](options.data), options.train, options.test, seed)
+            setting = Setting(TASKS[task](options.data), options.train, options.test, seed, variant)
             fixed = {"task": task, "seed": seed, "settings": key, "train": options.train, "test": options.test,
                      "majority": setting.majority, "probe": setting.probe()}  # fmt: skip
             for epsilon in missing:
                 cell = {**fixed, "epsilon": epsilon, **setting.cell(epsilon)}
                 with options.results.open("a", encoding="utf-8") as file:
                     file.write(json.dumps(cell) + "\n")
-                print(f"{task} seed {seed} epsilon {epsilon}: ours {cell['ours']:.3f} head {cell['head']:.3f} "
-                      f"probe {cell['probe']:.3f} ({cell['seconds']:.0f} s)", flush=True)  # fmt: skip
+                figures = f"ours {cell['ours']:.3f} head {cell['head']:.3f} probe {cell['probe']:.3f}"
+                print(
+                    f"{variant}: {task} seed {seed} epsilon {epsilon}: {figures} ({cell['seconds']:.0f} s)", flush=True
+                )
 
 
 def epsilon_or_none(text: str) -> Epsilon:
     return None if text == "none" else float(text)
 
 
+def fill_in(options: argparse.Namespace, tasks: Any, seeds: Any, epsilons: Any) -> None:
+    """Set what the caller left out."""
+    for name, default in (("tasks", tasks), ("seeds", seeds), ("epsilons", epsilons)):
+        setattr(options, name, getattr(options, name) or default)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--tasks", nargs="+", choices=sorted(TASKS), default=list(DEFAULT_TASKS))
-    parser.add_argument("--epsilons", nargs="+", type=epsilon_or_none, default=[8.0, 3.0, 1.0, None],
-                        help="numbers, or none for no DP")  # fmt: skip
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--tasks", nargs="+", choices=sorted(TASKS))
+    parser.add_argument("--epsilons", nargs="+", type=epsilon_or_none, help="numbers, or none for no DP")
+    parser.add_argument("--seeds", nargs="+", type=int)
     parser.add_argument("--train", type=int, default=4000)
     parser.add_argument("--test", type=int, default=1000)
     parser.add_argument("--data", type=Path, default=Path("build/utility-data"), help="where packages are kept")
     parser.add_argument("--results", type=Path, default=Path("build/utility.jsonl"), help="finished cells")
     parser.add_argument("--table", type=Path, default=Path("docs/utility.md"), help="document with the table's markers")
     parser.add_argument("--table-only", action="store_true")
+    parser.add_argument("--variants", action="store_true", help="the second table, on tasks and seeds of its own")
     options = parser.parse_args()
     warnings.filterwarnings("ignore", message="Full backward hook is firing")
     options.results.parent.mkdir(parents=True, exist_ok=True)
+    if options.variants:
+        fill_in(options, TASKS_OF_VARIANTS, SEEDS, EPSILONS)
+        found = {}
+        for name in VARIANTS:
+            key = fingerprint(options.train, options.test, name)
+            if not options.table_only:
+                run(options, key, name)
+            found[name] = [c for c in read_cells(options.results, key) if c["seed"] in SEEDS]
+        print(write_variants(options.table, found))
+        return
+    fill_in(options, DEFAULT_TASKS, (0, 1, 2), (8.0, 3.0, 1.0, None))
     key = fingerprint(options.train, options.test)
     if not options.table_only:
         run(options, key)
-    print(write_table(options.table, read_cells(options.results, key)))
+    print(write_table(options.table, [c for c in read_cells(options.results, key) if c["seed"] not in SEEDS]))
 
 
 if __name__ == "__main__":

@@ -1,13 +1,14 @@
-"""Finished cells as a Markdown table between two markers of a document."""
+"""Finished cells as Markdown tables between markers of a document."""
 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 BEGIN, END = "<!-- table: python benchmarks/utility -->", "<!-- end of table -->"
+BEGIN_VARIANTS = "<!-- table: python benchmarks/utility --variants -->"
 Cell = dict[str, Any]
 
 
@@ -57,10 +58,26 @@ def _means(cells: Sequence[Cell], tasks: int) -> list[Cell]:
 
 def write_table(path: Path, cells: Sequence[Cell]) -> str:
     """Put the table between the document's markers and return it; a missing document or marker is left alone."""
-    found = markdown(cells)
-    if cells and path.exists():
-        before, begin, rest = path.read_text("utf-8").partition(BEGIN)
+    return _write(path, BEGIN, markdown(cells)) if cells else ""
+
+
+def write_variants(path: Path, cells: Mapping[str, Sequence[Cell]]) -> str:
+    """Put the comparison of the variants between its markers: accuracy of ours, mean and range over the seeds."""
+    columns = sorted({(cell["task"], -cell["epsilon"]) for found in cells.values() for cell in found}, reverse=True)
+    lines = [
+        "| What trains | " + " | ".join(f"{task}, epsilon {-negative:g}" for task, negative in columns) + " |",
+        "|" + "---|" * (len(columns) + 1),
+    ]
+    for name, found in cells.items():
+        values = [[c["ours"] for c in found if (c["task"], -c["epsilon"]) == column] for column in columns]
+        lines.append(f"| {name} | " + " | ".join(spread(v) if v else "" for v in values) + " |")
+    return _write(path, BEGIN_VARIANTS, "\n".join(lines))
+
+
+def _write(path: Path, marker: str, found: str) -> str:
+    if path.exists():
+        before, begin, rest = path.read_text("utf-8").partition(marker)
         _, end, after = rest.partition(END)
         if begin and end:
-            path.write_text(f"{before}{BEGIN}\n{found}\n{END}{after}", "utf-8")
+            path.write_text(f"{before}{begin}\n{found}\n{END}{after}", "utf-8")
     return found

@@ -2,13 +2,12 @@
 
 Each step takes the state of the one before and the clients' messages by sender; who is missing has dropped out. A step
 that refuses a message raises a ProtocolError whose `sender` says whose it was, and leaves the state as it was: drop
-that message and call the step again. The server's one secret is a fresh key per attempt with which it sees that uploads
-were not changed on their way; it is trusted with nothing but delivering messages. It learns the sums of the opened
-nodes, who took part, and the plan.
+that message and call the step again. The server's one secret is a fresh key per attempt, with which it sees that what
+is meant for it alone was not changed on its way; it is trusted with nothing but delivering messages. It learns the sums
+of the opened nodes, who took part, and the plan.
 """
 
 import secrets
-import struct
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TypeVar
@@ -16,16 +15,17 @@ from typing import TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from fedtree_secagg import keys, messages, shamir
+from fedtree_secagg import keys, messages
 from fedtree_secagg.errors import ProtocolError, message_of
 from fedtree_secagg.group import Group
 from fedtree_secagg.identity import Roster
-from fedtree_secagg.messages import Adverts, Inbox, Masked, Message, Reveal, Shares, Survivors, Vote, Votes
+from fedtree_secagg.messages import Adverts, Inbox, Masked, Message, Shares, Survivors, Vote, Votes
+from fedtree_secagg.opening import Opener
 from fedtree_secagg.plan import Node, Plan
 from fedtree_secagg.quantise import Quantiser
 from fedtree_secagg.ring import Words
 from fedtree_secagg.secret import OneShot, Secret, check_randomness
-from fedtree_secagg.session import HASH_BYTES, Cohort, Session, require, sharers_hash, view_hash
+from fedtree_secagg.session import Cohort, Session, of_session, require, sharers_hash, view_hash
 
 M = TypeVar("M", bound=Message)
 
@@ -235,133 +235,32 @@ def open_sums(state: Agreed, incoming: Incoming) -> dict[str, NodeSum]:
         received = dict(sorted(_pairs(incoming)))
         _refuse_strangers(received, state.heads, "reveal")
         _require_committee(state.cohort, "reveal", received)
-        opener = _Opener(state, received)
+        opener = Opener(state.cohort, state.digests, state.links, state.sharers, state.survivors, received)
         opened = state.cohort.opened_nodes(state.survivors)
         nodes = [node for node in state.session.plan.nodes if node.name in opened]
-        masks = {node.name: _masks(state, opener, node) for node in nodes}  # all that can fail, before any sum changes
+        masks = {node.name: opener.masks(node) for node in nodes}  # all that can fail, before any sum changes
         return _unmasked(state, nodes, masks)
-
-
-class _Layout:
-    """Where the slots of each dealer's bundle lie in an answer."""
-
-    def __init__(self, cohort: Cohort, dealers: Iterable[str], survivors: Group) -> None:
-        self.slots: dict[str, slice] = {}
-        sizes: list[int] = []
-        for dealer in dealers:
-            opened = cohort.opened_slots(dealer, survivors)
-            self.slots[dealer] = slice(len(sizes), len(sizes) + len(opened))
-            sizes += [shamir.SHARE_BYTES if shown else HASH_BYTES for shown in opened]
-        self.fields = struct.Struct("".join(f"{size}s" for size in sizes))
-
-
-class _Opener:
-    """The shares that holders opened, and the secrets rebuilt from them."""
-
-    def __init__(self, state: Agreed, received: Mapping[str, bytes]) -> None:
-        self._state = state
-        self._weights: dict[tuple[int, ...], list[int]] = {}
-        self._pairs: dict[str, keys.Pair] = {}
-        cohort, plan = state.cohort, state.session.plan
-        self._holders: dict[str, tuple[str, ...]] = {}
-        same: dict[int, tuple[str, ...]] = {}  # by identity of the holders' order: in a full graph all dealers share it
-        for dealer in state.digests:
-            order = cohort.graph.holders(dealer)
-            if id(order) not in same or order is not plan.cohort:
-                same[id(order)] = tuple(name for name in order if name in received)[: plan.threshold]
-            self._holders[dealer] = same[id(order)]
-        layouts: dict[tuple[str, ...], _Layout] = {}
-        self._layouts: dict[str, _Layout] = {}
-        self._answers: dict[str, tuple[bytes, ...]] = {}
-        for name in sorted({name for holders in self._holders.values() for name in holders}):
-            dealers = cohort.dealers(name, state.sharers)
-            if dealers not in layouts:
-                layouts[dealers] = _Layout(cohort, dealers, state.survivors)
-            self._layouts[name] = layouts[dealers]
-            with message_of(name):
-                self._answers[name] = _verified_reveal(state, name, received[name], layouts[dealers])
-
-    def seed(self, owner: str, slot: int) -> bytes:
-        """Return a survivor's self-mask seed of its node number slot - 1."""
-        cohort, node = self._state.cohort, self._state.cohort.nodes_of(owner)[slot - 1]
-        seed = self._combine(owner, slot)
-        promised = cohort.adverts[owner].commitments[slot - 1]
-        if seed is None or keys.seed_commitment(seed, cohort.session.instance, owner, node.name) != promised:
-            raise self._guilty(owner)
-        return seed
-
-    def pair(self, owner: str) -> keys.Pair:
-        """Return the mask key of one that dropped out."""
-        if owner not in self._pairs:
-            private = self._combine(owner, 0)
-            pair = keys.Pair(private) if private is not None else None
-            if pair is None or pair.public_bytes != self._state.cohort.adverts[owner].mask_key:
-                raise self._guilty(owner)
-            self._pairs[owner] = pair
-        return self._pairs[owner]
-
-    def _combine(self, owner: str, slot: int) -> bytes | None:
-        holders = self._holders[owner]
-        require(self._state.session.plan, "reveal", len(holders))
-        points = self._state.cohort.points(owner, holders)
-        if points not in self._weights:
-            self._weights[points] = shamir.weights_at_zero(points)
-        at = [self._layouts[holder].slots[owner].start + slot for holder in holders]
-        shares = [self._answers[holder][place] for holder, place in zip(holders, at, strict=True)]
-        return shamir.combine(shares, self._weights[points])
-
-    def _guilty(self, owner: str) -> ProtocolError:
-        """Return whose fault a wrong secret is: a holder's whose answer is not what the dealer signed, or the dealer's.
-
-        Every holder checked its bundle against the dealer's digest before it uploaded, so a holder that answers
-        something else lies; when all answers are genuine, the dealer dealt shares of another secret.
-        """
-        cohort = self._state.cohort
-        opened = cohort.opened_slots(owner, self._state.survivors)
-        for holder in self._holders[owner]:
-            answer = self._answers[holder][self._layouts[holder].slots[owner]]
-            hashes = keys.share_hashes(answer, cohort.id, owner, holder, opened)
-            if keys.bundle_digest(hashes) != self._state.digests[owner][holder]:
-                return ProtocolError(
-                    f"reveal of {holder!r}: not the shares that {owner!r} dealt", blames=holder, sender=holder
-                )
-        return ProtocolError(f"the shares of {owner!r} rebuild another secret than it committed to", blames=owner)
-
-
-def _masks(state: Agreed, opener: _Opener, node: Node) -> list[tuple[bytes, int]]:
-    """Return the keys of the masks that are left in a node's sum, with the signs that take them out."""
-    cohort, plan = state.cohort, state.session.plan
-    alive = state.survivors.select(node.members, plan.place)
-    masks = [(_self_mask_key(cohort, opener, name, node), -1) for name in alive]
-    for gone in set(node.members).intersection(state.digests).difference(alive):
-        for peer in cohort.peers(gone, node, state.survivors):
-            agreed: Secret = opener.pair(gone).agree(cohort.id, peer, cohort.adverts[peer].mask_key)
-            # The survivor added this mask if its name sorts first; take it out again.
-            masks.append((keys.pair_mask_key(agreed, node.name), -1 if peer < gone else 1))
-    return masks
 
 
 def _unmasked(state: Agreed, nodes: Iterable[Node], masks: Mapping[str, list[tuple[bytes, int]]]) -> dict[str, NodeSum]:
     """Take the masks out of the sums, in place; put them back when a sum is refused."""
-    plan, opened, done = state.session.plan, {}, []
+    plan, totals = state.session.plan, state.totals
+    if not totals:
+        raise ProtocolError("opening was broken off in the middle, and the masked sums with it: run another attempt")
+    state.totals = {}
+    opened: dict[str, NodeSum] = {}
     for node in nodes:
-        total = state.totals[node.name]
-        plan.ring.add_masks(total, masks[node.name])
-        done.append(node.name)
+        plan.ring.add_masks(totals[node.name], masks[node.name])
         alive = state.survivors.select(node.members, plan.place)
-        opened[node.name] = found = NodeSum(node, alive, plan.ring.signed(total), plan.quantiser)
+        opened[node.name] = found = NodeSum(node, alive, plan.ring.signed(totals[node.name]), plan.quantiser)
         if max(int(found.ring.max()), -int(found.ring.min())) > len(alive) * plan.quantiser.max_integer:
-            for name in done:
-                plan.ring.add_masks(state.totals[name], [(key, -sign) for key, sign in masks[name]])
+            for name in opened:
+                plan.ring.add_masks(totals[name], [(key, -sign) for key, sign in masks[name]])
+            state.totals = totals
             raise ProtocolError(
                 f"node {node.name!r}: the sum is beyond {len(alive)} times the clip; someone did not clip"
             )
     return opened
-
-
-def _self_mask_key(cohort: Cohort, opener: _Opener, name: str, node: Node) -> bytes:
-    slot = 1 + cohort.nodes_of(name).index(node)
-    return keys.self_mask_key(opener.seed(name, slot), cohort.id, name, node.name)
 
 
 def _pairs(incoming: Incoming) -> Iterable[tuple[str, bytes]]:
@@ -399,18 +298,12 @@ def _require_committee(cohort: Cohort, stage: str, present: Mapping[str, object]
 
 def _verified(state: Routed, kind: type[M], name: str, data: bytes) -> M:
     """Return a client's signed message after checking signature, sender and session."""
-    return _of_session(state.cohort, messages.verify(kind, data, state.session.roster, state.cohort.id, name), name)
-
-
-def _of_session(cohort: Cohort, message: M, name: str) -> M:
-    if message.session != cohort.id:  # type: ignore[attr-defined]
-        raise ProtocolError(f"{type(message).__name__.lower()} of {name!r}: made for another session", blames=name)
-    return message
+    return of_session(state.cohort.id, messages.verify(kind, data, state.session.roster, state.cohort.id, name), name)
 
 
 def _verified_shares(state: Routed, name: str, data: bytes) -> Shares:
     cohort = state.cohort
-    message = _of_session(cohort, messages.verify_for_server(Shares, data, state.links[name], name), name)
+    message = of_session(cohort.id, messages.verify_for_server(Shares, data, state.links[name], name), name)
     holders = cohort.holders(name)
     size = cohort.bundle_bytes(name) + keys.BOX_OVERHEAD
     if len(message.digests) != len(holders) or len(message.boxes) != len(holders) - (name in holders):
@@ -456,11 +349,3 @@ def _add_upload(state: Routed, name: str, data: bytes, totals: dict[str, Words])
         np.add(totals[node.name], words[at : at + node.width], out=totals[node.name])
         at += node.width
     return signed
-
-
-def _verified_reveal(state: Agreed, name: str, data: bytes, layout: _Layout) -> tuple[bytes, ...]:
-    """Return the opened shares and hashes of one answer, slot after slot."""
-    body = _of_session(state.cohort, messages.verify_for_server(Reveal, data, state.links[name], name), name).body
-    if len(body) != layout.fields.size:
-        raise ProtocolError(f"reveal of {name!r}: {len(body)} bytes, {layout.fields.size} expected", blames=name)
-    return layout.fields.unpack(body)

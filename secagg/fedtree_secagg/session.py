@@ -9,6 +9,7 @@ import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TypeVar
 
 import numpy as np
 
@@ -16,11 +17,12 @@ from fedtree_secagg import keys, messages
 from fedtree_secagg.errors import ConfigurationError, ProtocolError, ThresholdError, message_of
 from fedtree_secagg.group import Group
 from fedtree_secagg.identity import Roster
-from fedtree_secagg.messages import Advert
+from fedtree_secagg.messages import Advert, Message
 from fedtree_secagg.plan import Node, Plan
 from fedtree_secagg.shamir import SHARE_BYTES
 
 HASH_BYTES = 32
+M = TypeVar("M", bound=Message)
 
 
 @dataclass(frozen=True)
@@ -192,6 +194,13 @@ def verify_advert(session: Session, data: bytes, sender: str | None) -> Advert:
     if len(advert.commitments) != len(session.plan.nodes_of(advert.sender)):
         raise ProtocolError(f"advert of {advert.sender!r}: one commitment per node expected", blames=advert.sender)
     return advert
+
+
+def of_session(session: bytes, message: M, name: str) -> M:
+    """Return a client's message, whose sender is proven, if it speaks of this session."""
+    if message.session != session:  # type: ignore[attr-defined]
+        raise ProtocolError(f"{type(message).__name__.lower()} of {name!r}: made for another session", blames=name)
+    return message
 
 
 def sharers_hash(session: bytes, sharers: Group) -> bytes:

@@ -44,8 +44,8 @@ SPARSE = (
     ),
     Mutant(
         "sparse: too few holders answer",
-        "server.py",
-        'require(self._state.session.plan, "reveal", len(holders))',
+        "opening.py",
+        'require(self._cohort.session.plan, "reveal", len(holders))',
         "pass",
         "too_few_holders",
         S,

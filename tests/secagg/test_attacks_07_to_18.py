@@ -335,6 +335,24 @@ def test_row_16_a_refused_sum_leaves_all_sums_masked_as_they_were(monkeypatch):
         assert all(np.array_equal(agreed.totals[name], total) for name, total in before.items())
 
 
+def test_row_16_sums_that_were_half_opened_when_the_step_was_broken_off_are_never_shown(monkeypatch):
+    run = World.nested().run(upto="vote")
+    agreed, votes = server.collect_votes(run.server_states["survivors"], run.sent["vote"])
+    reveals = {name: client.reveal(run.states["vote"][name], data) for name, data in votes.items()}
+    original, calls = Ring.add_masks, []
+
+    def interrupted(self, target, masks):
+        calls.append(original(self, target, masks))
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Ring, "add_masks", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        server.open_sums(agreed, reveals)
+    with refused("run another attempt"):
+        server.open_sums(agreed, reveals)
+
+
 # Row 17: forged and changed messages
 
 
