@@ -101,3 +101,15 @@ def test_shapes_that_do_not_fit_are_refused(logits, labels, causal):
 def test_causal_needs_positions():
     with pytest.raises(ConfigurationError, match="causal needs labels"):
         per_sequence_loss(torch.zeros(3, 11), torch.zeros(3, dtype=torch.int64), causal=True)
+
+
+def test_a_sequence_depends_on_its_own_tokens_only():
+    torch.manual_seed(0)
+    logits, labels = torch.randn(3, 5, 7), torch.randint(0, 7, (3, 5))
+    labels[1, 2:] = -100
+    labels[2] = -100
+    all_three = per_sequence_loss(logits, labels)
+    for i in range(3):
+        torch.testing.assert_close(per_sequence_loss(logits[i : i + 1], labels[i : i + 1])[0], all_three[i])
+    assert all_three[2] == 0
+    assert per_sequence_loss(logits.bfloat16(), labels).dtype == torch.float32

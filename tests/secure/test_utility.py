@@ -11,7 +11,7 @@ import torch
 from small_jobs import make_job, rows
 
 from fedtree_dp import PrivacyBudget
-from fedtree_secure import Client, Lora
+from fedtree_secure import Client, Lora, training
 from fedtree_secure.backbone import Backbone
 from fedtree_secure.data import prepare
 from fedtree_secure.seat import fresh_belongings, seated
@@ -68,6 +68,19 @@ def test_the_cut_model_has_the_same_losses_and_gradients(utility, tiny_bert):
         assert torch.allclose(upper.features(numbered.train), features, atol=1e-5)
 
 
+def test_in_turns_b_trains_in_even_steps_and_a_in_odd_ones(utility, tiny_bert):
+    backbone = Backbone(make_job(tiny_bert, lora=Lora(rank=2, alpha=4.0, last_layers=2, freeze_a=False)))
+    flat, names = np.zeros(2, dtype=bool), {id(p): n for n, p in backbone.model.named_parameters()}
+    with seated(backbone, fresh_belongings(backbone, 2), 2, flat):
+        for step, factor in ((0, "lora_B"), (1, "lora_A"), (2, "lora_B")):
+            with utility.one_factor(step):
+                parts = training.trainables(backbone, backbone.job, [False, False], flat)
+            assert len(parts.home) == 4
+            assert all(factor in names[id(p)] for _, p in parts.home)
+            assert len(parts.light) == 2
+        assert len(training.trainables(backbone, backbone.job, [False, False], flat).home) == 8
+
+
 @pytest.fixture
 def small(utility, tiny_bert, tmp_path, monkeypatch):
     """The command on a tiny model and rows of its own, with arguments that keep all files in a folder."""
@@ -106,6 +119,22 @@ def test_cells_keep_their_budget_and_are_not_trained_twice(small):
     assert "| words | 6 |" in document
     other, _ = small("--epsilons", "6", "--seeds", "0", "--test", "39")
     assert len(other) == 5  # other settings: other cells
+
+
+def test_variants_have_cells_and_a_table_of_their_own(small, utility, monkeypatch, tmp_path):
+    chosen = {name: utility.VARIANTS[name] for name in (utility.DEFAULT, "A and B in turns")}
+    monkeypatch.setattr(utility, "VARIANTS", chosen)
+    marker = "<!-- table: python benchmarks/utility --variants -->"
+    with (tmp_path / "utility.md").open("a") as file:
+        file.write(f"{marker}\nold\n<!-- end of table -->\nlast\n")
+    cells, document = small("--variants", "--epsilons", "6", "--seeds", "100")
+    assert len({cell["settings"] for cell in cells}) == len(cells) == 2
+    assert all(5.9 < cell["epsilon_spent"] <= 6 for cell in cells)
+    first, _, second = document.partition(marker)
+    assert "old" in first
+    assert second.splitlines()[1] == "| What trains | words, epsilon 6 |"
+    assert [line.split(" | ")[0] for line in second.splitlines()[3:5]] == [f"| {name}" for name in chosen]
+    assert "old" not in second
 
 
 def test_the_table_gives_mean_and_range(utility):

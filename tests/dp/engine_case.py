@@ -1,0 +1,26 @@
+"""What the tests of the engine share: settings for both engines, a trainer, and the sum that the optimizer is handed."""
+
+import dp_models as m
+import pytest
+
+from fedtree_dp import DPSGD
+
+
+@pytest.fixture(params=["fused", "hooks"], autouse=True)
+def engine(request, monkeypatch):
+    """Every test runs on both engines."""
+    monkeypatch.setitem(SETTINGS, "engine", request.param)
+
+
+SETTINGS = {"noise_multiplier": 0.0, "max_grad_norm": 1.0, "expected_batch_size": 1.0}
+
+
+def trainer(model, loss=m.loss, *, optimizer=None, **settings):
+    return DPSGD(model, optimizer or m.recorder(model), loss, **{**SETTINGS, "noise": m.noise(), **settings})
+
+
+def clipped_sum(model, loss, data, bound, **settings):
+    optimizer = m.recorder(model, lr=1e-5)
+    with trainer(model, loss, optimizer=optimizer, max_grad_norm=bound, **settings) as t:
+        report = t.step(data)
+    return optimizer.seen[0], report
