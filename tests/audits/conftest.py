@@ -1,6 +1,7 @@
 """A finished run of the real thing on a tiny transformer with random weights, for audits to look at."""
 
-import string
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,25 +10,15 @@ from datasets import Dataset
 
 from fedtree_secure import Client, Federation, Lora, Masking, PrivacyBudget, Topology, Training
 
+sys.path.insert(0, str(Path(__file__).parent.parent))  # importlib mode adds no folder to the path
 torch.set_num_threads(1)
-WORDS = [a + b + c for a in "bdfgk" for b in "aeiou" for c in string.ascii_lowercase[:20]]
+
+from tiny_models import WORDS, write_bert  # noqa: E402
 
 
 @pytest.fixture(scope="session")
 def tiny_bert(tmp_path_factory):
-    from transformers import BertConfig, BertModel, BertTokenizerFast
-
-    folder = tmp_path_factory.mktemp("tiny-bert")
-    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]
-    (folder / "vocab.txt").write_text("\n".join(words) + "\n")
-    BertTokenizerFast(str(folder / "vocab.txt")).save_pretrained(folder)
-    torch.manual_seed(0)
-    config = BertConfig(
-        vocab_size=len(words), hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64,
-        max_position_embeddings=64,
-    )  # fmt: skip
-    BertModel(config).save_pretrained(folder)
-    return folder
+    return write_bert(tmp_path_factory.mktemp("tiny-bert"), layers=2)
 
 
 def rows(task, count, seed):

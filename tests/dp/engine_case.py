@@ -1,4 +1,4 @@
-"""What the tests of the engine share: settings for both engines, a trainer, and the sum that the optimizer is handed."""
+"""What the tests of the engine share: settings for both engines, a trainer, and the sum that its optimizer is given."""
 
 import dp_models as m
 import pytest

@@ -6,28 +6,18 @@ from pathlib import Path
 import pytest
 import torch
 
-sys.path.insert(0, str(Path(__file__).parent))  # the suite runs in importlib mode, which adds no folder to the path
+HERE = Path(__file__).parent
+sys.path[:0] = [str(HERE), str(HERE.parent)]  # the suite runs in importlib mode, which adds no folder to the path
 torch.set_num_threads(1)
 
-from small_jobs import WORDS, make_clients  # noqa: E402
+from small_jobs import make_clients  # noqa: E402
+from tiny_models import write_bert  # noqa: E402
 
 
 @pytest.fixture(scope="session")
 def tiny_bert(tmp_path_factory):
     """A 4-layer BERT with hidden size 32 and a word-level tokenizer."""
-    from transformers import BertConfig, BertModel, BertTokenizerFast
-
-    folder = tmp_path_factory.mktemp("tiny-bert")
-    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]
-    (folder / "vocab.txt").write_text("\n".join(words) + "\n")
-    BertTokenizerFast(str(folder / "vocab.txt")).save_pretrained(folder)
-    torch.manual_seed(0)
-    config = BertConfig(
-        vocab_size=len(words), hidden_size=32, num_hidden_layers=4, num_attention_heads=4, intermediate_size=64,
-        max_position_embeddings=64,
-    )  # fmt: skip
-    BertModel(config).save_pretrained(folder)
-    return folder
+    return write_bert(tmp_path_factory.mktemp("tiny-bert"), layers=4)
 
 
 @pytest.fixture(scope="session")

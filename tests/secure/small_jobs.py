@@ -1,13 +1,10 @@
 """Small jobs, clients and texts that the tests of this folder share."""
 
-import string
-
 import numpy as np
 from datasets import Dataset
+from tiny_models import WORDS
 
 from fedtree_secure import Client, Federation, Lora, Masking, PrivacyBudget, Topology, Training
-
-WORDS = [a + b + c for a in "bdfgk" for b in "aeiou" for c in string.ascii_lowercase[:20]]
 
 
 def rows(task: int, count: int, seed: int, labels: int = 2) -> Dataset:

@@ -370,7 +370,7 @@ def test_ctrl_c_finishes_the_round_and_resume_goes_on(tiny_bert, tmp_path):
 
 
 CHILD = """
-import sys; sys.path.insert(0, {tests!r})
+import sys; sys.path[:0] = {tests!r}
 from small_jobs import make_clients, make_job
 make_job({model!r}, rounds=3).run(make_clients(), {out!r}, resume={resume})
 print("finished", flush=True)
@@ -383,7 +383,8 @@ def test_a_killed_run_resumes_and_undercounts_nothing(tiny_bert, tmp_path):
     out = tmp_path / "run"
 
     def start():
-        code = CHILD.format(tests=str(Path(__file__).parent), model=str(tiny_bert), out=str(out), resume=out.exists())
+        folders = [str(folder) for folder in Path(__file__).parents[:2]]
+        code = CHILD.format(tests=folders, model=str(tiny_bert), out=str(out), resume=out.exists())
         return subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
     rng, kills = np.random.default_rng(5), 0
