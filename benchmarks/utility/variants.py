@@ -52,7 +52,6 @@ VARIANTS = {
     "A and B": Variant(train_a=True),
     "A and B in turns": Variant(train_a=True, in_turns=True),
     "B alone, 20 steps, half the rate": Variant(rounds=20, learning_rate=2e-3),
-    "A and B in turns, 20 steps": Variant(train_a=True, in_turns=True, rounds=20),
 }
 
 
