@@ -100,19 +100,8 @@ def test_float16_is_refused():
         trainer(nn.Sequential(nn.Linear(2, 2).half().requires_grad_(False), nn.Linear(2, 2)))
 
 
-class Outside(nn.Module):
-    """Uses a layer's weight without calling the layer as well: no hook sees that half of the gradient."""
-
-    def __init__(self):
-        super().__init__()
-        self.layer = nn.Linear(6, 6)
-
-    def forward(self, x):
-        return self.layer(x) + nn.functional.linear(x, self.layer.weight)
-
-
 def test_a_weight_used_outside_its_module_is_found():
-    model = Outside().double()
+    model = m.Outside().double()
     loss = lambda model, part: model(part["x"]).flatten(1).square().sum(1)  # noqa: E731
     with trainer(model, loss) as t, pytest.raises(TrainingError, match=r"layer\.weight"):
         t.step({"x": m.mixed_batch()["x"]})

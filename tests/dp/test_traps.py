@@ -272,17 +272,8 @@ def test_tied_weights_under_ghost_clipping():
     assert m.gap(recorder.seen[0], expected) < 1e-6
 
 
-class Outside(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.layer = nn.Linear(6, 6)
-
-    def forward(self, x):
-        return self.layer(x) + nn.functional.linear(x, self.layer.weight)
-
-
 def test_weight_used_outside_its_module():
-    model, data = Outside().double(), {"x": m.mixed_batch()["x"]}
+    model, data = m.Outside().double(), {"x": m.mixed_batch()["x"]}
     loss = lambda model, part: model(part["x"]).flatten(1).square().sum(1)  # noqa: E731
     total = opacus_sum(model, lambda model, part: loss(model, part).sum(), data, clip=1e9)
     assert m.gap(total, m.reference(model, loss, data, 1e9)) > 0.1  # half of the gradient is missing, silently
