@@ -2,11 +2,13 @@
 
     python benchmarks/dp_step.py              # under 5 minutes on two cores
     python benchmarks/dp_step.py --quick      # a few repeats, no Llama: only to see that it runs
+    python benchmarks/dp_step.py --same-loss  # the Llama's peers with our loss as well: two minutes more
     python benchmarks/dp_step.py --clock cpu  # one thread, processor time: for a machine that others use too
 
 All variants of a size run alternately in one process, in an order that changes with every round, on the same weights
 and batch, dropout off everywhere; a ratio is the median over the rounds of this round's time over its non-private time.
-The Llama's non-private step takes Hugging Face's own loss; `ratio_llama_same_loss` gives it ours.
+Our loss for language models is part of what is measured: the Llama's non-private step takes Hugging Face's own, and
+Opacus the one that its documentation writes out; with --same-loss they run with ours, too, under keys of their own.
 Memory is the peak of a process that does nothing else. The last line is one JSON object:
 
     ratio_small, ratio_minilm, ratio_llama   private over non-private step: MiniLM 8 x 32, 64 x 64; a 135M Llama 8 x 128
@@ -38,6 +40,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import round_overhead
 import torch
+import torch.nn.functional as F
 from opacus.grad_sample import GradSampleModule, GradSampleModuleFastGradientClipping
 from opacus.optimizers import DPOptimizer, DPOptimizerFastGradientClipping
 from peft import LoraConfig, get_peft_model
@@ -51,6 +54,7 @@ from fedtree_dp.events import PoissonGaussian
 
 Batch = dict[str, Tensor]
 Clock = Callable[[], float]
+Losses = tuple[Callable, Callable, Callable]  # of our step, of the non-private one, of Opacus
 SIGMA, CLIP = 1.0, 1.0
 
 
@@ -118,6 +122,14 @@ def language(model: nn.Module, part: Batch) -> Tensor:
 def language_mean(model: nn.Module, part: Batch) -> Tensor:
     """Hugging Face's own loss, a mean over the tokens of the batch: what a step without privacy takes."""
     return model(**part).loss
+
+
+def language_opacus(model: nn.Module, part: Batch) -> Tensor:
+    """What a user of Opacus writes: token losses by PyTorch, then a mean over the tokens of each record."""
+    logits = model(input_ids=part["input_ids"], attention_mask=part["attention_mask"]).logits[:, :-1]
+    labels = part["labels"][:, 1:]
+    losses = F.cross_entropy(logits.reshape(-1, logits.shape[-1]), labels.reshape(-1), reduction="none")
+    return losses.view(labels.shape).mean(dim=1)
 
 
 def twin(model: nn.Module) -> nn.Module:
@@ -205,29 +217,27 @@ def alternated(
 
 
 def compare(
-    model: nn.Module, loss: Callable, data: Batch, rounds: int, clock: Clock, usual: Callable | None = None
+    model: nn.Module, losses: Losses, data: Batch, rounds: int, clock: Clock, *, same_loss: bool = False
 ) -> dict[str, float]:
-    """Return the median time of our step over that of each variant; `usual` is the loss of a step without privacy.
-
-    Where it is given, a model is large: the three that are closest to each other have five more rounds of their own.
-    """
+    """Return the median time of our step over that of each variant; `same_loss`: the peers with our loss, too."""
+    own, plain_loss, opacus_loss = losses
     steps = {
-        "plain": plain(twin(model).train(), usual or loss, data),
-        "fused": ours(twin(model), loss, data),
-        "hooks": opacus(twin(model), loss, data, ghost=False),
-        "ghost": opacus(twin(model), loss, data, ghost=True),
+        "plain": plain(twin(model).train(), plain_loss, data),
+        "fused": ours(twin(model), own, data),
+        "hooks": opacus(twin(model), opacus_loss, data, ghost=False),
+        "ghost": opacus(twin(model), opacus_loss, data, ghost=True),
     }
-    if usual:
-        steps["plain_same_loss"] = plain(twin(model).train(), loss, data)
+    if same_loss:
+        steps["plain_same_loss"] = plain(twin(model).train(), own, data)
+        steps["hooks_same_loss"] = opacus(twin(model), own, data, ghost=False)
     times = alternated(steps, rounds, clock)
-    ratios = {name: [a / b for a, b in zip(times["fused"], times[name], strict=True)] for name in steps}
-    if usual:
-        close = alternated({name: steps[name] for name in ("plain", "fused", "hooks")}, 5, clock, warm_up=0)
-        for name in ("plain", "hooks"):
-            ratios[name] += [a / b for a, b in zip(close["fused"], close[name], strict=True)]
     for name, taken in times.items():
         print(f"    {name:16} {1e3 * statistics.median(taken):9.2f} ms")
-    return {name: statistics.median(values) for name, values in ratios.items() if name != "fused"}
+    return {
+        name: statistics.median(a / b for a, b in zip(times["fused"], times[name], strict=True))
+        for name in steps
+        if name != "fused"
+    }
 
 
 def noise_ratio(rounds: int, clock: Clock) -> float:
@@ -287,6 +297,7 @@ def only_memory(variant: str) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="two rounds and no Llama")
+    parser.add_argument("--same-loss", action="store_true", help="give the Llama's peers our loss as well")
     parser.add_argument("--memory", help=argparse.SUPPRESS)
     parser.add_argument("--clock", choices=["wall", "cpu"], default="wall", help="cpu: one thread, processor time")
     options = parser.parse_args()
@@ -306,20 +317,22 @@ def main() -> None:
     }
     small = minilm()
     sizes = [
-        ("ratio_small", small, classify, batch(8, 32, causal=False), 40, None),
-        ("ratio_minilm", small, classify, batch(64, 64, causal=False), 8, None),
+        ("ratio_small", small, (classify,) * 3, batch(8, 32, causal=False), 30),
+        ("ratio_minilm", small, (classify,) * 3, batch(64, 64, causal=False), 5),
     ]
     if not options.quick:
-        sizes.append(("ratio_llama", llama(), language, batch(8, 128, causal=True), 3, language_mean))
+        texts = (language, language_mean, language_opacus)
+        sizes.append(("ratio_llama", llama(), texts, batch(8, 128, causal=True), 3))
     against: dict[str, list[float]] = {"hooks": [], "ghost": []}
-    for key, model, loss, data, rounds, usual in sizes:
+    for key, model, losses, data, rounds in sizes:
         print(f"{key}: {len(data['labels'])} x {data['input_ids'].shape[1]}", flush=True)
-        ratios = compare(model, loss, data, 2 if options.quick else rounds, clock, usual)
+        same_loss = options.same_loss and losses[0] is not losses[1]
+        ratios = compare(model, losses, data, 2 if options.quick else rounds, clock, same_loss=same_loss)
         result[key] = ratios["plain"]
-        if "plain_same_loss" in ratios:
-            result[f"{key}_same_loss"] = ratios["plain_same_loss"]
         for other, values in against.items():
             values.append(ratios[other])
+        if same_loss:
+            result |= {f"{key}_same_loss": ratios["plain_same_loss"], "vs_hooks_same_loss": ratios["hooks_same_loss"]}
     result |= {f"vs_{other}": max(values) for other, values in against.items()}
     result["vs_all"] = against
     result["noise_ratio"] = noise_ratio(2 if options.quick else 20, clock)

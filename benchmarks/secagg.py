@@ -121,26 +121,26 @@ def flower_run(python, n, length, runs):
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def against_flower(python, n, length, repeats, runs=2):
-    """Ratios of theirs to ours; of each side the last of `runs` aggregations counts, the others warm it up."""
+def against_flower(python, n, length, repeats, runs=4):
+    """Ratios of theirs to ours: of each side the median over some aggregations, without the first if there are more."""
     plan, pairs = flat(n, length), []
     updates = random_updates(plan, one=True)
     for _ in range(repeats):
         theirs = flower_run(python, n, length, runs)
         if theirs is None:
             return None
-        for _ in range(runs):
-            clock, *_ = attempt(plan, updates)
-        pairs.append((clock, theirs))
+        clocks = [attempt(plan, updates)[0] for _ in range(runs)]
+        ours = {
+            "client": statistics.median(clock.client() for clock in clocks[1:] or clocks),
+            "server": statistics.median(clock.server() for clock in clocks[1:] or clocks),
+        }
+        pairs.append((ours, theirs))
         print(
-            f"{n} x {length}: ours client {clock.client():.1f} server {clock.server():.1f} ms; "
+            f"{n} x {length}: ours client {ours['client']:.1f} server {ours['server']:.1f} ms; "
             f"flower client {theirs['client']:.1f} server {theirs['server']:.1f} ms"
         )
-    return {
-        "version": pairs[0][1]["version"],
-        "client": statistics.median(theirs["client"] / clock.client() for clock, theirs in pairs),
-        "server": statistics.median(theirs["server"] / clock.server() for clock, theirs in pairs),
-    }
+    medians = {side: statistics.median(theirs[side] / ours[side] for ours, theirs in pairs) for side in pairs[0][0]}
+    return {"version": pairs[0][1]["version"], **medians}
 
 
 def main():
@@ -157,7 +157,7 @@ def main():
         print(json.dumps({"curve": rows, "growth_1000_to_10000": growth(rows)}))
         return
     keystream, rate, mode = keystream_ratio(21)
-    small = against_flower(arguments.flower, 20, 1_000_000, 7)
+    small = against_flower(arguments.flower, 20, 1_000_000, 5)
     large = against_flower(arguments.flower, 100, 73_728, 1, runs=1) if arguments.full else None
     peaks = memory()
     result = {

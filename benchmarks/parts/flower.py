@@ -1,11 +1,12 @@
 """Flower's SecAgg+ (flwr), driven in-process through its own mod and workflow: `python flower.py CLIENTS LENGTH RUNS`.
 
 Runs in an interpreter that has flwr and numpy and nothing of ours. Prints one JSON object: CPU milliseconds of a client
-and of the server, in the last of its runs; the ones before it load code and memory.
+and of the server, the median over its runs. The first loads code and memory; where there are more it does not count.
 """
 
 import copy
 import json
+import statistics
 import sys
 import time
 
@@ -84,6 +85,6 @@ def main(n, length):
 
 
 if __name__ == "__main__":
-    for _ in range(int(sys.argv[3])):
-        last = main(int(sys.argv[1]), int(sys.argv[2]))
-    print(json.dumps(last))
+    runs = [main(int(sys.argv[1]), int(sys.argv[2])) for _ in range(int(sys.argv[3]))]
+    medians = {side: statistics.median(run[side] for run in runs[1:] or runs) for side in ("client", "server")}
+    print(json.dumps({"version": runs[0]["version"], **medians}))

@@ -78,17 +78,19 @@ class Shared(_InCohort):
 class Uploaded(_InCohort):
     """After `mask`: the update is out; keys and seeds of this client are gone, others' shares are held."""
 
-    __slots__ = ("sharers",)
+    __slots__ = ("sharers", "spoken")
 
     sharers: Group
+    spoken: tuple[bytes, ...]  # what this client signed in this session, and need not verify when it comes back
 
 
 class Confirmed(_InCohort):
     """After `confirm`: this client signed one survivor set and answers for no other."""
 
-    __slots__ = ("sharers", "survivors")
+    __slots__ = ("sharers", "spoken", "survivors")
 
     sharers: Group
+    spoken: tuple[bytes, ...]
     survivors: Group
 
 
@@ -156,7 +158,8 @@ def share(state: Advertised, adverts: bytes, *, randomness: bytes) -> tuple[Shar
         message = messages.decode(Adverts, adverts)
         if state.advert not in message.adverts:
             raise ProtocolError("adverts: this client's own advert is missing or changed")
-        cohort = Cohort(state.session, message.server_key, message.adverts, reader=state.name, root=message.root)
+        shown, own = message.adverts, (state.advert,)
+        cohort = Cohort(state.session, message.server_key, shown, reader=state.name, root=message.root, own=own)
         following = Shared(state.identity, state.name, state.session)
         following.cohort, following.mask, following.seeds = cohort, state.mask, state.seeds
         following.channels = {
@@ -200,7 +203,9 @@ def mask(state: Shared, inbox: bytes, vector: npt.NDArray[Any], *, randomness: b
         following.inherit(state)
         following.sharers = sharers
         following.bundles = {**state.bundles, **_open_inbox(state, message, sharers)}
-        return following, _upload(state, sharers, vector, stream)
+        upload = _upload(state, sharers, vector, stream)
+        following.spoken = (messages.detach(upload)[0],)
+        return following, upload
 
 
 def confirm(state: Uploaded, survivors: bytes) -> tuple[Confirmed, bytes]:
@@ -220,7 +225,9 @@ def confirm(state: Uploaded, survivors: bytes) -> tuple[Confirmed, bytes]:
         following.inherit(state)
         following.sharers, following.survivors = state.sharers, alive
         vote = Vote(state.cohort.id, state.name, view_hash(state.cohort.id, state.sharers, alive))
-        return following, messages.sign(state.identity, state.cohort.id, vote, state.name)
+        signed = messages.sign(state.identity, state.cohort.id, vote, state.name)
+        following.spoken = (*state.spoken, signed)
+        return following, signed
 
 
 def reveal(state: Confirmed, votes: bytes) -> bytes:
@@ -346,8 +353,8 @@ def _check_votes(state: Confirmed, message: Votes) -> None:
     session, roster = state.cohort.id, state.session.roster
     if message.session != session:
         raise ProtocolError("votes: made for another session")
-    votes = [messages.verify(Vote, data, roster, session) for data in message.votes]
-    heads = [messages.verify(Masked, data, roster, session) for data in message.heads]
+    votes = [messages.verify(Vote, data, roster, session, own=state.spoken) for data in message.votes]
+    heads = [messages.verify(Masked, data, roster, session, own=state.spoken) for data in message.heads]
     words: list[Vote | Masked] = [*votes, *heads]
     for word in words:
         if word.session != session:

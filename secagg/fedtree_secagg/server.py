@@ -178,7 +178,7 @@ def collect_masked(state: Routed, incoming: Incoming) -> tuple[Summed, dict[str,
     """
     with state:
         plan = state.session.plan
-        totals = {node.name: np.zeros(node.width, plan.ring.dtype) for node in plan.nodes}
+        totals: dict[str, Words] = {}
         heads: dict[str, bytes] = {}
         for name, data in _pairs(incoming):
             if name in heads:
@@ -346,6 +346,10 @@ def _add_upload(state: Routed, name: str, data: bytes, totals: dict[str, Words])
         raise ProtocolError(f"masked of {name!r}: {len(body)} bytes, the plan asks for {expected}", blames=name)
     words, at = np.frombuffer(body, plan.ring.dtype), 0
     for node in plan.nodes_of(name):
-        np.add(totals[node.name], words[at : at + node.width], out=totals[node.name])
+        part = words[at : at + node.width]
+        if node.name in totals:
+            np.add(totals[node.name], part, out=totals[node.name])
+        else:
+            totals[node.name] = part.copy()
         at += node.width
     return signed

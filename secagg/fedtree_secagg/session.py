@@ -6,7 +6,7 @@ bytes with the same checks; a client that was shown other adverts has another id
 """
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TypeVar
@@ -75,6 +75,7 @@ class Cohort:
         *,
         reader: str | None = None,
         root: bytes | None = None,
+        own: Container[bytes] = (),
     ) -> None:
         """Verify adverts.
 
@@ -84,6 +85,7 @@ class Cohort:
             signed: the signed adverts, by sender (server) or in the order of the senders' names (client).
             reader: the client that reads; None for the server.
             root: what the server told this client to be the hash over all adverts.
+            own: what the reader signed itself, see `messages.verify`.
 
         Raises:
             ProtocolError: one is malformed, foreign, duplicated or out of order.
@@ -96,7 +98,7 @@ class Cohort:
         self.adverts: dict[str, Advert] = {}
         for sender, data in zip(expected, raw, strict=True):
             with message_of(sender):
-                advert = verify_advert(session, data, sender)
+                advert = verify_advert(session, data, sender, own=own)
             if advert.sender in self.adverts:
                 raise ProtocolError(f"adverts: {advert.sender!r} occurs twice")
             self.adverts[advert.sender] = advert
@@ -182,9 +184,9 @@ class Cohort:
         return self._opened[1]
 
 
-def verify_advert(session: Session, data: bytes, sender: str | None) -> Advert:
+def verify_advert(session: Session, data: bytes, sender: str | None, *, own: Container[bytes] = ()) -> Advert:
     """Return a signed advert after checking that it belongs to this attempt and has the right commitments."""
-    advert = messages.verify(Advert, data, session.roster, session.instance, sender)
+    advert = messages.verify(Advert, data, session.roster, session.instance, sender, own=own)
     if advert.instance != session.instance:
         raise ProtocolError(
             f"advert of {advert.sender!r}: made for another round, attempt or plan", blames=advert.sender
