@@ -168,7 +168,7 @@ def main():
         "server_ratio": small and small["server"],
         "server_ratio_100": large and large["server"],
         "flower_version": small and small["version"],
-        "nested_ratio": nested_ratio(3),
+        "nested_ratio": nested_ratio(7),
         "memory_client": peaks["client"],
         "memory_server": peaks["server"],
         "bytes_per_value": bytes_per_value(),

@@ -1,21 +1,19 @@
 """A client of a job: bytes in, bytes out. The only code that touches private rows, and the only way out of it.
 
-Order of every stage that computes from private rows: check that the budget affords it, charge the ledger (durable),
-compute, write down what will leave (durable), send. A crash between two of these steps can cost budget, never hide a
-cost. A charge whose result was lost before it was written down has released nothing and is used again on resumption.
+Every stage that computes from private rows checks that the budget affords it, charges the ledger, computes, writes
+down what will leave, and sends, in this order (`diary`).
 """
 
 import contextlib
 import logging
 import os
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from fedtree_dp import DPSGD, BudgetExceeded, Event, Gaussian, Ledger, NoiseSource, PoissonGaussian
+from fedtree_dp import DPSGD, BudgetExceeded, Gaussian, Ledger, NoiseSource, PoissonGaussian
 from fedtree_secagg import Identity, Plan, Roster, sketch
 from fedtree_secagg import client as masking
 from fedtree_secure import wire
@@ -23,9 +21,9 @@ from fedtree_secure.agreement import check_tree, fixed_tree, plan_of_round, sket
 from fedtree_secure.backbone import Backbone, Observation
 from fedtree_secure.config import Job
 from fedtree_secure.data import Client, ClientData
+from fedtree_secure.diary import Diary
 from fedtree_secure.noiseplan import NoisePlan
-from fedtree_secure.seat import Belongings, Floats, fresh_belongings, seated
-from fedtree_secure.storage import read_json, write_json
+from fedtree_secure.seat import Floats, fresh_belongings, seated
 from fedtree_secure.topology import Tree
 from fedtree_secure.training import Engine, fingerprint, largest_change, train_head, train_round
 
@@ -35,26 +33,6 @@ Tick = Callable[[str, str], None]
 
 class StageError(wire.WireError):
     """A request came out of order, twice, or for another job."""
-
-
-@dataclass
-class Journal:
-    """What must not be forgotten: written before anything leaves.
-
-    Attributes:
-        round, attempt: Highest counters answered; neither goes back.
-        released: How often the result of a charged stage may have left, by stage name.
-        finished: Stages whose result is kept at home.
-        tree: The accepted tree's labels, or None.
-        evidence: SHA-256 of the distances that the tree was computed from.
-    """
-
-    round: int = -1
-    attempt: int = -1
-    released: dict[str, int] = field(default_factory=dict)
-    finished: list[str] = field(default_factory=list)
-    tree: list[list[int]] | None = None
-    evidence: str = ""
 
 
 class Participant:
@@ -94,9 +72,9 @@ class Participant:
         engine: Engine = DPSGD,
     ) -> None:
         self.id = client.id
-        self.data, self.job, self.roster, self.backbone, self.ledger = data, job, roster, backbone, ledger
-        self.noise_plan, self.job_id = noise_plan, job_id
-        self._identity, self._folder, self._cache, self._tick = identity, folder, {} if cache is None else cache, tick
+        self.data, self.job, self.roster, self.backbone = data, job, roster, backbone
+        self.noise_plan = noise_plan
+        self._identity, self._cache, self._tick = identity, {} if cache is None else cache, tick
         self._random, self._engine = randomness, engine
         self._records = client.records or job.training.records
         self._outputs = len(data.label_set)
@@ -104,7 +82,8 @@ class Participant:
         self._session: Any = None
         self._stage = ""
         self._begin: wire.Begin | None = None
-        self._load()
+        self._diary = Diary(folder, ledger, job_id, fresh_belongings(backbone, self._outputs))
+        self._journal, self._mine = self._diary.journal, self._diary.values
 
     @contextlib.contextmanager
     def at_backbone(self) -> Iterator[None]:
@@ -180,15 +159,15 @@ class Participant:
         self._session = None
         if self.job.topology.source == "fingerprint":
             vectors = list(self._fingerprint())
-            self._release("fingerprint")
+            self._diary.release("fingerprint")
         else:
             vectors = self._warm_up()
-            self._release("warm-up")
+            self._diary.release("warm-up")
         return wire.Protocol(sketch.encode(state, vectors, size=self.job.topology.sketch_size))
 
     def _fingerprint(self) -> "np.ndarray[Any, Any]":
         multiplier = self.noise_plan.fingerprint
-        self._charge("fingerprint", Gaussian(multiplier))
+        self._diary.charge("fingerprint", Gaussian(multiplier))
         means = self._observed().means
         self._tick(self.id, "fingerprint")
         return fingerprint(
@@ -198,7 +177,7 @@ class Participant:
 
     def _warm_up(self) -> "list[np.ndarray[Any, Any]]":
         steps = self.job.topology.warmup_steps
-        self._charge("warm-up", self._event(self.noise_plan.warm_up, steps))
+        self._diary.charge("warm-up", self._event(self.noise_plan.warm_up, steps))
         shares = [True] * len(self.backbone.layout().parts)
         change = self._train(self.noise_plan.warm_up, shares, steps=steps, upload_gradient=False)
         with seated(self.backbone, self._mine, self._outputs, self._mixing()):
@@ -213,14 +192,14 @@ class Participant:
             return wire.Refused("tree")
         self._journal.tree = [list(row) for row in tree.labels]
         self._journal.evidence = wire.digest(message)
-        self._save()
+        self._diary.save()
         return wire.Done()
 
     def _prepare(self, _: wire.Prepare) -> wire.Reply:
         steps = self.job.head_steps
         if steps and "head" not in self._journal.finished and self.data.train.labels is not None:
             event = PoissonGaussian(self.noise_plan.head, self.job.training.head_sample_rate, steps)
-            self._charge("head", event)
+            self._diary.charge("head", event)
             features = self._observed().features
             with seated(self.backbone, self._mine, self._outputs, self._mixing()):
                 train_head(
@@ -229,7 +208,7 @@ class Participant:
                     tick=lambda: self._tick(self.id, "head"),
                 )  # fmt: skip
             self._journal.finished.append("head")
-            self._release("head")
+            self._diary.release("head")
         return wire.Done()
 
     # --- a round ------------------------------------------------------------------------------------------------
@@ -249,9 +228,9 @@ class Participant:
             return wire.Refused("clip")
         self._receive(message.cluster, message.external)
         self._journal.round, self._journal.attempt = message.round, message.attempt
-        self._save()
+        self._diary.save()
         event = self._event(self.noise_plan.rounds, self.job.training.local_steps)
-        if not message.merge and not self._affords(self._stage_of(message.round), event):
+        if not message.merge and not self._diary.affords(self._stage_of(message.round), event):
             log.warning("%s stops: round %d would exceed its budget", self.id, message.round)
             return wire.Refused("budget")
         self._begin = message
@@ -298,14 +277,14 @@ class Participant:
     def _finish(self, message: wire.Finish) -> wire.Reply:
         self._receive(message.cluster, message.external)
         self._journal.finished.append("all")
-        self._save()
+        self._diary.save()
         return wire.Done()
 
     def _round_change(self, number: int) -> Floats:
         stage, steps = self._stage_of(number), self.job.training.local_steps
-        self._charge(stage, self._event(self.noise_plan.rounds, steps))
+        self._diary.charge(stage, self._event(self.noise_plan.rounds, steps))
         change = self._train(self.noise_plan.rounds, self._shares(), steps=steps, upload_gradient=steps == 1)
-        self._release(stage)
+        self._diary.release(stage)
         return change
 
     def _merge_change(self) -> Floats:
@@ -316,7 +295,7 @@ class Participant:
         for (start, stop), shared in zip(self.backbone.layout().parts, self._shares(), strict=True):
             if not shared:
                 self._mine.own[start:stop] += change[start:stop]
-        self._save()
+        self._diary.save()
         return change
 
     # --- helpers ------------------------------------------------------------------------------------------------
@@ -379,46 +358,8 @@ class Participant:
     def _stage_of(self, number: int) -> str:
         return f"round {number}"
 
-    def _unreleased(self, stage: str) -> bool:
-        """Whether a charge for this stage exists whose result cannot have left (it was lost in a crash)."""
-        charged = sum(entry.job == self.job_id and entry.purpose == stage for entry in self.ledger.entries())
-        return charged > self._journal.released.get(stage, 0)
-
-    def _affords(self, stage: str, event: Event) -> bool:
-        return self._unreleased(stage) or self.ledger.affords(event)
-
-    def _charge(self, stage: str, event: Event) -> None:
-        if not self._unreleased(stage):
-            self.ledger.charge(event, job=self.job_id, purpose=stage)
-
-    def _release(self, stage: str) -> None:
-        """Write down that the result of a charged stage may leave from now on, together with what stays."""
-        self._journal.released[stage] = self._journal.released.get(stage, 0) + 1
-        self._save()
-
     def _noise(self) -> NoiseSource:
         return NoiseSource(self._random(32))
-
-    def _load(self) -> None:
-        path = self._folder / "journal.json"
-        if path.exists():
-            stored = read_json(path)
-            self._mine = Belongings.load(self._folder / stored.pop("values"))
-            self._journal = Journal(**stored)
-        else:
-            self._mine, self._journal = fresh_belongings(self.backbone, self._outputs), Journal()
-
-    def _save(self) -> None:
-        """Values first, under a new name; then the journal that points to them. A crash leaves the old pair."""
-        generation = len(list(self._folder.glob("values-*"))) and max(
-            int(p.stem.split("-")[1]) for p in self._folder.glob("values-*.safetensors")
-        )
-        values = self._folder / f"values-{generation + 1}.safetensors"
-        self._mine.save(values)
-        write_json(self._folder / "journal.json", {**vars(self._journal), "values": values.name})
-        for old in self._folder.glob("values-*.safetensors"):
-            if old != values:
-                old.unlink()
 
 
 def _write_head(head: dict[str, Floats], flat: Floats) -> None:
