@@ -6,7 +6,7 @@ from fractions import Fraction
 import pytest
 
 from fedtree_secagg import ConfigurationError
-from fedtree_secagg.parameters import Neighbourhood, _fewest_alive, _most_corrupt, find_neighbourhood
+from fedtree_secagg.parameters import Neighbourhood, _fewest_alive, _most_corrupt, find_neighbourhood, find_ring_graph
 
 REFERENCE = {
     (100, 20): ((12, 6), (16, 11)),
@@ -60,3 +60,42 @@ def test_tails_equal_their_definition(n, marked, k):
 def test_what_makes_no_sense_is_refused(bad):
     with pytest.raises(ConfigurationError, match="neighbourhood"):
         find_neighbourhood(*bad)
+
+
+@pytest.mark.parametrize(("n", "corrupt", "dropouts"), [(60, 2, 4), (100, 10, 10), (300, 15, 15), (1000, 50, 50)])
+def test_the_ring_meets_its_bounds_and_no_narrower_one_does(n, corrupt, dropouts):
+    found = find_ring_graph(n, corrupt, dropouts)
+
+    def tail(marked, draws, least):
+        """P[at least `least` of the marked among the draws], from the definition."""
+        ways = {0: Fraction(1)}  # distribution of the count, one draw after the other
+        for i in range(draws):
+            following = {}
+            for count, p in ways.items():
+                hit = Fraction(marked - count, n - i)
+                following[count + 1] = following.get(count + 1, Fraction(0)) + p * hit
+                following[count] = following.get(count, Fraction(0)) + p * (1 - hit)
+            ways = following
+        return sum((p for count, p in ways.items() if count >= least), Fraction(0))
+
+    def safe(half, least):
+        return Fraction(n * (n - 1), 2) * tail(corrupt, half, least) ** 2 <= Fraction(1, 2**42)
+
+    def works(half, least):
+        return n * tail(dropouts, half, half - least + 1) <= Fraction(1, 2**20)
+
+    assert safe(found.half, found.least)
+    assert works(found.half, found.least)
+    assert not safe(found.half, found.least - 1)
+    narrower = found.half - 1
+    assert not any(safe(narrower, w) and works(narrower, w) for w in range(1, narrower + 1))
+
+
+def test_where_half_of_all_pairs_would_not_do_the_node_takes_all_pairs():
+    assert find_ring_graph(12, 2, 2) is None
+    assert find_ring_graph(100, 33, 33) is None
+
+
+def test_rings_of_a_plan_share_the_failure_probability():
+    alone, shared = find_ring_graph(1000, 50, 50), find_ring_graph(1000, 50, 50, nodes=1000)
+    assert (shared.half, shared.least) > (alone.half, alone.least)

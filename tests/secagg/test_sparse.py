@@ -36,7 +36,7 @@ from fedtree_secagg import (
 from fedtree_secagg.graph import Rings
 from fedtree_secagg.group import Group
 from fedtree_secagg.messages import Adverts, Inbox, Masked, Survivors, Votes
-from fedtree_secagg.parameters import find_neighbourhood, find_ring_graph
+from fedtree_secagg.parameters import find_neighbourhood
 from fedtree_secagg.session import Session, view_hash
 
 N, COLLUDERS, DROPOUTS = 60, 2, 4
@@ -362,48 +362,9 @@ def test_too_few_holders_of_one_client_open_nothing(plan):
 # Parameters
 
 
-@pytest.mark.parametrize(("n", "corrupt", "dropouts"), [(60, 2, 4), (100, 10, 10), (300, 15, 15), (1000, 50, 50)])
-def test_the_ring_meets_its_bounds_and_no_narrower_one_does(n, corrupt, dropouts):
-    found = find_ring_graph(n, corrupt, dropouts)
-
-    def tail(marked, draws, least):
-        """P[at least `least` of the marked among the draws], from the definition."""
-        ways = {0: Fraction(1)}  # distribution of the count, one draw after the other
-        for i in range(draws):
-            following = {}
-            for count, p in ways.items():
-                hit = Fraction(marked - count, n - i)
-                following[count + 1] = following.get(count + 1, Fraction(0)) + p * hit
-                following[count] = following.get(count, Fraction(0)) + p * (1 - hit)
-            ways = following
-        return sum((p for count, p in ways.items() if count >= least), Fraction(0))
-
-    def safe(half, least):
-        return Fraction(n * (n - 1), 2) * tail(corrupt, half, least) ** 2 <= Fraction(1, 2**42)
-
-    def works(half, least):
-        return n * tail(dropouts, half, half - least + 1) <= Fraction(1, 2**20)
-
-    assert safe(found.half, found.least)
-    assert works(found.half, found.least)
-    assert not safe(found.half, found.least - 1)
-    narrower = found.half - 1
-    assert not any(safe(narrower, w) and works(narrower, w) for w in range(1, narrower + 1))
-
-
-def test_where_half_of_all_pairs_would_not_do_the_node_takes_all_pairs():
-    assert find_ring_graph(12, 2, 2) is None
-    assert find_ring_graph(100, 33, 33) is None
-
-
 def test_all_colluders_may_sit_in_one_node(plan):
     left = plan.nodes[1]
     assert plan.graph.limits(len(left.members))[0] == COLLUDERS
-
-
-def test_rings_of_a_plan_share_the_failure_probability():
-    alone, shared = find_ring_graph(1000, 50, 50), find_ring_graph(1000, 50, 50, nodes=1000)
-    assert (shared.half, shared.least) > (alone.half, alone.least)
 
 
 def test_neighbours_on_a_ring_are_the_nearest(plan):

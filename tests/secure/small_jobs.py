@@ -38,3 +38,31 @@ def make_job(backbone, **changes) -> Federation:
         "masking": Masking(min_group=3, colluders=1),
     }
     return Federation(**{**settings, **changes})
+
+
+class Adversary:
+    """A transport that a test scripts: it may lose, change or watch any message."""
+
+    def __init__(self, inner, *, lose=(), change=None):
+        self.inner, self.lose, self.change = inner, set(lose), change
+        self.seen = []
+
+    def exchange(self, stage, requests):
+        before = {n: r for n, r in requests.items() if (stage, n, "before") not in self.lose}
+        replies = self.inner.exchange(stage, before)
+        replies = {n: r for n, r in replies.items() if (stage, n, "after") not in self.lose}
+        if self.change:
+            replies = self.change(stage, replies)
+        self.seen.append((stage, dict(requests), replies))
+        return replies
+
+
+def scripted(**script):
+    """Return a `wrap_transport` that scripts an adversary, and the list it will be in."""
+    made = []
+
+    def wrap(inner):
+        made.append(Adversary(inner, **script))
+        return made[-1]
+
+    return wrap, made
