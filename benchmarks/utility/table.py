@@ -9,6 +9,8 @@ from typing import Any
 
 BEGIN, END = "<!-- table: python benchmarks/utility -->", "<!-- end of table -->"
 BEGIN_VARIANTS = "<!-- table: python benchmarks/utility --variants -->"
+BEGIN_FEDERATED = "<!-- table: python benchmarks/utility/federated.py -->"
+COLUMNS = ("tree", "alone", "head", "one group")
 Cell = dict[str, Any]
 
 
@@ -34,11 +36,10 @@ def _rows(task: str, cells: Sequence[Cell]) -> list[str]:
     lines = []
     for epsilon in sorted({c["epsilon"] for c in cells}, key=lambda e: float("inf") if e is None else e):
         rows = [cell for cell in cells if cell["epsilon"] == epsilon]
-        gain = [row["ours"] - row["head"] for row in rows]
         lines.append(
             f"| {task} | {'no DP' if epsilon is None else f'{epsilon:g}'} "
             f"| {spread([row['ours'] for row in rows])} | {spread([row['head'] for row in rows])} "
-            f"| {statistics.mean(gain):+.3f} ({min(gain):+.3f} to {max(gain):+.3f}) "
+            f"| {_gain([row['ours'] for row in rows], [row['head'] for row in rows])} "
             f"| {spread([row['probe'] for row in rows])} | {len(rows)} | {rows[0]['test']:,} "
             f"| {statistics.mean(row['seconds'] for row in rows):.0f} |"
         )
@@ -72,6 +73,39 @@ def write_variants(path: Path, cells: Mapping[str, Sequence[Cell]]) -> str:
         values = [[c["ours"] for c in found if (c["task"], -c["epsilon"]) == column] for column in columns]
         lines.append(f"| {name} | " + " | ".join(spread(v) if v else "" for v in values) + " |")
     return _write(path, BEGIN_VARIANTS, "\n".join(lines))
+
+
+def write_federated(path: Path, cells: Sequence[Cell]) -> str:
+    """Put the table of federations between its markers: means and ranges over the seeds, by task and over all."""
+    lines = [
+        f"| Clients a task | epsilon | task | {' | '.join(COLUMNS)} | tree minus alone | tree minus head | seeds |",
+        "|" + "---|" * (6 + len(COLUMNS)),
+    ]
+    for each, epsilon in sorted({(cell["each"], cell["epsilon"]) for cell in cells}):
+        mine = [cell for cell in cells if (cell["each"], cell["epsilon"]) == (each, epsilon)]
+        for task in (*mine[0]["accuracy"], "mean"):
+            values = {column: _by_seed(mine, column, task) for column in COLUMNS}
+            shown = [spread(list(found.values())) if found else "" for found in values.values()]
+            seeds = sorted(set(values["tree"]) & set(values["alone"]) & set(values["head"]))
+            gains = [
+                _gain([values["tree"][s] for s in seeds], [values[column][s] for s in seeds]) if seeds else ""
+                for column in ("alone", "head")
+            ]
+            lines.append(f"| {each} | {epsilon:g} | {task} | {' | '.join([*shown, *gains])} | {len(seeds)} |")
+    return _write(path, BEGIN_FEDERATED, "\n".join(lines)) if cells else ""
+
+
+def _by_seed(cells: Sequence[Cell], column: str, task: str) -> dict[int, float]:
+    return {
+        cell["seed"]: statistics.mean(cell["accuracy"].values()) if task == "mean" else cell["accuracy"][task]
+        for cell in cells
+        if cell["column"] == column
+    }
+
+
+def _gain(ours: Sequence[float], theirs: Sequence[float]) -> str:
+    gain = [a - b for a, b in zip(ours, theirs, strict=True)]
+    return f"{statistics.mean(gain):+.3f} ({min(gain):+.3f} to {max(gain):+.3f})"
 
 
 def _write(path: Path, marker: str, found: str) -> str:

@@ -137,6 +137,38 @@ def test_variants_have_cells_and_a_table_of_their_own(small, utility, monkeypatc
     assert "old" not in second
 
 
+def test_federations_have_cells_by_column_and_a_table_of_their_own(utility, tiny_bert, monkeypatch, tmp_path):
+    spec = importlib.util.spec_from_file_location("federated", FOLDER / "federated.py")
+    federated = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(federated)
+    words = {f"words{task}": lambda _, task=task: list(zip(*rows(task, 600, 9).to_dict().values(), strict=True))
+             for task in range(2)}  # fmt: skip
+    small = {"TASKS": words, "CHOSEN": tuple(words), "TRAIN": 60, "TEST": 20, "minilm_folder": lambda: tiny_bert}
+    for name, value in {**small, "PrivacyBudget": lambda epsilon, _: PrivacyBudget(epsilon, 1e-4)}.items():
+        monkeypatch.setattr(federated, name, value)
+    table, results = tmp_path / "utility.md", tmp_path / "build" / "r.jsonl"
+    table.write_text("<!-- table: python benchmarks/utility/federated.py -->\nold\n<!-- end of table -->\n")
+
+    def call(*columns):
+        argv = ["federated", "--each", "3", "--seeds", "0", "--results", str(results), "--table", str(table),
+                "--columns", *columns]  # fmt: skip
+        monkeypatch.setattr(sys, "argv", argv)
+        federated.main()
+        return [json.loads(line) for line in results.read_text().splitlines()]
+
+    first = call("tree")
+    cells = call("tree", "alone", "head")
+    assert cells[:1] == first
+    assert [cell["column"] for cell in cells] == ["tree", "alone", "head"]
+    assert all(cell["accuracy"].keys() == words.keys() and 5 < cell["epsilon_spent"] <= 8 for cell in cells)
+    lines = table.read_text().splitlines()
+    means = [sum(cell["accuracy"].values()) / 2 for cell in cells]
+    gains = [f"{means[0] - other:+.3f}" for other in means[1:]]
+    assert "old" not in lines
+    assert [line.split(" | ")[2] for line in lines[3:6]] == ["words0", "words1", "mean"]
+    assert [part.split()[0] for part in lines[5].split(" | ")[7:9]] == gains
+
+
 def test_the_table_gives_mean_and_range(utility):
     spread = sys.modules["table"].spread
     assert spread([0.8, 0.81, 0.85]) == ".820 (.800 to .850)"
