@@ -127,6 +127,9 @@ class Topology:
         significance: A split is made when its silhouette exceeds this quantile of silhouettes that groups-free
             clients with the same noise reach.
         sketch_size: Rows k of the secret projection; the relative error of a squared distance is sqrt(2 / k).
+        initial_lam: Weight of a client's own cluster against the external expert before the first round, in (0, 1);
+            each client trains it on. The paper's is .5, which halves what a step on the own expert can do, while the
+            noise stays (docs/utility.md).
     """
 
     source: Source = "fingerprint"
@@ -136,6 +139,7 @@ class Topology:
     window: int = 3
     significance: float = 0.99
     sketch_size: int = 256
+    initial_lam: float = 0.9
 
     def __post_init__(self) -> None:
         _require(
@@ -150,6 +154,7 @@ class Topology:
         _require(
             0 < self.fingerprint_share < 1, "topology.fingerprint_share", self.fingerprint_share, "between 0 and 1"
         )
+        _require(0 < self.initial_lam < 1, "topology.initial_lam", self.initial_lam, "between 0 and 1")
         _require(0.5 <= self.significance < 1, "topology.significance", self.significance, "at least 0.5 and below 1")
         for name in ("warmup_steps", "window"):
             _count(f"topology.{name}", getattr(self, name))

@@ -44,7 +44,8 @@ DEFAULT_TARGETS = ("q_proj", "v_proj")
 class Mix(nn.Module):
     """Convex combination of the two experts' outputs with a learnable weight.
 
-    The logit is a free scalar, so that every optimiser step keeps lam inside (0, 1); it starts at 0 (lam = 1/2).
+    The logit is a free scalar, so that every optimiser step keeps lam inside (0, 1); where it starts is
+    `Topology.initial_lam`.
     """
 
     def __init__(self) -> None:

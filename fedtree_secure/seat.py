@@ -6,6 +6,7 @@ everything that belongs to a client is overwritten when the next one sits down.
 """
 
 import contextlib
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -70,9 +71,10 @@ class Belongings:
 
 def fresh_belongings(backbone: Backbone, outputs: int) -> Belongings:
     """The public initial values, with a new head of ``outputs`` classes (none if 0)."""
-    initial = backbone.initial_expert
+    initial, lam = backbone.initial_expert, backbone.job.topology.initial_lam
+    logits = np.full(backbone.experts.depth, math.log(lam / (1 - lam)), dtype=np.float32)
     head = {} if outputs == 0 else _head_values(backbone.new_head(outputs))
-    return Belongings(initial.copy(), initial.copy(), np.zeros(backbone.experts.depth, dtype=np.float32), head)
+    return Belongings(initial.copy(), initial.copy(), logits, head)
 
 
 @contextlib.contextmanager

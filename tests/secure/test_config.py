@@ -102,6 +102,8 @@ def test_epsilon_must_be_finite_and_positive(epsilon):
         (Topology, {"linkage": "centroid"}),
         (Topology, {"fingerprint_share": 1.0}),
         (Topology, {"significance": 1.0}),
+        (Topology, {"initial_lam": 1.0}),
+        (Topology, {"initial_lam": 0.0}),
         (Topology, {"window": 0}),
         (Masking, {"min_group": 1}),
         (Masking, {"min_group": 3, "colluders": 2}),

@@ -9,7 +9,7 @@ from peft import PeftModel
 from small_jobs import make_job
 
 from fedtree_dp import DPSGD, NoiseSource
-from fedtree_secure import BackboneError, Lora
+from fedtree_secure import BackboneError, Lora, Topology
 from fedtree_secure.backbone import Backbone
 from fedtree_secure.delivery import on_grid, save_adapter
 from fedtree_secure.seat import fresh_belongings, seated
@@ -140,6 +140,16 @@ def test_layers_that_the_checkpoint_lacks_are_delivered(tiny_bert, tmp_path):
         theirs = plain(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
     # the random head's logits reach 40, where float32 itself has steps of 4e-6
     assert float((ours - theirs).abs().max()) < 1e-6 * float(ours.abs().max())
+
+
+@pytest.mark.parametrize("settings", [{}, {"initial_lam": 0.25}])
+def test_lam_starts_where_the_job_says(tiny_bert, settings):
+    topology = Topology(**settings)
+    backbone = Backbone(make_job(tiny_bert, topology=topology))
+    every = np.ones(backbone.experts.depth, dtype=bool)
+    with seated(backbone, fresh_belongings(backbone, 2), 2, every):
+        found = [float(mix.lam.detach()) for mix in backbone.experts.mixes]
+    assert found == pytest.approx([topology.initial_lam] * len(every))
 
 
 def test_nothing_of_a_client_stays_behind(tiny_bert):
