@@ -72,10 +72,10 @@ class Classifier(nn.Module):
         return self.head((hidden * weights).sum(1) / weights.sum(1))
 
 
-def with_lora(model: nn.Module, targets: list[str]) -> nn.Module:
+def with_lora(model: nn.Module, targets: list[str], rank: int = 4) -> nn.Module:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        model = get_peft_model(model, LoraConfig(r=4, target_modules=targets, lora_dropout=0.0))
+        model = get_peft_model(model, LoraConfig(r=rank, target_modules=targets, lora_dropout=0.0))
     for name, p in model.named_parameters():
         if "lora_B" in name:
             nn.init.normal_(p, std=0.02)

@@ -22,8 +22,19 @@ import warnings
 from collections.abc import Callable
 
 import torch
-from dp_step import Batch, alternated, batch, language, language_mean, language_opacus, opacus, ours, plain, twin
-from peft import LoraConfig, get_peft_model
+from dp_step import (
+    Batch,
+    alternated,
+    batch,
+    language,
+    language_mean,
+    language_opacus,
+    opacus,
+    ours,
+    plain,
+    twin,
+    with_lora,
+)
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -43,14 +54,7 @@ TINY = {**LARGE, "vocab_size": 30_000, "hidden_size": 64, "intermediate_size": 1
 def llama(shape: dict[str, int | bool], device: str) -> nn.Module:
     with torch.device(device):
         model: nn.Module = LlamaForCausalLM(LlamaConfig(**shape)).to(torch.bfloat16)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        lora = LoraConfig(r=16, target_modules=["q_proj", "k_proj", "v_proj", "o_proj"], lora_dropout=0.0)
-        model = get_peft_model(model, lora)
-    for name, p in model.named_parameters():
-        if "lora_B" in name:
-            nn.init.normal_(p, std=0.02)
-    return model
+    return with_lora(model, ["q_proj", "k_proj", "v_proj", "o_proj"], rank=16)
 
 
 def finished(device: str) -> None:
