@@ -121,18 +121,26 @@ class Coordinator:
 
     def _find_tree(self) -> None:
         if fixed := fixed_tree(self.job, self.names, self.backbone.experts.depth):
-            self._adopt(fixed, announced=None)
+            self._adopt(fixed)
             return
-        members, squared = self._distances()
-        noise = tuple(self._noise_energy(name) for name in members)
-        draft = wire.Distances(members, noise, squared.astype("<f8").tobytes(), ())
-        tree = compute_tree(self.names, evidence_of(draft, self.job, self.backbone), self.job, members)
-        announced = wire.Distances(members, noise, draft.squared, tree.labels)
-        accepted = self._exchange("tree", dict.fromkeys(self.names, announced))
+        if self._announced is None:
+            members, squared = self._distances()
+            noise = tuple(self._noise_energy(name) for name in members)
+            draft = wire.Distances(members, noise, squared.astype("<f8").tobytes(), ())
+            tree = self._computed(draft)
+            # Kept before anyone hears of it: a client holds to the first tree that it accepts, and another attempt's
+            # sketches, which cost budget again, can give another one.
+            self._announced = wire.Distances(members, noise, draft.squared, tree.labels)
+            self._save()
+        accepted = self._exchange("tree", dict.fromkeys(self.names, self._announced))
         refused = [name for name, reply in accepted.items() if isinstance(reply, wire.Refused)]
         if refused:
             raise RunStopped(f"the tree was refused by {', '.join(refused)}: they computed another one")
-        self._adopt(tree, announced)
+        self._adopt(self._computed(self._announced))
+
+    def _computed(self, distances: wire.Distances) -> Tree:
+        evidence = evidence_of(distances, self.job, self.backbone)
+        return compute_tree(self.names, evidence, self.job, distances.members)
 
     def _distances(self) -> tuple[tuple[str, ...], "np.ndarray[Any, np.dtype[np.float64]]"]:
         attempt = self._state["starts"]
@@ -155,8 +163,8 @@ class Coordinator:
         fact = self.facts[name]
         return self.backbone.hidden_size * (fact.fingerprint_noise / fact.records) ** 2
 
-    def _adopt(self, tree: Tree, announced: wire.Distances | None) -> None:
-        self.tree, self._announced = tree, announced
+    def _adopt(self, tree: Tree) -> None:
+        self.tree = tree
         self._make_values()
         self._save()
 
@@ -283,9 +291,9 @@ class Coordinator:
     def _save(self) -> None:
         state = dict(self._state)
         state["records"] = [vars(record) for record in self.records]
+        state["announced"] = None if self._announced is None else wire.encode(self._announced).hex()
         if self.tree is not None:
             state["labels"] = [list(row) for row in self.tree.labels]
-            state["announced"] = None if self._announced is None else wire.encode(self._announced).hex()
         tensors: dict[str, Any] = {}
         for group, value in self._values.items():
             tensors[f"{node_name(group)}/value"] = value.detach().numpy().copy()
@@ -305,11 +313,11 @@ class Coordinator:
         tensors = load_file(self.folder / self._state.pop("values"))
         self.records = [RoundRecord(**record) for record in self._state.pop("records")]
         labels, announced = self._state.pop("labels", None), self._state.pop("announced", None)
+        decoded = None if announced is None else wire.decode_request(bytes.fromhex(announced))
+        self._announced = decoded if isinstance(decoded, wire.Distances) else None
         if labels is None:
             return
         self.tree = Tree(self.names, tuple(tuple(row) for row in labels), self.job.masking.min_group)
-        decoded = None if announced is None else wire.decode_request(bytes.fromhex(announced))
-        self._announced = decoded if isinstance(decoded, wire.Distances) else None
         self._make_values()
         for group, value in self._values.items():
             value.data = torch.from_numpy(tensors[f"{node_name(group)}/value"])

@@ -156,7 +156,7 @@ def run_federation(
         embedded = InProcess({name: p.handle for name, p in participants.items()}, transcript)
         carrier = _Onlooker(embedded, onlooker)
         coordinator = Coordinator(job, roster, backbone, carrier, folder / "server")
-        coordinator._adopt(tree, announced=None)
+        coordinator._adopt(tree)
         coordinator.run()
     closed = [record for record in coordinator.records if record.error or record.closed]
     if embedded.failures or closed:

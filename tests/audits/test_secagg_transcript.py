@@ -19,10 +19,15 @@ def names(checks, *, holds=True):
 
 
 def test_every_clients_uploads_of_every_round_are_found(finished):
-    listed, words = uploads(open_run(finished))
-    assert len(words) == 6
+    """Of every client in a group: noise decides the tree, and in one run of thirty it leaves some without one."""
+    run = open_run(finished)
+    rounds = [{name for opened in record["opened"].values() for name in opened} for record in run.summary["rounds"]]
+    assert len(rounds) == 2
+    assert len(rounds[0]) >= 3
+    listed, words = uploads(run)
+    assert [set(words)] * 2 == rounds
     assert {len(bodies) for bodies in words.values()} == {2}
-    assert len(listed) == len(set(listed)) == 12
+    assert len(listed) == len(set(listed)) == 2 * len(words)
     lengths = {len(body) for bodies in words.values() for body in bodies}
     assert min(lengths) >= 256  # 2 layers, query and value, 32 rows of rank 2
     assert names(_kept(words)) == OWN

@@ -34,6 +34,28 @@ def test_ctrl_c_finishes_the_round_and_resume_goes_on(tiny_bert, tmp_path):
         assert sum(e["steps"] for e in report["events"] if "steps" in e) == 8 + 2
 
 
+def test_a_tree_that_some_have_accepted_is_announced_again(tiny_bert, tmp_path):
+    """New sketches would cost budget a second time and may give another tree, which those clients must refuse."""
+    heard = []
+
+    class Crash(Adversary):
+        def exchange(self, stage, requests):
+            if stage != "tree":
+                return super().exchange(stage, requests)
+            heard.extend(requests.values())
+            super().exchange(stage, dict(list(requests.items())[:3]))
+            raise OSError("the server went down")
+
+    job = make_job(tiny_bert)
+    with pytest.raises(OSError, match="went down"):
+        job.run(make_clients(), tmp_path / "run", wrap_transport=Crash)
+    wrap, made = scripted()
+    result = job.run(make_clients(), tmp_path / "run", resume=True, wrap_transport=wrap)
+    assert not any(stage.startswith("sketch") for stage, _, _ in made[0].seen)
+    assert [set(requests.values()) for stage, requests, _ in made[0].seen if stage == "tree"] == [set(heard)]
+    assert all(len([e for e in r["events"] if "steps" not in e]) == 1 for r in result.data["clients"].values())
+
+
 CHILD = """
 import sys; sys.path[:0] = {tests!r}
 from small_jobs import make_clients, make_job
