@@ -124,7 +124,10 @@ class Coordinator:
             self._adopt(fixed)
             return
         if self._announced is None:
-            members, squared = self._distances()
+            try:
+                members, squared = self._distances()
+            except SecAggError as error:
+                raise RunStopped(f"no distances, and so no tree: {error}") from error
             noise = tuple(self._noise_energy(name) for name in members)
             draft = wire.Distances(members, noise, squared.astype("<f8").tobytes(), ())
             tree = self._computed(draft)
@@ -148,7 +151,7 @@ class Coordinator:
         sketching: dict[str, Any] = {"roster": self.roster, "members": self.names, "context": context}
         hello = wire.SketchHello(self.names, attempt)
         hellos = _payloads(self._exchange("sketch-hello", dict.fromkeys(self.names, hello)))
-        broadcast = sketch.collect(hellos=hellos, **sketching)
+        broadcast = _accepted("sketch-hello", lambda given: sketch.collect(hellos=given, **sketching), hellos)
         asked = {name: wire.SketchSeal(data) for name, data in broadcast.items()}
         sealed = _payloads(self._exchange("sketch-seal", asked))
         everyone = next(iter(broadcast.values()))
@@ -157,7 +160,7 @@ class Coordinator:
         sketches = _payloads(self._exchange("sketch", asked_send))
         if len(sketches) < self.job.masking.min_group:
             raise RunStopped(f"only {len(sketches)} clients sent a sketch; min_group is {self.job.masking.min_group}")
-        return sketch.distances(sketches, hellos=everyone, **sketching)
+        return _accepted("sketch", lambda given: sketch.distances(given, hellos=everyone, **sketching), sketches)
 
     def _noise_energy(self, name: str) -> float:
         fact = self.facts[name]
@@ -339,16 +342,20 @@ class _Steps:
         self, stage: str, requests: Mapping[str, wire.Message], step: Callable[[Any, Any], S], state: Any
     ) -> S:
         replies = self._coordinator._exchange(f"round-{self._number}/{stage}", requests)
-        incoming = _payloads(replies)
-        while True:
-            try:
-                return step(state, incoming)
-            except ProtocolError as error:
-                refused = error.sender
-                if refused not in incoming:
-                    raise
-                log.warning("round %d, %s: message of %s refused: %s", self._number, stage, refused, error)
-                incoming = {name: data for name, data in incoming.items() if name != refused}
+        return _accepted(f"round {self._number}, {stage}", lambda incoming: step(state, incoming), _payloads(replies))
+
+
+def _accepted(what: str, step: Callable[[dict[str, bytes]], S], incoming: dict[str, bytes]) -> S:
+    """Do a protocol step with what it accepts of the messages."""
+    while True:
+        try:
+            return step(incoming)
+        except ProtocolError as error:
+            refused = error.sender
+            if refused not in incoming:
+                raise
+            log.warning("%s: message of %s refused: %s", what, refused, error)
+            incoming = {name: data for name, data in incoming.items() if name != refused}
 
 
 def _payloads(replies: Mapping[str, wire.Reply]) -> dict[str, bytes]:

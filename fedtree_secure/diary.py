@@ -2,14 +2,16 @@
 
 Order of every stage that computes from private rows: `charge` (durable), compute, `release` (durable), send. A crash
 between two of these steps can cost budget, never hide a cost. A charge whose result was lost before it was written
-down has released nothing and is used again on resumption.
+down has released nothing and is used again on resumption. What was written down and not opened is sent again as
+it is, without another charge: a round's change until its reveal may have left (secagg/SPEC.md, section 7), the vectors
+behind a sketch until the tree is accepted.
 """
 
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from fedtree_dp import Event, Ledger
-from fedtree_secure.seat import Belongings
+from fedtree_secure.seat import Belongings, Floats
 from fedtree_secure.storage import read_json, write_json
 
 
@@ -23,6 +25,7 @@ class Journal:
         finished: Stages whose result is kept at home.
         tree: The accepted tree's labels, or None.
         evidence: SHA-256 of the distances that the tree was computed from.
+        pending: The round whose change may still be sent again, or None.
     """
 
     round: int = -1
@@ -31,6 +34,7 @@ class Journal:
     finished: list[str] = field(default_factory=list)
     tree: list[list[int]] | None = None
     evidence: str = ""
+    pending: int | None = None
 
 
 class Diary:
@@ -47,12 +51,13 @@ class Diary:
     """
 
     def __init__(self, folder: Path, ledger: Ledger, job_id: str, initial: Belongings) -> None:
-        self._folder, self._ledger, self._job_id = folder, ledger, job_id
+        self._folder, self._ledger, self._job_id, self._kept = folder, ledger, job_id, ""
         self.journal, self.values = Journal(), initial
         path = folder / "journal.json"
         if path.exists():
             stored = read_json(path)
-            self.values = Belongings.load(folder / stored.pop("values"))
+            self._kept = stored.pop("values")
+            self.values = Belongings.load(folder / self._kept)
             self.journal = Journal(**stored)
 
     def save(self) -> None:
@@ -60,10 +65,24 @@ class Diary:
         generation = max((int(p.stem.split("-")[1]) for p in self._folder.glob("values-*.safetensors")), default=0)
         values = self._folder / f"values-{generation + 1}.safetensors"
         self.values.save(values)
-        write_json(self._folder / "journal.json", {**vars(self.journal), "values": values.name})
+        self._kept = values.name
+        self._write_journal()
         for old in self._folder.glob("values-*.safetensors"):
             if old != values:
                 old.unlink()
+
+    def keep(self, number: int, change: Floats) -> None:
+        """Keep a round's change, so that it can be sent again, until `burn`; the next `save` makes that durable."""
+        self.journal.pending, self.values.pending = number, change
+
+    def kept(self, number: int) -> Floats | None:
+        """Return the change that this round uploaded before, if it may be sent again."""
+        return self.values.pending if self.journal.pending == number else None
+
+    def burn(self) -> None:
+        """Write down that the kept change must not be sent again; before its reveal leaves."""
+        self.journal.pending = self.values.pending = None
+        self._write_journal()
 
     def affords(self, stage: str, event: Event) -> bool:
         """Say whether `charge` would be accepted now."""
@@ -82,6 +101,9 @@ class Diary:
         """Write down that the result of a charged stage may leave from now on, together with what stays."""
         self.journal.released[stage] = self.journal.released.get(stage, 0) + 1
         self.save()
+
+    def _write_journal(self) -> None:
+        write_json(self._folder / "journal.json", {**vars(self.journal), "values": self._kept})
 
     def _unreleased(self, stage: str) -> bool:
         """Whether a charge for this stage exists whose result cannot have left (it was lost in a crash)."""

@@ -29,6 +29,8 @@ from fedtree_secure.training import Engine, fingerprint, largest_change, train_h
 
 log = logging.getLogger("fedtree_secure.participant")
 Tick = Callable[[str, str], None]
+MERGE = 0  # the round that merges a warm-up
+SKETCHES = 3  # of one charge: each shows a server with a colluding member `sketch_size` more functions of the vectors
 
 
 class StageError(wire.WireError):
@@ -157,13 +159,11 @@ class Participant:
         self._enter("seal", "sketched")
         state = sketch.unseal(self._session, message.sealed)
         self._session = None
-        if self.job.topology.source == "fingerprint":
-            vectors = list(self._fingerprint())
-            self._diary.release("fingerprint")
-        else:
-            vectors = self._warm_up()
-            self._diary.release("warm-up")
-        return wire.Protocol(sketch.encode(state, vectors, size=self.job.topology.sketch_size))
+        stage = "fingerprint" if self.job.topology.source == "fingerprint" else "warm-up"
+        if self._mine.sketched is None or self._journal.released.get(stage, 0) % SKETCHES == 0:
+            self._mine.sketched = self._fingerprint() if stage == "fingerprint" else np.stack(self._warm_up())
+        self._diary.release(stage)
+        return wire.Protocol(sketch.encode(state, list(self._mine.sketched), size=self.job.topology.sketch_size))
 
     def _fingerprint(self) -> "np.ndarray[Any, Any]":
         multiplier = self.noise_plan.fingerprint
@@ -182,7 +182,7 @@ class Participant:
         change = self._train(self.noise_plan.warm_up, shares, steps=steps, upload_gradient=False)
         with seated(self.backbone, self._mine, self._outputs, self._mixing()):
             vectors = self.backbone.experts.b_factors()
-        self._mine.pending = change
+        self._diary.keep(MERGE, change)
         self._mine.own = self.backbone.initial_expert.copy()
         return vectors
 
@@ -190,8 +190,13 @@ class Participant:
         tree = check_tree(message, self.job, self._names, self.backbone)
         if tree is None or (self._journal.tree is not None and tree.labels != self._tree().labels):
             return wire.Refused("tree")
-        self._journal.tree = [list(row) for row in tree.labels]
+        new, self._journal.tree = self._journal.tree is None, [list(row) for row in tree.labels]
         self._journal.evidence = wire.digest(message)
+        self._mine.sketched = None
+        if new and (change := self._diary.kept(MERGE)) is not None:  # what is not shared is the client's own at once
+            for (start, stop), shared in zip(self.backbone.layout().parts, self._shares(), strict=True):
+                if not shared:
+                    self._mine.own[start:stop] += change[start:stop]
         self._diary.save()
         return wire.Done()
 
@@ -219,6 +224,8 @@ class Participant:
                 f"{self.id}: round {message.round} attempt {message.attempt} is not after round {self._journal.round} "
                 f"attempt {self._journal.attempt}, which this client has answered"
             )
+        if message.merge != (message.round == MERGE):
+            raise StageError(f"{self.id}: round {MERGE} merges the warm-up, and no other; this one is {message.round}")
         least = largest_change(self.job, self.noise_plan.rounds, self._records, merge=message.merge)
         if not message.clip >= least:
             # It would also make the grid finer than float32, whose low bits tell about the value under the noise.
@@ -226,11 +233,14 @@ class Participant:
                 "%s: the server's clip of %g would cut this client's updates at %g", self.id, message.clip, least
             )
             return wire.Refused("clip")
+        kept = self._diary.kept(message.round) is not None
+        if message.merge and not kept:
+            return wire.Refused("merge")
         self._receive(message.cluster, message.external)
         self._journal.round, self._journal.attempt = message.round, message.attempt
         self._diary.save()
         event = self._event(self.noise_plan.rounds, self.job.training.local_steps)
-        if not message.merge and not self._diary.affords(self._stage_of(message.round), event):
+        if not kept and not self._diary.affords(self._stage_of(message.round), event):
             log.warning("%s stops: round %d would exceed its budget", self.id, message.round)
             return wire.Refused("budget")
         self._begin = message
@@ -250,7 +260,7 @@ class Participant:
         self._enter("shared", "masked")
         begin = self._begin
         assert begin is not None
-        change = self._merge_change() if begin.merge else self._round_change(begin.round)
+        change = self._round_change(begin.round)
         self._session, masked = masking.mask(
             self._session, message.inbox, change.astype(np.float64), randomness=self._random(32)
         )
@@ -265,13 +275,14 @@ class Participant:
         self._enter("confirmed", "")
         shares = masking.reveal(self._session, message.votes)
         self._session = None
+        self._diary.burn()
         return wire.Protocol(shares)
 
     def _alone(self, message: wire.Alone) -> wire.Reply:
         if message.round > self._journal.round:
             self._receive(message.cluster, message.external)
             self._journal.round = message.round
-            self._round_change(message.round)
+            self._round_change(message.round, upload=False)
         return wire.Done()
 
     def _finish(self, message: wire.Finish) -> wire.Reply:
@@ -280,22 +291,16 @@ class Participant:
         self._diary.save()
         return wire.Done()
 
-    def _round_change(self, number: int) -> Floats:
+    def _round_change(self, number: int, *, upload: bool = True) -> Floats:
+        """Return a round's change, charged and trained; of a warm-up, or if no reveal has left, the one there is."""
+        if (kept := self._diary.kept(number)) is not None:
+            return kept
         stage, steps = self._stage_of(number), self.job.training.local_steps
         self._diary.charge(stage, self._event(self.noise_plan.rounds, steps))
         change = self._train(self.noise_plan.rounds, self._shares(), steps=steps, upload_gradient=steps == 1)
+        if upload:
+            self._diary.keep(number, change)
         self._diary.release(stage)
-        return change
-
-    def _merge_change(self) -> Floats:
-        """The change of the warm-up, already charged; what is not shared becomes the client's own."""
-        change, self._mine.pending = self._mine.pending, None
-        if change is None:
-            raise StageError(f"{self.id}: there is no warm-up to merge")
-        for (start, stop), shared in zip(self.backbone.layout().parts, self._shares(), strict=True):
-            if not shared:
-                self._mine.own[start:stop] += change[start:stop]
-        self._diary.save()
         return change
 
     # --- helpers ------------------------------------------------------------------------------------------------

@@ -35,7 +35,8 @@ class Belongings:
         lam: (depth,) logits of the mixing weights.
         head: Tensors of the head by name; empty for language modelling.
         adam: Optimiser moments of what stays at home, by parameter name.
-        pending: Change that a warm-up left for the merge round, or None.
+        pending: A round's uploaded change that was not opened yet, or None.
+        sketched: (depth, values) vectors, noise included, that a sketch was made of; None once the tree is accepted.
     """
 
     own: Floats
@@ -44,14 +45,14 @@ class Belongings:
     head: dict[str, Floats] = field(default_factory=dict)
     adam: dict[str, Floats] = field(default_factory=dict)
     pending: Floats | None = None
+    sketched: "np.ndarray[Any, Any] | None" = None
 
     def save(self, path: Path) -> None:
         """Write all values durably and atomically as safetensors."""
         tensors = {"own": self.own, "external": self.external, "lam": self.lam}
         tensors |= {f"head/{name}": value for name, value in self.head.items()}
         tensors |= {f"adam/{name}": value for name, value in self.adam.items()}
-        if self.pending is not None:
-            tensors["pending"] = self.pending
+        tensors |= {k: v for k, v in (("pending", self.pending), ("sketched", self.sketched)) if v is not None}
         write_atomically(
             path, lambda target: save_file({k: np.ascontiguousarray(v) for k, v in tensors.items()}, target)
         )
@@ -66,7 +67,7 @@ class Belongings:
             raise RunFolderError(f"{path} is damaged ({error}); the run cannot be resumed") from None
         head = {k.removeprefix("head/"): v for k, v in tensors.items() if k.startswith("head/")}
         adam = {k.removeprefix("adam/"): v for k, v in tensors.items() if k.startswith("adam/")}
-        return cls(own, external, lam, head, adam, tensors.get("pending"))
+        return cls(own, external, lam, head, adam, tensors.get("pending"), tensors.get("sketched"))
 
 
 def fresh_belongings(backbone: Backbone, outputs: int) -> Belongings:

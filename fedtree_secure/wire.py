@@ -159,8 +159,7 @@ class Refused(Message, frozen=True, tag="refused"):
     """The participant does not take part in this stage.
 
     Attributes:
-        reason: One of a fixed list (``budget``, ``clip``, ``mismatch``, ``tree``); never free text, which could carry
-            data.
+        reason: One of `REASONS`; never free text, which could carry data.
     """
 
     reason: str
@@ -182,7 +181,7 @@ Request = (
     | Finish
 )
 Reply = Joined | Protocol | Done | Refused
-REASONS = ("budget", "clip", "mismatch", "tree")
+REASONS = ("budget", "clip", "merge", "mismatch", "tree")
 
 _encoder = msgspec.msgpack.Encoder()
 _requests: msgspec.msgpack.Decoder[Request] = msgspec.msgpack.Decoder(Request)

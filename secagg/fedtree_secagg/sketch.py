@@ -12,6 +12,8 @@ and so `size` linear functions of everyone's x; x must be differentially private
 """
 
 import hashlib
+import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -20,7 +22,7 @@ import numpy.typing as npt
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
 from fedtree_secagg import keys, messages
-from fedtree_secagg.errors import ConfigurationError, ProtocolError, ThresholdError
+from fedtree_secagg.errors import ConfigurationError, ProtocolError, ThresholdError, message_of
 from fedtree_secagg.gaussian import Projection
 from fedtree_secagg.identity import Identity, Roster
 from fedtree_secagg.messages import Hello, Hellos, Seal, Sketch
@@ -34,14 +36,23 @@ DEFAULT_SCALE = 2.0**16
 class Group:
     """The verified hellos of one sketch: who takes part, their keys, and the session id."""
 
-    def __init__(self, roster: Roster, members: Sequence[str], context: bytes, signed: Sequence[bytes]) -> None:
+    def __init__(
+        self,
+        roster: Roster,
+        members: Sequence[str],
+        context: bytes,
+        signed: Sequence[bytes],
+        senders: Sequence[str] | None = None,
+    ) -> None:
         self.roster = roster
         self.instance = instance_hash(roster, members, context)
         self.hellos: dict[str, Hello] = {}
-        for data in signed:
-            hello = messages.verify(Hello, data, roster, self.instance)
-            if hello.sender not in members or hello.instance != self.instance:
-                raise ProtocolError(f"hello of {hello.sender!r}: not for this sketch", blames=hello.sender)
+        known: Sequence[str | None] = senders or [None] * len(signed)
+        for data, sender in zip(signed, known, strict=True):
+            with message_of(sender):
+                hello = messages.verify(Hello, data, roster, self.instance, sender)
+                if hello.sender not in members or hello.instance != self.instance:
+                    raise ProtocolError(f"hello of {hello.sender!r}: not for this sketch", blames=hello.sender)
             self.hellos[hello.sender] = hello
         self.names = tuple(self.hellos)
         if list(self.names) != sorted(self.names) or len(self.names) != len(signed):
@@ -190,10 +201,15 @@ def encode(
 
 
 def collect(roster: Roster, members: Sequence[str], context: bytes, hellos: Mapping[str, bytes]) -> dict[str, bytes]:
-    """Server: return the broadcast of all hellos, for each of their senders."""
-    signed = tuple(hellos[name] for name in sorted(hellos))
-    group = Group(roster, members, context, signed)
-    _same_senders(group.names, hellos)
+    """Server: return the broadcast of all hellos, for each of their senders.
+
+    Raises:
+        ProtocolError: a hello is malformed or somebody else's; its `sender` says which one to drop.
+        ThresholdError: fewer than three are left.
+    """
+    names = sorted(hellos)
+    signed = tuple(hellos[name] for name in names)
+    group = Group(roster, members, context, signed, names)
     return dict.fromkeys(group.names, messages.encode(Hellos(signed)))
 
 
@@ -223,22 +239,25 @@ def distances(
     """Server: return the senders' names, sorted, and squared distances of shape (layers, N, N).
 
     Raises:
-        ProtocolError: a sketch is malformed, or not of the same seed, shape and scale as the first one's.
+        ProtocolError: a sketch is malformed, or not of the seed, shape and scale that most have; its `sender` says
+            which one to drop.
     """
     group = Group(roster, members, context, messages.decode(Hellos, hellos).hellos)
     names = tuple(sorted(sketches))
     if not names or not set(names) <= set(group.names):
         raise ProtocolError("sketches: at least one is needed, and only from members that said hello")
-    decoded = [messages.verify(Sketch, sketches[name], roster, group.id, name) for name in names]
-    first = decoded[0]
+    decoded = [_read_sketch(group, name, sketches[name]) for name in names]
+    usual, _ = Counter(map(_terms, decoded)).most_common(1)[0]
     for message in decoded:
-        _check_sketch(group, message, first)
-    shape = (len(names), first.layers, first.size)
-    words = np.stack([np.frombuffer(message.body, "<u4") for message in decoded]).reshape(shape)
-    out = np.zeros((first.layers, len(names), len(names)))
+        if _terms(message) != usual:
+            text = "layers, size, scale or seed are not those of most others"
+            raise ProtocolError(f"sketch of {message.sender!r}: {text}", sender=message.sender)
+    layers, size, scale, _ = usual
+    words = np.stack([np.frombuffer(message.body, "<u4") for message in decoded]).reshape(len(names), layers, size)
+    out = np.zeros((layers, len(names), len(names)))
     for i in range(len(names)):
-        steps = (words[i + 1 :] - words[i]).view(np.int32) / first.scale
-        out[:, i, i + 1 :] = ((steps * steps).sum(axis=2) / first.size).T
+        steps = (words[i + 1 :] - words[i]).view(np.int32) / scale
+        out[:, i, i + 1 :] = ((steps * steps).sum(axis=2) / size).T
     return names, out + out.transpose(0, 2, 1)
 
 
@@ -309,16 +328,16 @@ def _encode_layer(
     return (integers + (offset >> np.uint64(32)).astype(np.int64)).astype(np.uint32)
 
 
-def _same_senders(names: Sequence[str], incoming: Mapping[str, bytes]) -> None:
-    if tuple(sorted(incoming)) != tuple(names):
-        raise ProtocolError("hellos: a message names another sender than the one it came from")
+def _read_sketch(group: Group, name: str, data: bytes) -> Sketch:
+    with message_of(name):
+        message = messages.verify(Sketch, data, group.roster, group.id, name)
+        if message.session != group.id or len(message.body) != 4 * message.layers * message.size:
+            raise ProtocolError(f"sketch of {message.sender!r}: wrong session or length", blames=message.sender)
+        if not 0 < message.scale < math.inf:
+            raise ProtocolError(f"sketch of {message.sender!r}: a scale of {message.scale}", blames=message.sender)
+    return message
 
 
-def _check_sketch(group: Group, message: Sketch, first: Sketch) -> None:
-    if message.session != group.id or len(message.body) != 4 * message.layers * message.size:
-        raise ProtocolError(f"sketch of {message.sender!r}: wrong session or length", blames=message.sender)
-    shape, expected = (message.layers, message.size, message.scale), (first.layers, first.size, first.scale)
-    if shape != expected or message.commitment != first.commitment:
-        raise ProtocolError(
-            f"sketch of {message.sender!r}: layers, size, scale {shape} or seed differ from those of {first.sender!r}"
-        )
+def _terms(message: Sketch) -> tuple[int, int, float, bytes]:
+    """What the sketches of one session have in common."""
+    return message.layers, message.size, message.scale, message.commitment

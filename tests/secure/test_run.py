@@ -151,6 +151,26 @@ def test_a_changed_message_is_dropped_with_its_sender(tiny_bert, tmp_path):
     assert len(next(iter(result.data["rounds"][0]["opened"].values()))) == 5
 
 
+@pytest.mark.parametrize("stage", ["sketch-hello", "sketch"])
+def test_a_changed_sketch_is_dropped_with_its_sender(tiny_bert, tmp_path, stage):
+    def flip(at, replies):
+        changed = bytearray(replies.get("t1-c2", b""))
+        if at == stage:
+            changed[len(changed) // 2] ^= 1
+        return replies | ({"t1-c2": bytes(changed)} if at == stage else {})
+
+    result = make_job(tiny_bert).run(make_clients(), tmp_path / "run", wrap_transport=scripted(change=flip)[0])
+    opened = {name for record in result.data["rounds"] for names in record["opened"].values() for name in names}
+    assert len(opened) >= 3
+    assert "t1-c2" not in opened  # it trains alone
+
+
+def test_a_sketch_that_too_few_are_left_for_stops_the_run(tiny_bert, tmp_path):
+    lost = [("sketch-hello", name, "after") for name in ("t0-c0", "t0-c1", "t0-c2", "t1-c0")]
+    with pytest.raises(RunStopped, match="2 participants are left"):
+        make_job(tiny_bert).run(make_clients(), tmp_path / "run", wrap_transport=scripted(lose=lost)[0])
+
+
 def test_a_server_that_announces_another_tree_is_refused(tiny_bert, tmp_path):
     """Attack 7: the announced labels do not follow from the announced distances."""
     from fedtree_secure import wire
@@ -193,6 +213,21 @@ def test_a_server_that_narrows_the_clip_gets_nothing(tiny_bert, tmp_path, factor
     begun = [replies for stage, _, replies in made[0].seen if stage.endswith("/advertise")]
     assert begun
     assert all(decode_reply(reply) == Refused("clip") for replies in begun for reply in replies.values())
+
+
+def test_a_server_that_calls_a_training_round_a_merge_gets_no_answer(tiny_bert, tmp_path):
+    from fedtree_secure import wire
+
+    class Merger(Adversary):
+        def exchange(self, stage, requests):
+            if stage.endswith("/advertise"):
+                told = {n: wire.decode_request(m) for n, m in requests.items()}
+                requests = {n: encode(msgspec.structs.replace(m, merge=True)) for n, m in told.items()}
+            return super().exchange(stage, requests)
+
+    job = make_job(tiny_bert, topology=Topology(source="single"))
+    with pytest.raises(RunStopped, match="and no other"):
+        job.run(make_clients(), tmp_path / "run", wrap_transport=Merger)
 
 
 def test_every_source_and_head_mode_runs(tiny_bert, tmp_path):
