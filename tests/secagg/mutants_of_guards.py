@@ -2,7 +2,7 @@
 
 from mutant import Mutant
 
-M = Mutant
+M, K = Mutant, "test_sketch.py"
 GUARDS = (
     M(
         "01 key and seeds opened together",
@@ -404,7 +404,7 @@ GUARDS = (
         "if not float(np.abs(projected).max()) < LIMIT:",
         "if False:",
         "would_wrap",
-        "test_sketch.py",
+        K,
     ),
     M(
         "sketch: no blind",
@@ -412,7 +412,7 @@ GUARDS = (
         "integers + (offset >> np.uint64(32)).astype(np.int64)",
         "integers",
         "common_shift",
-        "test_sketch.py",
+        K,
     ),
     M(
         "sketch: one projection for all layers",
@@ -420,7 +420,7 @@ GUARDS = (
         'layer.to_bytes(4, "big"), size',
         "bytes(4), size",
         "one_layers_projection",
-        "test_sketch.py",
+        K,
     ),
     M(
         "sketch: seed commitment unchecked",
@@ -428,7 +428,7 @@ GUARDS = (
         "if seed is None or _commitment(group, seed) != message.commitment:",
         "if seed is None:",
         "false_seal",
-        "test_sketch.py",
+        K,
     ),
     M(
         "sketch: own hello not looked for",
@@ -436,7 +436,7 @@ GUARDS = (
         "if group.hellos.get(state.name) != ",
         "if False and ",
         "slip_its_own_key",
-        "test_sketch.py",
+        K,
     ),
     M(
         "sketch: shared keys accepted",
@@ -444,6 +444,8 @@ GUARDS = (
         "if len({hello.channel_key for hello in self.hellos.values()}) != len(self.names):",
         "if False:",
         "equal_keys",
-        "test_sketch.py",
+        K,
     ),
+    M("sketch: any scale", "sketch.py", "if not 0 < message.scale < math.inf:", "if False:", "another_shape", K),
+    M("sketch: odd ones kept", "sketch.py", "if _terms(message) != usual:", "if False:", "another_shape", K),
 )

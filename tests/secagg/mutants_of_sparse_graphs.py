@@ -2,7 +2,7 @@
 
 from mutant import Mutant
 
-S, B = "test_sparse.py", "test_beacon.py"
+S, B, P = "test_sparse.py", "test_beacon.py", "test_parameters.py"
 SPARSE = (
     Mutant(
         "sparse: thin stretches opened",
@@ -50,14 +50,14 @@ SPARSE = (
         "too_few_holders",
         S,
     ),
-    Mutant("sparse: bound counts one stretch", "parameters.py", "tail * tail", "tail", "meets_its_bounds", S),
+    Mutant("sparse: bound counts one stretch", "parameters.py", "tail * tail", "tail", "meets_its_bounds", P),
     Mutant(
         "sparse: nodes do not share the risk",
         "parameters.py",
         "n * (n - 1) * nodes * tail",
         "n * (n - 1) * tail",
         "share_the_failure",
-        S,
+        P,
     ),
     Mutant(
         "adverts without their root",
