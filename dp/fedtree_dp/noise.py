@@ -28,6 +28,7 @@ from fedtree_dp.errors import ConfigurationError
 KEY_BYTES = 32
 _ZEROS = memoryview(bytes(1 << 20))
 _PAIRS_PER_CHUNK = 1 << 20
+_SERIAL = 1 << 14  # torch uses threads from 32,768 elements on
 _FLOATS = (torch.float32, torch.float64)
 
 
@@ -155,5 +156,9 @@ class NoiseSource:
 
 
 def _as_floats(integers: npt.NDArray[Any], dtype: torch.dtype) -> npt.NDArray[Any]:
-    floats: npt.NDArray[Any] = torch.from_numpy(integers).to(dtype).numpy()
-    return floats
+    """Convert in parts that torch does not spread over its threads: waking them costs more than such a part."""
+    floats = torch.empty(len(integers), dtype=dtype)
+    for start in range(0, len(integers), _SERIAL):
+        floats[start : start + _SERIAL] = torch.from_numpy(integers[start : start + _SERIAL])
+    converted: npt.NDArray[Any] = floats.numpy()
+    return converted
