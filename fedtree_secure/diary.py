@@ -51,13 +51,13 @@ class Diary:
     """
 
     def __init__(self, folder: Path, ledger: Ledger, job_id: str, initial: Belongings) -> None:
-        self._folder, self._ledger, self._job_id, self._kept = folder, ledger, job_id, ""
+        self._folder, self._ledger, self._job_id, self._file = folder, ledger, job_id, ""
         self.journal, self.values = Journal(), initial
         path = folder / "journal.json"
         if path.exists():
             stored = read_json(path)
-            self._kept = stored.pop("values")
-            self.values = Belongings.load(folder / self._kept)
+            self._file = stored.pop("values")
+            self.values = Belongings.load(folder / self._file)
             self.journal = Journal(**stored)
 
     def save(self) -> None:
@@ -65,7 +65,7 @@ class Diary:
         generation = max((int(p.stem.split("-")[1]) for p in self._folder.glob("values-*.safetensors")), default=0)
         values = self._folder / f"values-{generation + 1}.safetensors"
         self.values.save(values)
-        self._kept = values.name
+        self._file = values.name
         self._write_journal()
         for old in self._folder.glob("values-*.safetensors"):
             if old != values:
@@ -103,7 +103,7 @@ class Diary:
         self.save()
 
     def _write_journal(self) -> None:
-        write_json(self._folder / "journal.json", {**vars(self.journal), "values": self._kept})
+        write_json(self._folder / "journal.json", {**vars(self.journal), "values": self._file})
 
     def _unreleased(self, stage: str) -> bool:
         """Whether a charge for this stage exists whose result cannot have left (it was lost in a crash)."""
