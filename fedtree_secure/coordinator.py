@@ -131,8 +131,8 @@ class Coordinator:
             noise = tuple(self._noise_energy(name) for name in members)
             draft = wire.Distances(members, noise, squared.astype("<f8").tobytes(), ())
             tree = self._computed(draft)
-            # Kept before anyone hears of it: a client holds to the first tree that it accepts, and another attempt's
-            # sketches, which cost budget again, can give another one.
+            # Kept before anyone hears of it: a client holds to the first tree that it accepts, and sketches of
+            # another attempt can give another one.
             self._announced = wire.Distances(members, noise, draft.squared, tree.labels)
             self._save()
         accepted = self._exchange("tree", dict.fromkeys(self.names, self._announced))

@@ -16,12 +16,13 @@ from pathlib import Path
 
 from mutant import Mutant
 from mutants_of_guards import GUARDS
+from mutants_of_sketches import SKETCHES
 from mutants_of_sparse_graphs import SPARSE
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 PACKAGE = ROOT / "secagg" / "fedtree_secagg"
-MUTANTS = (*GUARDS, *SPARSE)
+MUTANTS = (*GUARDS, *SKETCHES, *SPARSE)
 
 
 def run_tests(folder: Path, within: str, expression: str) -> int:

@@ -2,7 +2,7 @@
 
 from mutant import Mutant
 
-M, K = Mutant, "test_sketch.py"
+M = Mutant
 GUARDS = (
     M(
         "01 key and seeds opened together",
@@ -398,54 +398,4 @@ GUARDS = (
         "neither_pickled",
         "test_parts.py",
     ),
-    M(
-        "sketch: values that wrap accepted",
-        "sketch.py",
-        "if not float(np.abs(projected).max()) < LIMIT:",
-        "if False:",
-        "would_wrap",
-        K,
-    ),
-    M(
-        "sketch: no blind",
-        "sketch.py",
-        "integers + (offset >> np.uint64(32)).astype(np.int64)",
-        "integers",
-        "common_shift",
-        K,
-    ),
-    M(
-        "sketch: one projection for all layers",
-        "sketch.py",
-        'layer.to_bytes(4, "big"), size',
-        "bytes(4), size",
-        "one_layers_projection",
-        K,
-    ),
-    M(
-        "sketch: seed commitment unchecked",
-        "sketch.py",
-        "if seed is None or _commitment(group, seed) != message.commitment:",
-        "if seed is None:",
-        "false_seal",
-        K,
-    ),
-    M(
-        "sketch: own hello not looked for",
-        "sketch.py",
-        "if group.hellos.get(state.name) != ",
-        "if False and ",
-        "slip_its_own_key",
-        K,
-    ),
-    M(
-        "sketch: shared keys accepted",
-        "sketch.py",
-        "if len({hello.channel_key for hello in self.hellos.values()}) != len(self.names):",
-        "if False:",
-        "equal_keys",
-        K,
-    ),
-    M("sketch: any scale", "sketch.py", "if not 0 < message.scale < math.inf:", "if False:", "another_shape", K),
-    M("sketch: odd ones kept", "sketch.py", "if _terms(message) != usual:", "if False:", "another_shape", K),
 )
