@@ -2,16 +2,15 @@
 
 Order of every stage that computes from private rows: `charge` (durable), compute, `release` (durable), send. A crash
 between two of these steps can cost budget, never hide a cost. A charge whose result was lost before it was written
-down has released nothing and is used again on resumption. What was written down and not opened is sent again as
-it is, without another charge: a round's change until its reveal may have left (secagg/SPEC.md, section 7), the vectors
-behind a sketch until the tree is accepted.
+down has released nothing and is used again on resumption. An update that was written down may be in a sum, and is
+never uploaded again (secagg/SPEC.md, section 7); the vectors behind a sketch are, until the tree is accepted.
 """
 
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from fedtree_dp import Event, Ledger
-from fedtree_secure.seat import Belongings, Floats
+from fedtree_secure.seat import Belongings
 from fedtree_secure.storage import read_json, write_json
 
 
@@ -25,7 +24,6 @@ class Journal:
         finished: Stages whose result is kept at home.
         tree: The accepted tree's labels, or None.
         evidence: SHA-256 of the distances that the tree was computed from.
-        pending: The round whose change may still be sent again, or None.
     """
 
     round: int = -1
@@ -34,7 +32,6 @@ class Journal:
     finished: list[str] = field(default_factory=list)
     tree: list[list[int]] | None = None
     evidence: str = ""
-    pending: int | None = None
 
 
 class Diary:
@@ -51,13 +48,12 @@ class Diary:
     """
 
     def __init__(self, folder: Path, ledger: Ledger, job_id: str, initial: Belongings) -> None:
-        self._folder, self._ledger, self._job_id, self._file = folder, ledger, job_id, ""
+        self._folder, self._ledger, self._job_id = folder, ledger, job_id
         self.journal, self.values = Journal(), initial
         path = folder / "journal.json"
         if path.exists():
             stored = read_json(path)
-            self._file = stored.pop("values")
-            self.values = Belongings.load(folder / self._file)
+            self.values = Belongings.load(folder / stored.pop("values"))
             self.journal = Journal(**stored)
 
     def save(self) -> None:
@@ -65,24 +61,10 @@ class Diary:
         generation = max((int(p.stem.split("-")[1]) for p in self._folder.glob("values-*.safetensors")), default=0)
         values = self._folder / f"values-{generation + 1}.safetensors"
         self.values.save(values)
-        self._file = values.name
-        self._write_journal()
+        write_json(self._folder / "journal.json", {**vars(self.journal), "values": values.name})
         for old in self._folder.glob("values-*.safetensors"):
             if old != values:
                 old.unlink()
-
-    def keep(self, number: int, change: Floats) -> None:
-        """Keep a round's change, so that it can be sent again, until `burn`; the next `save` makes that durable."""
-        self.journal.pending, self.values.pending = number, change
-
-    def kept(self, number: int) -> Floats | None:
-        """Return the change that this round uploaded before, if it may be sent again."""
-        return self.values.pending if self.journal.pending == number else None
-
-    def burn(self) -> None:
-        """Write down that the kept change must not be sent again; before its reveal leaves."""
-        self.journal.pending = self.values.pending = None
-        self._write_journal()
 
     def affords(self, stage: str, event: Event) -> bool:
         """Say whether `charge` would be accepted now."""
@@ -101,9 +83,6 @@ class Diary:
         """Write down that the result of a charged stage may leave from now on, together with what stays."""
         self.journal.released[stage] = self.journal.released.get(stage, 0) + 1
         self.save()
-
-    def _write_journal(self) -> None:
-        write_json(self._folder / "journal.json", {**vars(self.journal), "values": self._file})
 
     def _unreleased(self, stage: str) -> bool:
         """Whether a charge for this stage exists whose result cannot have left (it was lost in a crash)."""

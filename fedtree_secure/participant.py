@@ -182,7 +182,7 @@ class Participant:
         change = self._train(self.noise_plan.warm_up, shares, steps=steps, upload_gradient=False)
         with seated(self.backbone, self._mine, self._outputs, self._mixing()):
             vectors = self.backbone.experts.b_factors()
-        self._diary.keep(MERGE, change)
+        self._mine.pending = change
         self._mine.own = self.backbone.initial_expert.copy()
         return vectors
 
@@ -193,7 +193,7 @@ class Participant:
         new, self._journal.tree = self._journal.tree is None, [list(row) for row in tree.labels]
         self._journal.evidence = wire.digest(message)
         self._mine.sketched = None
-        if new and (change := self._diary.kept(MERGE)) is not None:  # what is not shared is the client's own at once
+        if new and (change := self._mine.pending) is not None:  # what is not shared is the client's own at once
             for (start, stop), shared in zip(self.backbone.layout().parts, self._shares(), strict=True):
                 if not shared:
                     self._mine.own[start:stop] += change[start:stop]
@@ -233,14 +233,13 @@ class Participant:
                 "%s: the server's clip of %g would cut this client's updates at %g", self.id, message.clip, least
             )
             return wire.Refused("clip")
-        kept = self._diary.kept(message.round) is not None
-        if message.merge and not kept:
+        if message.merge and self._mine.pending is None:
             return wire.Refused("merge")
         self._receive(message.cluster, message.external)
         self._journal.round, self._journal.attempt = message.round, message.attempt
         self._diary.save()
         event = self._event(self.noise_plan.rounds, self.job.training.local_steps)
-        if not kept and not self._diary.affords(self._stage_of(message.round), event):
+        if not message.merge and not self._diary.affords(self._stage_of(message.round), event):
             log.warning("%s stops: round %d would exceed its budget", self.id, message.round)
             return wire.Refused("budget")
         self._begin = message
@@ -260,7 +259,7 @@ class Participant:
         self._enter("shared", "masked")
         begin = self._begin
         assert begin is not None
-        change = self._round_change(begin.round)
+        change = self._merge_change() if begin.merge else self._round_change(begin.round)
         self._session, masked = masking.mask(
             self._session, message.inbox, change.astype(np.float64), randomness=self._random(32)
         )
@@ -275,14 +274,13 @@ class Participant:
         self._enter("confirmed", "")
         shares = masking.reveal(self._session, message.votes)
         self._session = None
-        self._diary.burn()
         return wire.Protocol(shares)
 
     def _alone(self, message: wire.Alone) -> wire.Reply:
         if message.round > self._journal.round:
             self._receive(message.cluster, message.external)
             self._journal.round = message.round
-            self._round_change(message.round, upload=False)
+            self._round_change(message.round)
         return wire.Done()
 
     def _finish(self, message: wire.Finish) -> wire.Reply:
@@ -291,16 +289,18 @@ class Participant:
         self._diary.save()
         return wire.Done()
 
-    def _round_change(self, number: int, *, upload: bool = True) -> Floats:
-        """Return a round's change, charged and trained; of a warm-up, or if no reveal has left, the one there is."""
-        if (kept := self._diary.kept(number)) is not None:
-            return kept
+    def _round_change(self, number: int) -> Floats:
         stage, steps = self._stage_of(number), self.job.training.local_steps
         self._diary.charge(stage, self._event(self.noise_plan.rounds, steps))
         change = self._train(self.noise_plan.rounds, self._shares(), steps=steps, upload_gradient=steps == 1)
-        if upload:
-            self._diary.keep(number, change)
         self._diary.release(stage)
+        return change
+
+    def _merge_change(self) -> Floats:
+        """Return the change of the warm-up, already charged; it is uploaded once (secagg/SPEC.md, section 7)."""
+        change, self._mine.pending = self._mine.pending, None
+        assert change is not None  # or the merge was refused at its beginning
+        self._diary.save()
         return change
 
     # --- helpers ------------------------------------------------------------------------------------------------

@@ -35,7 +35,7 @@ class Belongings:
         lam: (depth,) logits of the mixing weights.
         head: Tensors of the head by name; empty for language modelling.
         adam: Optimiser moments of what stays at home, by parameter name.
-        pending: A round's uploaded change that was not opened yet, or None.
+        pending: Change that a warm-up left for the merge round, or None.
         sketched: (depth, values) vectors, noise included, that a sketch was made of; None once the tree is accepted.
     """
 

@@ -176,6 +176,8 @@ def share(state: Advertised, adverts: bytes, *, randomness: bytes) -> tuple[Shar
 def mask(state: Shared, inbox: bytes, vector: npt.NDArray[Any], *, randomness: bytes) -> tuple[Uploaded, bytes]:
     """Quantise the update, mask it and sign it: the one upload of the attempt.
 
+    Once that has left, the update is burnt: it must not be uploaded again in any other round or attempt (attack 5).
+
     Args:
         state: from `share`.
         inbox: the server's message to this client.
@@ -236,8 +238,6 @@ def reveal(state: Confirmed, votes: bytes) -> bytes:
     Every survivor whose shares this client holds must have signed the same sharers as well, in its vote or its upload:
     an upload masked with fewer peers than the others believe would lie open as soon as its seed and one of those
     peers' keys are known. (In a full graph the committee is everyone, and so are the dealers.)
-
-    From here on the update is burnt: it must not be sent again in any other round or attempt (attack 5).
 
     Returns:
         The answer, with a MAC for the server: for each dealer 66 bytes per opened and 32 per unopened share.

@@ -2,8 +2,9 @@
 
 Two counters, (round, attempt), only grow; the stage of the current attempt is on disk before the message of that stage
 may leave. After a crash the attempt is over, whatever its stage: keys and shares lived in memory only, so there is
-nothing to resume, and nothing of them is written here. What survives is which updates are *burnt*: once a reveal may
-have left, the update of that attempt must never be sent again, since two sums that hold it differ by others' updates.
+nothing to resume, and nothing of them is written here. What survives is which updates are *burnt*: once an upload may
+have left, its update must never be uploaded again. Reveals of others open the sum that it is in, also when this client
+never answers again, and two sums that hold the same updates differ by somebody's alone.
 
 This module does I/O and is therefore outside of the pure steps; call it around them:
 
@@ -12,8 +13,8 @@ This module does I/O and is therefore outside of the pure steps; call it around 
     state, advert = client.advertise(..., round=round, attempt=attempt, ...)
     journal.record("advertised")                    # then send
     ...
-    journal.record("masked", update=hash_of_update) # refuses an update that is burnt
-    journal.record("revealed")                      # from here on the update is burnt
+    journal.record("masked", update=hash_of_update) # refuses an update that is burnt, and burns it
+    journal.record("revealed")
 
     number = journal.ceremony(plan.tree)            # before `beacon.commit`: no ceremony of a tree is held twice
 
@@ -76,9 +77,8 @@ class Journal:
 
     @property
     def burnt(self) -> frozenset[str]:
-        """Hashes of the updates whose sum may have been opened."""
-        uploads = {(e.round, e.attempt): e.update for e in self._entries if e.stage == "masked"}
-        return frozenset(uploads[e.round, e.attempt] for e in self._entries if e.stage == "revealed")
+        """Hashes of the updates that may be in a sum."""
+        return frozenset(entry.update for entry in self._entries if entry.stage == "masked")
 
     def begin(self, round: int) -> int:  # noqa: A002
         """Begin an attempt of a round and return its number; whatever was under way is given up.
@@ -115,7 +115,9 @@ class Journal:
         if (len(update) == 32) != (stage == "masked") or len(update) not in (0, 32):
             raise ConfigurationError('journal: give the 32-byte hash of the update with "masked", and with it only')
         if update.hex() in self.burnt:
-            raise ProtocolError("journal: this update was in an attempt that may have been opened: add fresh noise")
+            raise ProtocolError(
+                "journal: this update was uploaded in another attempt, which others may have opened: add fresh noise"
+            )
         self._append(_Entry(current.round, current.attempt, stage, update.hex()))
 
     def ceremony(self, tree: bytes) -> int:

@@ -343,6 +343,15 @@ GUARDS = (
         "test_journal.py",
     ),
     M(
+        "05 burnt by its own reveal only",
+        "journal.py",
+        'for entry in self._entries if entry.stage == "masked")',
+        'for entry in self._entries if entry.stage == "masked" and any('
+        'e.stage == "revealed" and (e.round, e.attempt) == (entry.round, entry.attempt) for e in self._entries))',
+        "row_05",
+        "test_journal.py",
+    ),
+    M(
         "12 attempts begun before a crash go on",
         "journal.py",
         "self._open = False",

@@ -1,5 +1,7 @@
 """Rows 1 to 6 of the attack table: `test_row_NN_...`; `mutants.py` removes each guard and sees these fail."""
 
+import hashlib
+from contextlib import nullcontext
 from dataclasses import replace
 
 import numpy as np
@@ -36,6 +38,7 @@ from fedtree_secagg import (
     shamir,
 )
 from fedtree_secagg.group import Group
+from fedtree_secagg.journal import Journal
 from fedtree_secagg.messages import Advert, Adverts, Inbox, Masked, Reveal, Shares, Survivors, Vote, Votes
 from fedtree_secagg.plan import check_succession
 from fedtree_secagg.session import view_hash
@@ -349,6 +352,24 @@ def test_row_05_every_state_serves_once_and_a_refused_step_gives_it_back():
         with pytest.raises(ProtocolError):
             client.mask(fresh.states["shares"]["c00"], bad, world.updates["c00"], randomness=FRESH)
     client.mask(fresh.states["shares"]["c00"], inboxes["c00"], world.updates["c00"], randomness=FRESH)
+
+
+def test_row_05_the_same_updates_in_two_attempts_would_show_one(tmp_path):
+    """c00 to c02 reveal nothing at first, and others open their node: what the journal refuses their updates for."""
+    world, c = World.nested(), names(9)
+    first = world.run(drops={"reveal": c[:3]})
+    second = world.run(drops={"masked": c[3:4]}, attempt=1)
+    sums = [run.opened["left-deep"] for run in (first, second)]
+    assert [len(found.members_summed) for found in sums] == [4, 3]
+    victim = sums[0].node.gather(world.updates["c03"])
+    assert np.abs(sums[0].values() - sums[1].values() - victim).max() <= 8 * world.plan.quantiser.step
+    with Journal(tmp_path / "c00") as journal:
+        for refuses in (False, True):
+            journal.begin(0)
+            journal.record("advertised")
+            journal.record("shared")
+            with refused("fresh noise") if refuses else nullcontext():
+                journal.record("masked", update=hashlib.sha256(world.updates["c00"].tobytes()).digest())
 
 
 # Row 6: differencing between rounds
