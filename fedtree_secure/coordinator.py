@@ -158,9 +158,10 @@ class Coordinator:
         routed = sketch.route(hellos=everyone, sealed=sealed, **sketching)
         asked_send = {name: wire.SketchSend(data) for name, data in routed.items() if name in sealed}
         sketches = _payloads(self._exchange("sketch", asked_send))
-        if len(sketches) < self.job.masking.min_group:
-            raise RunStopped(f"only {len(sketches)} clients sent a sketch; min_group is {self.job.masking.min_group}")
-        return _accepted("sketch", lambda given: sketch.distances(given, hellos=everyone, **sketching), sketches)
+        found = _accepted("sketch", lambda given: sketch.distances(given, hellos=everyone, **sketching), sketches)
+        if len(found[0]) < self.job.masking.min_group:
+            raise RunStopped(f"{len(found[0])} clients sent a sketch; min_group is {self.job.masking.min_group}")
+        return found
 
     def _noise_energy(self, name: str) -> float:
         fact = self.facts[name]

@@ -143,6 +143,8 @@ class Participant:
     def _sketch_hello(self, message: wire.SketchHello) -> wire.Reply:
         if message.members != self._names:
             raise StageError(f"{self.id}: the sketch must be of the whole roster")
+        if self._journal.tree is not None:
+            raise StageError(f"{self.id}: a tree was accepted; no more sketches")
         context = sketch_context(self.job, self.backbone.digest, message.attempt)
         self._session, hello = sketch.hello(
             self._identity, self.id, self.roster, self._names, context, randomness=self._random(32)

@@ -165,10 +165,23 @@ def test_a_changed_sketch_is_dropped_with_its_sender(tiny_bert, tmp_path, stage)
     assert "t1-c2" not in opened  # it trains alone
 
 
-def test_a_sketch_that_too_few_are_left_for_stops_the_run(tiny_bert, tmp_path):
-    lost = [("sketch-hello", name, "after") for name in ("t0-c0", "t0-c1", "t0-c2", "t1-c0")]
-    with pytest.raises(RunStopped, match="2 participants are left"):
+@pytest.mark.parametrize(("stage", "says"), [("sketch-hello", "2 participants are left"), ("sketch", "2 clients sent")])
+def test_too_few_sketches_stop_the_run(tiny_bert, tmp_path, stage, says):
+    lost = [(stage, name, "after") for name in ("t0-c0", "t0-c1", "t0-c2", "t1-c0")]
+    with pytest.raises(RunStopped, match=says):
         make_job(tiny_bert).run(make_clients(), tmp_path / "run", wrap_transport=scripted(lose=lost)[0])
+
+
+def test_a_client_that_accepted_a_tree_makes_no_more_sketches(tiny_bert, tmp_path):
+    class Again(Adversary):
+        def exchange(self, stage, requests):
+            if stage == "prepare":
+                (hellos,) = (asked for at, asked, _ in self.seen if at == "sketch-hello")
+                assert super().exchange("sketch-hello", hellos) == {}
+            return super().exchange(stage, requests)
+
+    result = make_job(tiny_bert, rounds=1).run(make_clients(), tmp_path / "run", wrap_transport=Again)
+    assert len([event for event in result.data["rounds"] if event["opened"]]) == 1
 
 
 def test_a_server_that_announces_another_tree_is_refused(tiny_bert, tmp_path):
