@@ -18,6 +18,7 @@ from fedtree_secure.topology import Evidence, Tree, build_tree, trivial_tree, wi
 from fedtree_secure.wire import Distances, WireError
 
 CHANGE_BITS = 16
+MERGE = 0  # the round that merges a warm-up; training rounds count from 1
 STEPS_PER_DEVIATION = 1024  # dp/SPEC.md, section 2.4
 
 

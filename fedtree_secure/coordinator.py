@@ -17,7 +17,15 @@ from safetensors.numpy import load_file, save_file
 from fedtree_secagg import ProtocolError, Roster, SecAggError, sketch
 from fedtree_secagg import server as masking
 from fedtree_secure import wire
-from fedtree_secure.agreement import compute_tree, evidence_of, fixed_tree, node_name, plan_of_round, sketch_context
+from fedtree_secure.agreement import (
+    MERGE,
+    compute_tree,
+    evidence_of,
+    fixed_tree,
+    node_name,
+    plan_of_round,
+    sketch_context,
+)
 from fedtree_secure.backbone import Backbone
 from fedtree_secure.config import Job
 from fedtree_secure.errors import RunStopped
@@ -29,7 +37,6 @@ from fedtree_secure.transport import Transport
 log = logging.getLogger("fedtree_secure.coordinator")
 Floats = np.ndarray[Any, np.dtype[np.float32]]
 S = TypeVar("S")
-MERGE = 0  # the round that merges a warm-up; training rounds count from 1
 
 
 @dataclass

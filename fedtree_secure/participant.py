@@ -17,7 +17,7 @@ from fedtree_dp import DPSGD, BudgetExceeded, Gaussian, Ledger, NoiseSource, Poi
 from fedtree_secagg import Identity, Plan, Roster, sketch
 from fedtree_secagg import client as masking
 from fedtree_secure import wire
-from fedtree_secure.agreement import check_tree, fixed_tree, plan_of_round, sketch_context
+from fedtree_secure.agreement import MERGE, check_tree, fixed_tree, plan_of_round, sketch_context
 from fedtree_secure.backbone import Backbone, Observation
 from fedtree_secure.config import Job
 from fedtree_secure.data import Client, ClientData
@@ -29,7 +29,6 @@ from fedtree_secure.training import Engine, fingerprint, largest_change, train_h
 
 log = logging.getLogger("fedtree_secure.participant")
 Tick = Callable[[str, str], None]
-MERGE = 0  # the round that merges a warm-up
 SKETCHES = 3  # of one charge: each shows a server with a colluding member `sketch_size` more functions of the vectors
 
 

@@ -27,12 +27,11 @@ from fedtree_audits.runs import RunFolder, open_run
 from fedtree_audits.verdict import Check, Result
 from fedtree_dp import Event, Gaussian, Ledger, LedgerError, LedgerTampered, PoissonGaussian, epsilon_of
 from fedtree_dp.accounting import merge
-from fedtree_secure.agreement import node_name
+from fedtree_secure.agreement import MERGE, node_name
 
 QUESTION = "Does the claimed epsilon match what ran?"
 TOLERANCE = 1e-3
 ACCOUNTANTS_AGREE = 0.03  # PRV lies about .01 above PLD; further apart, one of them is wrong
-MERGE_ROUND = 0
 
 
 def audit_run(run: RunFolder) -> Result:
@@ -85,7 +84,7 @@ def required(run: RunFolder, client: str) -> dict[str, Event]:
         known["head"] = PoissonGaussian(plan.head, training.head_sample_rate, job.head_steps)
     if plan.rounds:
         known |= {f"round {n}": replace(steps, noise_multiplier=plan.rounds) for n in range(1, job.rounds + 1)}
-    left = set(journal.get("released", {})) | {f"round {n}" for n in rounds if n != MERGE_ROUND}
+    left = set(journal.get("released", {})) | {f"round {n}" for n in rounds if n != MERGE}
     left |= {"warm-up", "fingerprint"} if rounds else set()
     return {purpose: event for purpose, event in known.items() if purpose in left}
 
