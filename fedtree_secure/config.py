@@ -1,8 +1,9 @@
 """What a job is: frozen dataclasses, and the TOML file that carries the same names.
 
-All values here are public: they are hashed into every masking session, so that a client that was given another
-configuration derives other masks. No value is ever read from private data; in particular the sample rate and the
-divisor of an averaged gradient are constants of the configuration (PRIVACY: add/remove adjacency needs this).
+All values here are public: they are hashed into every masking session, so that a client that was
+given another configuration derives other masks. No value is ever read from private data; in
+particular the sample rate and the divisor of an averaged gradient are constants of the
+configuration (PRIVACY: add/remove adjacency needs this).
 """
 
 import dataclasses
@@ -44,12 +45,11 @@ def _count(name: str, given: int, least: int = 1) -> None:
 class Lora:
     """Where adapters sit and how large they are.
 
-    Attributes:
-        rank: Rank r of each factor pair; A is (r, d_in), B is (d_out, r).
-        alpha: The adapter's output is scaled by alpha / rank.
-        targets: Names of the linear modules that get an adapter; empty means query and value of the architecture.
-        freeze_a: Keep A at its public initial value (FFA-LoRA). Halves what is trained, noised and uploaded.
-        last_layers: Adapters sit in this many of the last transformer layers; None for all of them.
+    Attributes: rank: Rank r of each factor pair; A is (r, d_in), B is (d_out, r). alpha: The
+        adapter's output is scaled by alpha / rank. targets: Names of the linear modules that get an
+        adapter; empty means query and value of the architecture. freeze_a: Keep A at its public
+        initial value (FFA-LoRA). Halves what is trained, noised and uploaded. last_layers: Adapters
+        sit in this many of the last transformer layers; None for all of them.
     """
 
     rank: int = 4
@@ -69,18 +69,22 @@ class Lora:
 class Training:
     """How a client trains in a round. All of it runs inside DP-SGD.
 
-    Attributes:
-        records: Declared size of a client's training set: a rounded public constant, never measured. The divisor of
-            an averaged gradient is ``sample_rate * records``. A client can declare its own (`Client.records`).
+    Attributes: records: Declared size of a client's training set: a rounded public constant, never
+        measured. The divisor of
+            an averaged gradient is ``sample_rate * records``. A client can declare its own
+            (`Client.records`).
         sample_rate: Poisson sampling rate of a local step, in (0, 1].
-        local_steps: DP-SGD steps a round. 1: the noisy gradient itself is uploaded and the server's Adam moves the
-            expert. More: a local Adam moves it and the server averages the changes (FedAvg, the paper's form).
+        local_steps: DP-SGD steps a round. 1: the noisy gradient itself is uploaded and the server's
+            Adam moves the expert. More: a local Adam moves it and the server averages the changes
+            (FedAvg, the paper's form).
         max_grad_norm: Joint L2 clipping norm C over all trainable values of a client.
-        learning_rate: Of Adam on the adapters (at the server if local_steps is 1, at the client otherwise).
-        head: ``local`` stays with the client, ``shared`` is averaged over all clients like a root layer (all clients
-            must have the same labels), ``frozen`` is not trained; ``auto`` is local for classification and frozen
-            for language modelling.
-        head_steps: DP-SGD steps of the head alone on cached features before the first round; 0 for none.
+        learning_rate: Of Adam on the adapters (at the server if local_steps is 1, at the client
+            otherwise).
+        head: ``local`` stays with the client, ``shared`` is averaged over all clients like a root
+            layer (all clients must have the same labels), ``frozen`` is not trained; ``auto`` is
+            local for classification and frozen for language modelling.
+        head_steps: DP-SGD steps of the head alone on cached features before the first round; 0 for
+            none.
         head_sample_rate: Poisson sampling rate of these steps.
         head_learning_rate: Of Adam on the head (and on lam).
         head_noise_ratio: Noise multiplier of the head's steps relative to that of the rounds.
@@ -110,26 +114,35 @@ class Training:
         for name in ("sample_rate", "head_sample_rate"):
             rate = getattr(self, name)
             _require(0 < rate <= 1, f"training.{name}", rate, "above 0 and at most 1")
-        _require(self.head in typing.get_args(HeadMode), "training.head", self.head, "auto, local, shared or frozen")
+        _require(
+            self.head in typing.get_args(HeadMode),
+            "training.head",
+            self.head,
+            "auto, local, shared or frozen",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Topology:
-    """How the tree of client groups is found (FedTreeLoRA, section "layer-wise cuts", and its private form).
+    """How the tree of client groups is found (FedTreeLoRA, section "layer-wise cuts", and its
+    private form).
 
-    Attributes:
-        source: ``fingerprint``: DP means of the frozen backbone's hidden states; ``lora_b``: the B factors after a
-            private warm-up alone (the paper); ``single``: one group for every layer (FedIT); ``alone``: no group.
+    Attributes: source: ``fingerprint``: DP means of the frozen backbone's hidden states;
+        ``lora_b``: the B factors after a
+            private warm-up alone (the paper); ``single``: one group for every layer (FedIT);
+            ``alone``: no group.
         fingerprint_share: Share of epsilon that the fingerprint may cost by itself.
-        warmup_steps: DP-SGD steps that each client trains alone before the distances are taken (``lora_b``).
+        warmup_steps: DP-SGD steps that each client trains alone before the distances are taken
+            (``lora_b``).
         linkage: Of the agglomerative clustering on the distances averaged over the layers.
         window: K, by how many clusters a layer may exceed the layer below it, plus one.
-        significance: A split is made when its silhouette exceeds this quantile of silhouettes that groups-free
-            clients with the same noise reach.
-        sketch_size: Rows k of the secret projection; the relative error of a squared distance is sqrt(2 / k).
-        initial_lam: Weight of a client's own cluster against the external expert before the first round, in (0, 1);
-            each client trains it on. The paper's is .5, which halves what a step on the own expert can do, while the
-            noise stays (docs/utility.md).
+        significance: A split is made when its silhouette exceeds this quantile of silhouettes that
+            groups-free clients with the same noise reach.
+        sketch_size: Rows k of the secret projection; the relative error of a squared distance is
+            sqrt(2 / k).
+        initial_lam: Weight of a client's own cluster against the external expert before the first
+            round, in (0, 1); each client trains it on. The paper's is .5, which halves what a step
+            on the own expert can do, while the noise stays (docs/utility.md).
     """
 
     source: Source = "fingerprint"
@@ -143,7 +156,10 @@ class Topology:
 
     def __post_init__(self) -> None:
         _require(
-            self.source in typing.get_args(Source), "topology.source", self.source, ", ".join(typing.get_args(Source))
+            self.source in typing.get_args(Source),
+            "topology.source",
+            self.source,
+            ", ".join(typing.get_args(Source)),
         )
         _require(
             self.linkage in typing.get_args(Linkage),
@@ -152,10 +168,20 @@ class Topology:
             ", ".join(typing.get_args(Linkage)),
         )
         _require(
-            0 < self.fingerprint_share < 1, "topology.fingerprint_share", self.fingerprint_share, "between 0 and 1"
+            0 < self.fingerprint_share < 1,
+            "topology.fingerprint_share",
+            self.fingerprint_share,
+            "between 0 and 1",
         )
-        _require(0 < self.initial_lam < 1, "topology.initial_lam", self.initial_lam, "between 0 and 1")
-        _require(0.5 <= self.significance < 1, "topology.significance", self.significance, "at least 0.5 and below 1")
+        _require(
+            0 < self.initial_lam < 1, "topology.initial_lam", self.initial_lam, "between 0 and 1"
+        )
+        _require(
+            0.5 <= self.significance < 1,
+            "topology.significance",
+            self.significance,
+            "at least 0.5 and below 1",
+        )
         for name in ("warmup_steps", "window"):
             _count(f"topology.{name}", getattr(self, name))
         _count("topology.sketch_size", self.sketch_size, least=16)
@@ -178,19 +204,20 @@ class Masking:
         _count("masking.colluders", self.colluders, least=0)
         _require(
             self.min_group >= self.colluders + 2,
-            "masking.min_group", self.min_group, f"at least colluders + 2 = {self.colluders + 2}",
-        )  # fmt: skip
+            "masking.min_group",
+            self.min_group,
+            f"at least colluders + 2 = {self.colluders + 2}",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
     """The public description of a federated job; equal on the server and on every client.
 
-    Attributes:
-        backbone: Local folder, GGUF file or hub id of the frozen model.
-        privacy: Budget of each client, for its data set, over all jobs on the same ledger.
-        rounds: Aggregation rounds.
-        seed: Public seed of the initial adapter and head values. Never reaches noise, sampling or keys.
+    Attributes: backbone: Local folder, GGUF file or hub id of the frozen model. privacy: Budget of
+        each client, for its data set, over all jobs on the same ledger. rounds: Aggregation rounds.
+        seed: Public seed of the initial adapter and head values. Never reaches noise, sampling or
+        keys.
     """
 
     backbone: str
@@ -204,13 +231,28 @@ class Job:
     masking: Masking = field(default_factory=Masking)
 
     def __post_init__(self) -> None:
-        _require(bool(self.backbone), "backbone", self.backbone, "a local folder, a .gguf file or a hub id")
-        _require(self.task in typing.get_args(Task), "task", self.task, " or ".join(typing.get_args(Task)))
+        _require(
+            bool(self.backbone),
+            "backbone",
+            self.backbone,
+            "a local folder, a .gguf file or a hub id",
+        )
+        _require(
+            self.task in typing.get_args(Task),
+            "task",
+            self.task,
+            " or ".join(typing.get_args(Task)),
+        )
         _count("rounds", self.rounds, least=0)
         _count("seed", self.seed, least=0)
         if self.task == "causal-lm":
             heads = ("auto", "frozen")
-            _require(self.training.head in heads, "training.head", self.training.head, "frozen for causal-lm")
+            _require(
+                self.training.head in heads,
+                "training.head",
+                self.training.head,
+                "frozen for causal-lm",
+            )
 
     @property
     def head(self) -> HeadMode:
@@ -226,8 +268,11 @@ class Job:
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values under the names that the TOML file uses."""
-        # asdict: msgspec keeps defaults out of the instance dictionary, which is all that it would read here
-        return typing.cast("dict[str, Any]", msgspec.json.decode(msgspec.json.encode(dataclasses.asdict(self))))
+        # asdict: msgspec keeps defaults out of the instance dictionary, which is all that it would
+        # read here
+        return typing.cast(
+            "dict[str, Any]", msgspec.json.decode(msgspec.json.encode(dataclasses.asdict(self)))
+        )
 
     def digest(self) -> bytes:
         """SHA-256 over the canonical JSON (RFC 8785) of all settings."""
@@ -238,13 +283,12 @@ class Job:
 class ClientFiles:
     """One ``[[clients]]`` entry of a job file: where a client's rows are and which columns to read.
 
-    Attributes:
-        train, test: CSV, JSONL, JSON or Parquet files, relative to the job file.
-        text, label: Column names; ``label`` is not read for causal language modelling.
-        labels: The declared label set; without it the labels found in the files are taken, and named as public.
-        records: Declared size of the training set (see `Training.records`).
-        dataset: Name of the data set in the ledger; the client's id if empty.
-        privacy: This client's own budget; the job's if not given.
+    Attributes: train, test: CSV, JSONL, JSON or Parquet files, relative to the job file. text,
+        label: Column names; ``label`` is not read for causal language modelling. labels: The
+        declared label set; without it the labels found in the files are taken, and named as public.
+        records: Declared size of the training set (see `Training.records`). dataset: Name of the
+        data set in the ledger; the client's id if empty. privacy: This client's own budget; the
+        job's if not given.
     """
 
     id: str
@@ -261,27 +305,33 @@ class ClientFiles:
 def load_job(path: str | Path) -> tuple[Job, tuple[ClientFiles, ...]]:
     """Read a TOML job file.
 
-    Raises:
-        ConfigurationError: The file is missing, not TOML, has unknown keys (with a suggestion) or values out of range.
+    Raises: ConfigurationError: The file is missing, not TOML, has unknown keys (with a suggestion)
+        or values out of range.
     """
     path = Path(path)
     try:
         raw = tomllib.loads(path.read_text("utf-8"))
     except FileNotFoundError:
-        raise ConfigurationError(f"there is no job file {path}; see examples/job.toml for one") from None
+        raise ConfigurationError(
+            f"there is no job file {path}; see examples/job.toml for one"
+        ) from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigurationError(f"{path} is not valid TOML: {error}") from None
     clients = raw.pop("clients", [])
     if not isinstance(clients, list) or not clients:
         raise ConfigurationError(f"{path} names no clients; add one [[clients]] table for each")
-    return build(Job, raw, ""), tuple(build(ClientFiles, item, f"clients[{i}].") for i, item in enumerate(clients))
+    return build(Job, raw, ""), tuple(
+        build(ClientFiles, item, f"clients[{i}].") for i, item in enumerate(clients)
+    )
 
 
 T = typing.TypeVar("T")
 
 
 def build(kind: type[T], raw: Any, where: str) -> T:
-    """Convert a plain mapping into a settings dataclass, refusing unknown keys with a suggestion."""
+    """Convert a plain mapping into a settings dataclass, refusing unknown keys with a
+    suggestion.
+    """
     _refuse_unknown(kind, raw, where)
     try:
         return msgspec.convert(raw, kind, strict=True)
@@ -294,7 +344,9 @@ def build(kind: type[T], raw: Any, where: str) -> T:
 
 def _refuse_unknown(kind: Any, raw: Any, where: str) -> None:
     if not isinstance(raw, dict):
-        raise ConfigurationError(f"{where.rstrip('.') or 'the job'} is {raw!r}; it must be a table of settings")
+        raise ConfigurationError(
+            f"{where.rstrip('.') or 'the job'} is {raw!r}; it must be a table of settings"
+        )
     hints = typing.get_type_hints(kind)
     names = {f.name for f in dataclasses.fields(kind)}
     for key, value in raw.items():
@@ -303,9 +355,10 @@ def _refuse_unknown(kind: Any, raw: Any, where: str) -> None:
         if dataclasses.is_dataclass(hints[key]):
             _refuse_unknown(hints[key], value, f"{where}{key}.")
     required = [
-        f.name for f in dataclasses.fields(kind)
+        f.name
+        for f in dataclasses.fields(kind)
         if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
-    ]  # fmt: skip
+    ]
     for name in required:
         if name not in raw:
             raise ConfigurationError(f"missing setting {where}{name}")

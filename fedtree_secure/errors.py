@@ -3,14 +3,14 @@
 ::
 
     FedTreeError
-     ├── ConfigurationError   (also ValueError)  a setting is missing, unknown or out of range: nothing was started
-     ├── DataError            (also ValueError)  a client's texts or labels cannot be used: nothing was charged
+     ├── ConfigurationError   (also ValueError)  a setting is missing, unknown or out of range
+     ├── DataError            (also ValueError)  a client's texts or labels cannot be used
      ├── BackboneError        (also ValueError)  the model cannot be loaded or has no place for LoRA
-     ├── RunFolderError                          the output folder belongs to another job or is damaged
-     └── RunStopped                              a run ended before its last round; says why and how to go on
+     ├── RunFolderError                          the output folder is another job's or damaged
+     └── RunStopped                              a run ended early; says why and how to continue
 
-Budget, ledger and protocol errors are raised by the layers below (`fedtree_dp`, `fedtree_secagg`) and pass through
-unchanged.
+Budget, ledger and protocol errors are raised by the layers below (`fedtree_dp`, `fedtree_secagg`)
+and pass through unchanged.
 """
 
 import difflib

@@ -1,4 +1,6 @@
-"""Files that survive a crash: written beside their place, fsynced, renamed; and a folder that one process holds."""
+"""Files that survive a crash: written beside their place, fsynced, renamed; and a folder that one
+process holds.
+"""
 
 import contextlib
 import fcntl
@@ -12,7 +14,9 @@ from fedtree_secure.errors import RunFolderError
 
 
 def write_atomically(path: Path, write: Callable[[Path], object], mode: int = 0o644) -> None:
-    """Let ``write`` fill a temporary file, make it durable and move it to ``path``: readers see old or new, whole."""
+    """Let ``write`` fill a temporary file, make it durable and move it to ``path``: readers see old
+    or new, whole.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.new")
     temporary.unlink(missing_ok=True)

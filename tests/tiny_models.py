@@ -1,4 +1,6 @@
-"""Tiny real transformers on disk that several folders of tests use: random weights, real classes, real tokenizers."""
+"""Tiny real transformers on disk that several folders of tests use: random weights, real classes,
+real tokenizers.
+"""
 
 import string
 from pathlib import Path
@@ -17,8 +19,12 @@ def write_bert(folder: Path, layers: int) -> Path:
     BertTokenizerFast(str(folder / "vocab.txt")).save_pretrained(folder)
     torch.manual_seed(0)
     config = BertConfig(
-        vocab_size=len(words), hidden_size=32, num_hidden_layers=layers, num_attention_heads=4, intermediate_size=64,
+        vocab_size=len(words),
+        hidden_size=32,
+        num_hidden_layers=layers,
+        num_attention_heads=4,
+        intermediate_size=64,
         max_position_embeddings=64,
-    )  # fmt: skip
+    )
     BertModel(config).save_pretrained(folder)
     return folder

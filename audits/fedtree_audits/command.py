@@ -1,6 +1,8 @@
-"""What every audit's command line shares: `python -m fedtree_audits.NAME --run DIR` or `--self-test`.
+"""What every audit's command line shares: `python -m fedtree_audits.NAME --run DIR` or
+`--self-test`.
 
-Exit codes: 0 PASS, 1 FAIL, 2 INCONCLUSIVE; of a self-test 0 if every variant was caught and the right one passed.
+Exit codes: 0 PASS, 1 FAIL, 2 INCONCLUSIVE; of a self-test 0 if every variant was caught and the
+right one passed.
 """
 
 from __future__ import annotations
@@ -13,9 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fedtree_audits.errors import MissingEvidence
-from fedtree_audits.page import write
-from fedtree_audits.runs import RunFolder, open_run
-from fedtree_audits.verdict import Result, Verdict
+from fedtree_audits.report.page import write
+from fedtree_audits.run_folder import RunFolder, open_run
+from fedtree_audits.statistics.verdict import Result, Verdict
 
 CORRECT = "correct build"
 Variant = Callable[[int], Result]
@@ -40,20 +42,34 @@ class Audit:
     mutants: Mapping[str, Variant]
 
     def audit(self, path: Path) -> Result:
-        """Audit a run; what it does not hold, or holds in another form, makes the result inconclusive, by name."""
+        """Audit a run; what it does not hold, or holds in another form, makes the result
+        inconclusive, by name.
+        """
         try:
             return self.on_run(open_run(path))
         except MissingEvidence as missing:
             said = str(missing)
-        except (LookupError, TypeError, ValueError, OSError) as error:  # files of another shape: never a PASS
+        except (
+            LookupError,
+            TypeError,
+            ValueError,
+            OSError,
+        ) as error:  # files of another shape: never a PASS
             said = f"{path} cannot be read as this audit expects: {type(error).__name__}: {error}"
         return Result(
-            audit=self.name, question=self.question, claim="unknown", adversary="none", assumptions=(),
-            checks=(), missing=(said,),
-        )  # fmt: skip
+            audit=self.name,
+            question=self.question,
+            claim="unknown",
+            adversary="none",
+            assumptions=(),
+            checks=(),
+            missing=(said,),
+        )
 
     def report(self, path: Path) -> tuple[str, int, Path]:
-        """Audit a run and write its pages; return verdict, exit code and the Markdown page (`fedtree-secure audit`)."""
+        """Audit a run and write its pages; return verdict, exit code and the Markdown page
+        (`fedtree-secure audit`).
+        """
         result = self.audit(path)
         return result.verdict.value, result.verdict.exit_code, write(result, path / "audits")[1]
 
@@ -77,10 +93,14 @@ def counts(verdicts: Mapping[str, Mapping[str, Verdict]]) -> dict[str, int]:
 
 def main(audit: Audit, arguments: Sequence[str] | None = None) -> int:
     """Run one audit's command line and return its exit code."""
-    parser = argparse.ArgumentParser(prog=f"fedtree_audits.{audit.name}", description=audit.question)
+    parser = argparse.ArgumentParser(
+        prog=f"fedtree_audits.checks.{audit.name}", description=audit.question
+    )
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--run", type=Path, help="folder of a run")
-    what.add_argument("--self-test", action="store_true", help="audit broken builds; all must be caught")
+    what.add_argument(
+        "--self-test", action="store_true", help="audit broken builds; all must be caught"
+    )
     parser.add_argument("--out", type=Path, help="folder for the report; RUN/audits if not given")
     parser.add_argument("--seed", type=int, default=0, help="of the self-test")
     given = parser.parse_args(arguments)
@@ -91,8 +111,12 @@ def main(audit: Audit, arguments: Sequence[str] | None = None) -> int:
         return 0 if total["caught"] == total["required"] and not total["false_alarms"] else 1
     result = audit.audit(given.run)
     made = write(result, given.out or given.run / "audits")
-    say(f"{audit.name}: {result.verdict.value}", *result.missing, *(f"fails: {c.name}: {c.detail}" for c in
-        result.checks if not c.holds), f"report: {made[1]}")  # fmt: skip
+    say(
+        f"{audit.name}: {result.verdict.value}",
+        *result.missing,
+        *(f"fails: {c.name}: {c.detail}" for c in result.checks if not c.holds),
+        f"report: {made[1]}",
+    )
     return result.verdict.exit_code
 
 

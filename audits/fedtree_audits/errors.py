@@ -3,8 +3,8 @@
 ::
 
     AuditError
-     ├── ScoresError      (also ValueError)  scores from which no bound can be computed: nan, ties only, one class
-     └── MissingEvidence                     the run does not hold what the audit needs; the verdict is INCONCLUSIVE
+     ├── ScoresError      (also ValueError)  scores that allow no bound: nan, ties only, one class
+     └── MissingEvidence                     the run lacks what the audit needs: INCONCLUSIVE
 """
 
 
@@ -13,7 +13,9 @@ class AuditError(Exception):
 
 
 class ScoresError(AuditError, ValueError):
-    """Scores or settings from which no valid bound follows; the text says which and what is allowed."""
+    """Scores or settings from which no valid bound follows; the text says which and what is
+    allowed.
+    """
 
 
 class MissingEvidence(AuditError):  # noqa: N818 - what is the case, not a fault of the caller

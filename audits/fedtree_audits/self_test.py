@@ -1,7 +1,8 @@
 """`python -m fedtree_audits.self_test`: every audit against every broken build, as a matrix.
 
-The last line is one JSON object: how many broken variants there are, how many were caught (FAIL, not INCONCLUSIVE), and
-how often a correct build did not pass. Exit code 0 only if all were caught and none was raised falsely.
+The last line is one JSON object: how many broken variants there are, how many were caught (FAIL,
+not INCONCLUSIVE), and how often a correct build did not pass. Exit code 0 only if all were caught
+and none was raised falsely.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from concurrent.futures import ProcessPoolExecutor
 from typing import Any
 
 from fedtree_audits.command import CORRECT, Audit, counts, say
-from fedtree_audits.verdict import Verdict
+from fedtree_audits.statistics.verdict import Verdict
 
 NAMES = (
     "adapter_release",
@@ -38,12 +39,13 @@ SHOWN = {Verdict.FAIL: "caught", Verdict.PASS: "NOT caught", Verdict.INCONCLUSIV
 
 def audit_named(name: str) -> Audit:
     """Return an audit by its name."""
-    found: Audit = importlib.import_module(f"fedtree_audits.{name}").AUDIT
+    found: Audit = importlib.import_module(f"fedtree_audits.checks.{name}").AUDIT
     return found
 
 
 def run(names: Sequence[str], seeds: Sequence[int], workers: int = 1) -> dict[str, int]:
-    """Print a line for each audit and variant, with one verdict for each seed, and return the totals.
+    """Print a line for each audit and variant, with one verdict for each seed, and return the
+    totals.
 
     Args:
         names: audits.
@@ -90,7 +92,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line."""
     parser = argparse.ArgumentParser(prog="fedtree_audits.self_test", description=__doc__)
     parser.add_argument("--only", choices=NAMES, nargs="+", default=NAMES, help="audits to run")
-    parser.add_argument("--seeds", type=int, default=1, help="how many seeds each variant is run with")
+    parser.add_argument(
+        "--seeds", type=int, default=1, help="how many seeds each variant is run with"
+    )
     parser.add_argument("--first", type=int, default=0, help="the first seed")
     parser.add_argument("--workers", type=int, default=1, help="processes that share the seeds")
     given = parser.parse_args(arguments)

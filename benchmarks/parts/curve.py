@@ -1,4 +1,6 @@
-"""How cost grows with the cohort: the full graph against the sparse one, every client run for real."""
+"""How cost grows with the cohort: the full graph against the sparse one, every client run
+for real.
+"""
 
 import math
 
@@ -8,7 +10,9 @@ VALUES = 10_000
 
 
 def curve(full):
-    """Return one row per graph and cohort size; `full` goes to 1,000 and 10,000 clients (half an hour)."""
+    """Return one row per graph and cohort size; `full` goes to 1,000 and 10,000 clients (half an
+    hour).
+    """
     sizes = {"full": (10, 30, 100), "sparse": (100, 300)}
     if full:
         sizes = {"full": (10, 30, 100, 300, 1000), "sparse": (30, 100, 300, 1000, 3000, 10_000)}
@@ -28,7 +32,8 @@ def curve(full):
             }
             rows.append(row)
             print(
-                f"{graph:6s} N {n:6d}  contacts {row['neighbours']:5d}  client {row['client_ms']:9.1f} ms  "
+                f"{graph:6s} N {n:6d}  contacts {row['neighbours']:5d}  client "
+                f"{row['client_ms']:9.1f} ms  "
                 f"server {row['server_ms']:10.1f} ms  sent {row['sent_bytes']:9.0f} B  "
                 f"received {row['received_bytes']:9.0f} B",
                 flush=True,
@@ -37,7 +42,9 @@ def curve(full):
 
 
 def growth(rows):
-    """Return what a client's time and bytes grow by from 1,000 to 10,000 sparse clients, over the growth of log N."""
+    """Return what a client's time and bytes grow by from 1,000 to 10,000 sparse clients, over the
+    growth of log N.
+    """
     at = {row["n"]: row for row in rows if row["graph"] == "sparse"}
     if not {1000, 10_000} <= at.keys():
         return None
@@ -59,20 +66,23 @@ def document(rows, folder):
 
 def _table(rows):
     body = "".join(
-        f"| {row['graph']} | {row['n']:,} | {row['neighbours']:,} | {row['client_ms']:.1f} | {row['server_ms']:,.0f} "
+        f"| {row['graph']} | {row['n']:,} | {row['neighbours']:,} | {row['client_ms']:.1f} | "
+        f"{row['server_ms']:,.0f} "
         f"| {row['sent_bytes']:,.0f} | {row['received_bytes']:,.0f} |\n"
         for row in rows
     )
     grown, last = growth(rows), ""
     if grown:
         last = (
-            f"From 1,000 to 10,000 sparse clients a client's time grows by {grown['time']:.2f} and its bytes by "
+            f"From 1,000 to 10,000 sparse clients a client's time grows by {grown['time']:.2f} and "
+            "its bytes by "
             f"{grown['bytes']:.2f}; log N grows by {grown['allowed']:.2f}.\n\n"
         )
     return f"""# Cost of an attempt over the number of clients
 
-Every client is run for real in one process, {VALUES:,} values of 32 bits each. CPU milliseconds: of the median client
-(sum over its steps) and of the server. Sparse: 1 client in 20 may collude with the server, and 1 in 20 drop out.
+Every client is run for real in one process, {VALUES:,} values of 32 bits each. CPU
+milliseconds: of the median client (sum over its steps) and of the server. Sparse: 1 client in
+20 may collude with the server, and 1 in 20 drop out.
 Made by `python benchmarks/secagg.py --full --only-curve --docs docs`.
 
 | graph | clients | contacts of a client | client ms | server ms | sent B | received B |
@@ -96,13 +106,23 @@ def draw(rows, path):
         ("moved", "bytes sent and received by one client"),
     )
     for graph, marker, colour in (("full", "o", "#b1552b"), ("sparse", "s", "#2b6cb1")):
-        chosen = [row | {"moved": row["sent_bytes"] + row["received_bytes"]} for row in rows if row["graph"] == graph]
+        chosen = [
+            row | {"moved": row["sent_bytes"] + row["received_bytes"]}
+            for row in rows
+            if row["graph"] == graph
+        ]
         for axis, (key, title) in zip(axes, panels, strict=True):
             axis.loglog(
-                [row["n"] for row in chosen], [row[key] for row in chosen], marker + "-", color=colour, label=graph
+                [row["n"] for row in chosen],
+                [row[key] for row in chosen],
+                marker + "-",
+                color=colour,
+                label=graph,
             )
             axis.set(xlabel="clients", title=title)
             axis.grid(alpha=0.3)
     axes[0].legend(title="graph")
-    figure.suptitle(f"One attempt, {VALUES:,} values a client; sparse: 1 in 20 may collude and 1 in 20 drop out")
+    figure.suptitle(
+        f"One attempt, {VALUES:,} values a client; sparse: 1 in 20 may collude and 1 in 20 drop out"
+    )
     figure.savefig(path, dpi=120)

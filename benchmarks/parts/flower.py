@@ -1,7 +1,9 @@
-"""Flower's SecAgg+ (flwr), driven in-process through its own mod and workflow: `python flower.py CLIENTS LENGTH RUNS`.
+"""Flower's SecAgg+ (flwr), driven in-process through its own mod and workflow: `python flower.py
+CLIENTS LENGTH RUNS`.
 
-Runs in an interpreter that has flwr and numpy and nothing of ours. Prints one JSON object: CPU milliseconds of a client
-and of the server, the median over its runs. The first loads code and memory; where there are more it does not count.
+Runs in an interpreter that has flwr and numpy and nothing of ours. Prints one JSON object: CPU
+milliseconds of a client and of the server, the median over its runs. The first loads code and
+memory; where there are more it does not count.
 """
 
 import copy
@@ -20,7 +22,14 @@ def main(n, length):
     import flwr
     from flwr.app import ConfigRecord, Context, Message, RecordDict
     from flwr.client.mod import secaggplus_mod
-    from flwr.common import Code, FitIns, FitRes, Status, ndarrays_to_parameters, parameters_to_ndarrays
+    from flwr.common import (
+        Code,
+        FitIns,
+        FitRes,
+        Status,
+        ndarrays_to_parameters,
+        parameters_to_ndarrays,
+    )
     from flwr.compat.common import recorddict_compat as compat
     from flwr.server.compat.legacy_context import LegacyContext
     from flwr.server.workflow import SecAggPlusWorkflow
@@ -59,9 +68,13 @@ def main(n, length):
         def send_and_receive(self, messages, *, timeout=None):  # noqa: ARG002
             begun, replies = time.process_time(), []
             for message in messages:
-                message.content = copy.deepcopy(message.content)  # as sending it would: clients must not share one
+                message.content = copy.deepcopy(
+                    message.content
+                )  # as sending it would: clients must not share one
                 start = time.process_time()
-                replies.append(secaggplus_mod(message, self.contexts[message.metadata.dst_node_id], self.train))
+                replies.append(
+                    secaggplus_mod(message, self.contexts[message.metadata.dst_node_id], self.train)
+                )
                 self.spent += time.process_time() - start
             self.inside += time.process_time() - begun
             return replies
@@ -75,16 +88,25 @@ def main(n, length):
     context.state.config_records[MAIN_CONFIGS_RECORD] = ConfigRecord({WorkflowKey.CURRENT_ROUND: 1})
     zero = ndarrays_to_parameters([np.zeros(length, np.float32)])
     context.state.array_records[MAIN_PARAMS_RECORD] = compat.parameters_to_arrayrecord(zero, True)
-    workflow = SecAggPlusWorkflow(num_shares=1.0, reconstruction_threshold=(n + 1) // 2 + 1, max_weight=1.0)
+    workflow = SecAggPlusWorkflow(
+        num_shares=1.0, reconstruction_threshold=(n + 1) // 2 + 1, max_weight=1.0
+    )
     start = time.process_time()
     workflow(grid, context)
     total = time.process_time() - start
     error = np.abs(parameters_to_ndarrays(strategy.result)[0] - update).max()
     assert error < 1e-3, f"flower's own result is off by {error}"
-    return {"version": flwr.__version__, "client": 1000 * grid.spent / n, "server": 1000 * (total - grid.inside)}
+    return {
+        "version": flwr.__version__,
+        "client": 1000 * grid.spent / n,
+        "server": 1000 * (total - grid.inside),
+    }
 
 
 if __name__ == "__main__":
     runs = [main(int(sys.argv[1]), int(sys.argv[2])) for _ in range(int(sys.argv[3]))]
-    medians = {side: statistics.median(run[side] for run in runs[1:] or runs) for side in ("client", "server")}
+    medians = {
+        side: statistics.median(run[side] for run in runs[1:] or runs)
+        for side in ("client", "server")
+    }
     print(json.dumps({"version": runs[0]["version"], **medians}))

@@ -9,7 +9,7 @@ from fractions import Fraction
 import numpy as np
 
 from fedtree_secagg import Beacon, Identity, Node, Plan, Quantiser, Roster, Sparse, client, server
-from fedtree_secagg.parameters import find_neighbourhood
+from fedtree_secagg.agreed.parameters import find_neighbourhood
 
 CONTEXT = hashlib.sha256(b"benchmark").digest()
 COUNTER = itertools.count()
@@ -35,7 +35,9 @@ class Clock:
 
     def client(self):
         """Sum of the steps of a median client."""
-        return sum(statistics.median(v) for k, v in self.spent.items() if not k.startswith("server "))
+        return sum(
+            statistics.median(v) for k, v in self.spent.items() if not k.startswith("server ")
+        )
 
     def server(self):
         """Sum of the server's steps."""
@@ -59,21 +61,35 @@ def nested(n, length):
     a, b = length // 3, 2 * length // 3
     nodes = [Node("all", names, ((0, a),))]
     for level, (parts, span) in enumerate(((2, (a, b)), (4, (b, length)))):
-        nodes += [Node(f"{level}-{p}", names[p * n // parts : (p + 1) * n // parts], (span,)) for p in range(parts)]
+        nodes += [
+            Node(f"{level}-{p}", names[p * n // parts : (p + 1) * n // parts], (span,))
+            for p in range(parts)
+        ]
     return flat(n, length, nodes=tuple(nodes))
 
 
 def sparse(n, length, share=Fraction(1, 20)):
-    """A flat plan over a sparse graph: the given share of clients may collude, and as many drop out."""
+    """A flat plan over a sparse graph: the given share of clients may collude, and as many drop
+    out.
+    """
     some = int(share * n)
     chosen = find_neighbourhood(n, share, share)
     graph = Sparse(chosen.neighbours, dropouts=some)
-    plan = flat(n, length, threshold=chosen.threshold, colluders=some, min_group=max(3, some + 2), sparse=graph)
+    plan = flat(
+        n,
+        length,
+        threshold=chosen.threshold,
+        colluders=some,
+        min_group=max(3, some + 2),
+        sparse=graph,
+    )
     return plan.with_beacon(Beacon(hashlib.sha256(b"beacon").digest(), plan.tree))
 
 
 def random_updates(plan, one=False):
-    """Uniform vectors; with `one` the same for all, which keeps the memory of large cohorts small."""
+    """Uniform vectors; with `one` the same for all, which keeps the memory of large cohorts
+    small.
+    """
     rng = np.random.default_rng(0)
     if one:
         return dict.fromkeys(plan.cohort, rng.uniform(-1, 1, plan.length).astype(np.float32))
@@ -86,7 +102,9 @@ def attempt(plan, updates):
     Returns the clock, and the median over clients of the bytes sent and received, by step.
     """
     clock, sent_bytes, received_bytes = Clock(), {}, {}
-    identities = {name: Identity.generate(hashlib.sha256(name.encode()).digest()) for name in plan.cohort}
+    identities = {
+        name: Identity.generate(hashlib.sha256(name.encode()).digest()) for name in plan.cohort
+    }
     roster = Roster({name: identity.public_bytes for name, identity in identities.items()})
     states, out = {}, {}
     assert plan.hash, plan.graph.committee  # made once for a tree, not in each round
@@ -97,7 +115,9 @@ def attempt(plan, updates):
             data = received.pop(name)  # large cohorts: nothing is kept that is not needed any more
             states[name], message = clock(step, call, name, states.get(name), data)
             out[name] = bytes(memoryview(message))  # a copy, as sending makes one
-            del message  # each client is a process of its own, whose memory no other one's message occupies
+            del (
+                message
+            )  # each client is a process of its own, whose memory no other one's message occupies
             received_bytes.setdefault(step, []).append(len(data or b""))
         sent_bytes[step] = statistics.median(map(len, out.values()))
         received_bytes[step] = statistics.median(received_bytes[step])
@@ -119,5 +139,8 @@ def attempt(plan, updates):
     opened = clock("server open", server.open_sums, state, out)
     for node in plan.nodes:
         exact = sum(node.gather(updates[m]).astype(np.float64) for m in node.members)
-        assert np.abs(opened[node.name].values() - exact).max() <= len(node.members) * plan.quantiser.step * 1.001
+        assert (
+            np.abs(opened[node.name].values() - exact).max()
+            <= len(node.members) * plan.quantiser.step * 1.001
+        )
     return clock, sent_bytes, received_bytes

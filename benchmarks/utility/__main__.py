@@ -1,14 +1,16 @@
 """Accuracy at a given epsilon, beside the frozen backbone with a linear head at the same epsilon.
 
-    python benchmarks/utility                                          # the whole table of docs/utility.md
-    python benchmarks/utility --tasks wordnet-8 --epsilons 8 --seeds 0 # some cells
-    python benchmarks/utility --table-only                             # write the table from finished cells
-    python benchmarks/utility --variants                               # which factors train: the second table
+    python benchmarks/utility                                          # the whole table of
+    docs/utility.md python benchmarks/utility --tasks wordnet-8 --epsilons 8 --seeds 0 # some cells
+    python benchmarks/utility --table-only                             # write the table from
+    finished cells python benchmarks/utility --variants                               # which
+    factors train: the second table
 
-One client trains as `fedtree-secure run` trains it under `topology.source = "alone"`: the head by DP-SGD on cached
-features, then head and LoRA together by DP-SGD, with the noise of `plan_noise` for the whole budget. Only the lower,
-adapter-free layers are cached (see cached.py) and the arithmetic is bfloat16. Each finished cell is one line of the
-results file; a cell that is there is not trained again, so that an interrupted run goes on where it was.
+One client trains as `fedtree-secure run` trains it under `topology.source = "alone"`: the head by
+DP-SGD on cached features, then head and LoRA together by DP-SGD, with the noise of `plan_noise` for
+the whole budget. Only the lower, adapter-free layers are cached (see cached.py) and the arithmetic
+is bfloat16. Each finished cell is one line of the results file; a cell that is there is not trained
+again, so that an interrupted run goes on where it was.
 
 The columns, accuracy on test rows that trained nothing:
 
@@ -45,13 +47,13 @@ from variants import DEFAULT, EPSILONS, SEEDS, VARIANTS, one_factor
 from variants import TASKS as TASKS_OF_VARIANTS
 
 from fedtree_dp import Event, NoiseSource, PoissonGaussian, PrivacyBudget, epsilon_of
-from fedtree_secure.backbone import Backbone
+from fedtree_secure.agreed.noise_plan import NoisePlan, plan_noise
+from fedtree_secure.client.data import Client, ClientData, prepare
+from fedtree_secure.client.state import fresh_belongings, seated
+from fedtree_secure.client.training import train_head, train_round
 from fedtree_secure.config import Job, Lora, Topology, Training
-from fedtree_secure.data import Client, ClientData, prepare
-from fedtree_secure.demo_data import minilm_folder
-from fedtree_secure.noiseplan import NoisePlan, plan_noise
-from fedtree_secure.seat import fresh_belongings, seated
-from fedtree_secure.training import train_head, train_round
+from fedtree_secure.demo.data import minilm_folder
+from fedtree_secure.model.backbone import Backbone
 
 DELTA = 1e-5
 PROBE_C = 10.0  # the better of .1, 1 and 10 on the tuning seeds
@@ -60,7 +62,9 @@ Epsilon = float | None
 
 
 def settings(train: int, seed: int, epsilon: Epsilon, variant: str = DEFAULT) -> Job:
-    """Return the product's defaults but for what bounds the time: adapters in the last two layers, 24 tokens."""
+    """Return the product's defaults but for what bounds the time: adapters in the last two layers,
+    24 tokens.
+    """
     job = Job(
         backbone=str(minilm_folder()),
         privacy=PrivacyBudget(1.0 if epsilon is None else epsilon, DELTA),
@@ -81,11 +85,16 @@ class Setting:
         variant: What differs from the defaults.
     """
 
-    def __init__(self, rows: Rows, train: int, test: int, seed: int, variant: str = DEFAULT) -> None:
+    def __init__(
+        self, rows: Rows, train: int, test: int, seed: int, variant: str = DEFAULT
+    ) -> None:
         self.seed, self.records, self.variant = seed, train, variant
         parts = split(rows, train, test, seed)
         labels = tuple(sorted({label for part in parts for _, label in part}))
-        columns = [Dataset.from_dict({"text": [t for t, _ in part], "label": [c for _, c in part]}) for part in parts]
+        columns = [
+            Dataset.from_dict({"text": [t for t, _ in part], "label": [c for _, c in part]})
+            for part in parts
+        ]
         job = settings(train, seed, None, variant)
         self.backbone = Backbone(job)
         client = Client("one", train=columns[0], test=columns[1], labels=labels, records=train)
@@ -96,7 +105,9 @@ class Setting:
         with autocast(), seated(self.backbone, self.fresh(), self.outputs, self.flat):
             self.data: ClientData = upper.numbered(data)
             assert self.data.test is not None
-            self.features, self.test_features = (upper.features(t) for t in (self.data.train, self.data.test))
+            self.features, self.test_features = (
+                upper.features(t) for t in (self.data.train, self.data.test)
+            )
         self.majority = self.data.majority
 
     def fresh(self) -> Any:
@@ -104,18 +115,28 @@ class Setting:
         return fresh_belongings(self.backbone, self.outputs)
 
     def probe(self) -> float:
-        """Accuracy of logistic regression on the frozen features, centred and scaled as the head's are."""
+        """Accuracy of logistic regression on the frozen features, centred and scaled as the head's
+        are.
+        """
         mean, scale = self.backbone.reference
         model = LogisticRegression(C=PROBE_C, max_iter=1000)
         model.fit(((self.features - mean) * scale).numpy(), self.data.train.labels)
-        return float(model.score(((self.test_features - mean) * scale).numpy(), self.data.test.labels))
+        return float(
+            model.score(((self.test_features - mean) * scale).numpy(), self.data.test.labels)
+        )
 
     def head(self, job: Job, noise_multiplier: float) -> float:
         """Train the seated head alone; return its accuracy on the frozen features."""
         train_head(
-            self.features, self.data.train.labels, self.backbone.centred, job,
-            noise_multiplier=noise_multiplier, records=self.records, noise=NoiseSource.from_os(), tick=lambda: None,
-        )  # fmt: skip
+            self.features,
+            self.data.train.labels,
+            self.backbone.centred,
+            job,
+            noise_multiplier=noise_multiplier,
+            records=self.records,
+            noise=NoiseSource.from_os(),
+            tick=lambda: None,
+        )
         return accuracy(self.backbone.centred(self.test_features), self.data.test.labels)
 
     def ours(self, job: Job, plan: NoisePlan) -> dict[str, float]:
@@ -127,11 +148,19 @@ class Setting:
         for turn in range(steps if in_turns else 1):
             with autocast(), one_factor(turn) if in_turns else contextlib.nullcontext():
                 train_round(
-                    self.backbone, job, self.data, mine,
-                    shares=[False] * len(self.flat), mixing=self.flat, noise_multiplier=plan.rounds,
-                    records=self.records, steps=1 if in_turns else steps, upload_gradient=False,
-                    noise=NoiseSource.from_os(), tick=lambda: None,
-                )  # fmt: skip
+                    self.backbone,
+                    job,
+                    self.data,
+                    mine,
+                    shares=[False] * len(self.flat),
+                    mixing=self.flat,
+                    noise_multiplier=plan.rounds,
+                    records=self.records,
+                    steps=1 if in_turns else steps,
+                    upload_gradient=False,
+                    noise=NoiseSource.from_os(),
+                    tick=lambda: None,
+                )
         with autocast(), seated(self.backbone, mine, self.outputs, self.flat):
             found = self.backbone.evaluate(self.data)
         assert found is not None
@@ -141,7 +170,9 @@ class Setting:
         """Train ours and the reference at one epsilon (None: the same steps without noise)."""
         job = settings(self.records, self.seed, epsilon, self.variant)
         alone = dataclasses.replace(job, rounds=0)
-        plan, reference = (NoisePlan() if epsilon is None else plan_noise(j, j.privacy) for j in (job, alone))
+        plan, reference = (
+            NoisePlan() if epsilon is None else plan_noise(j, j.privacy) for j in (job, alone)
+        )
         start = time.perf_counter()
         found: dict[str, Any] = self.ours(job, plan)
         found["seconds"] = round(time.perf_counter() - start, 1)
@@ -159,7 +190,9 @@ def events(job: Job, plan: NoisePlan) -> list[Event]:
     training = job.training
     found: list[Event] = [PoissonGaussian(plan.head, training.head_sample_rate, job.head_steps)]
     if job.rounds:
-        found.append(PoissonGaussian(plan.rounds, training.sample_rate, training.local_steps * job.rounds))
+        found.append(
+            PoissonGaussian(plan.rounds, training.sample_rate, training.local_steps * job.rounds)
+        )
     return found
 
 
@@ -172,7 +205,9 @@ def accuracy(logits: Tensor, labels: Any) -> float:
 
 
 def fingerprint(train: int, test: int, variant: str = DEFAULT) -> str:
-    """Of everything that a cell depends on but task, seed and epsilon: cells of other settings are trained again."""
+    """Of everything that a cell depends on but task, seed and epsilon: cells of other settings are
+    trained again.
+    """
     plain = settings(train, 0, None, variant).to_dict() | {"backbone": "", "test": test}
     if VARIANTS[variant].in_turns:
         plain["in_turns"] = True
@@ -184,12 +219,18 @@ def read_cells(path: Path, key: str) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     cells = [json.loads(line) for line in path.read_text("utf-8").splitlines() if line.strip()]
-    mine = {(cell["task"], cell["seed"], cell["epsilon"]): cell for cell in cells if cell["settings"] == key}
+    mine = {
+        (cell["task"], cell["seed"], cell["epsilon"]): cell
+        for cell in cells
+        if cell["settings"] == key
+    }
     return list(mine.values())
 
 
 def run(options: argparse.Namespace, key: str, variant: str = DEFAULT) -> None:
-    """Train all cells that are missing; all seeds of seed 0 first, so that a broken-off run has every task."""
+    """Train all cells that are missing; all seeds of seed 0 first, so that a broken-off run has
+    every task.
+    """
     done = {(c["task"], c["seed"], c["epsilon"]) for c in read_cells(options.results, key)}
     for seed in options.seeds:
         for task in options.tasks:
@@ -197,15 +238,26 @@ def run(options: argparse.Namespace, key: str, variant: str = DEFAULT) -> None:
             if not missing:
                 continue
             setting = Setting(TASKS[task](options.data), options.train, options.test, seed, variant)
-            fixed = {"task": task, "seed": seed, "settings": key, "train": options.train, "test": options.test,
-                     "majority": setting.majority, "probe": setting.probe()}  # fmt: skip
+            fixed = {
+                "task": task,
+                "seed": seed,
+                "settings": key,
+                "train": options.train,
+                "test": options.test,
+                "majority": setting.majority,
+                "probe": setting.probe(),
+            }
             for epsilon in missing:
                 cell = {**fixed, "epsilon": epsilon, **setting.cell(epsilon)}
                 with options.results.open("a", encoding="utf-8") as file:
                     file.write(json.dumps(cell) + "\n")
-                figures = f"ours {cell['ours']:.3f} head {cell['head']:.3f} probe {cell['probe']:.3f}"
+                figures = (
+                    f"ours {cell['ours']:.3f} head {cell['head']:.3f} probe {cell['probe']:.3f}"
+                )
                 print(
-                    f"{variant}: {task} seed {seed} epsilon {epsilon}: {figures} ({cell['seconds']:.0f} s)", flush=True
+                    f"{variant}: {task} seed {seed} epsilon {epsilon}: {figures} "
+                    f"({cell['seconds']:.0f} s)",
+                    flush=True,
                 )
 
 
@@ -222,15 +274,28 @@ def fill_in(options: argparse.Namespace, tasks: Any, seeds: Any, epsilons: Any) 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--tasks", nargs="+", choices=sorted(TASKS))
-    parser.add_argument("--epsilons", nargs="+", type=epsilon_or_none, help="numbers, or none for no DP")
+    parser.add_argument(
+        "--epsilons", nargs="+", type=epsilon_or_none, help="numbers, or none for no DP"
+    )
     parser.add_argument("--seeds", nargs="+", type=int)
     parser.add_argument("--train", type=int, default=4000)
     parser.add_argument("--test", type=int, default=1000)
-    parser.add_argument("--data", type=Path, default=Path("build/utility-data"), help="where packages are kept")
-    parser.add_argument("--results", type=Path, default=Path("build/utility.jsonl"), help="finished cells")
-    parser.add_argument("--table", type=Path, default=Path("docs/utility.md"), help="document with the table's markers")
+    parser.add_argument(
+        "--data", type=Path, default=Path("build/utility-data"), help="where packages are kept"
+    )
+    parser.add_argument(
+        "--results", type=Path, default=Path("build/utility.jsonl"), help="finished cells"
+    )
+    parser.add_argument(
+        "--table",
+        type=Path,
+        default=Path("docs/utility.md"),
+        help="document with the table's markers",
+    )
     parser.add_argument("--table-only", action="store_true")
-    parser.add_argument("--variants", action="store_true", help="the second table, on tasks and seeds of its own")
+    parser.add_argument(
+        "--variants", action="store_true", help="the second table, on tasks and seeds of its own"
+    )
     options = parser.parse_args()
     warnings.filterwarnings("ignore", message="Full backward hook is firing")
     options.results.parent.mkdir(parents=True, exist_ok=True)
@@ -248,7 +313,11 @@ def main() -> None:
     key = fingerprint(options.train, options.test)
     if not options.table_only:
         run(options, key)
-    print(write_table(options.table, [c for c in read_cells(options.results, key) if c["seed"] not in SEEDS]))
+    print(
+        write_table(
+            options.table, [c for c in read_cells(options.results, key) if c["seed"] not in SEEDS]
+        )
+    )
 
 
 if __name__ == "__main__":

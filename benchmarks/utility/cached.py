@@ -1,8 +1,9 @@
 """The trainable upper part of a backbone, fed with cached outputs of its frozen lower layers.
 
-Lower layers without adapters give the same hidden states in every step, so they are computed once; and the last layer's
-feed-forward part is computed for the first token only, which is all that BERT's pooler reads. Neither changes a result.
-What trains is the product's own `Backbone`, loss, engine and optimiser; a row's "token ids" are its number in it.
+Lower layers without adapters give the same hidden states in every step, so they are computed once;
+and the last layer's feed-forward part is computed for the first token only, which is all that
+BERT's pooler reads. Neither changes a result. What trains is the product's own `Backbone`, loss,
+engine and optimiser; a row's "token ids" are its number in it.
 """
 
 from __future__ import annotations
@@ -15,14 +16,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fedtree_secure.backbone import Backbone
-from fedtree_secure.data import ClientData, Table
+from fedtree_secure.client.data import ClientData, Table
+from fedtree_secure.model.backbone import Backbone
 
 BATCH = 64
 
 
 class Lookup(nn.Module):
-    """Stands where the embeddings stood: gives the cached hidden states of the rows whose numbers it is given.
+    """Stands where the embeddings stood: gives the cached hidden states of the rows whose numbers
+    it is given.
 
     Args:
         states: (rows, longest, hidden).
@@ -33,7 +35,9 @@ class Lookup(nn.Module):
         self.states = states
 
     def forward(self, input_ids: Tensor | None = None, **_: Any) -> Tensor:
-        """Return float32 hidden states of shape (records, width, hidden) for ids of shape (records, width)."""
+        """Return float32 hidden states of shape (records, width, hidden) for ids of shape (records,
+        width).
+        """
         assert input_ids is not None
         return self.states[input_ids[:, 0], : input_ids.shape[1]].float()
 
@@ -48,7 +52,9 @@ class Numbered(Table):
 
     first: int = 0
 
-    def batch(self, indices: Sequence[int] | Any, pad: int, device: torch.device | str = "cpu") -> dict[str, Tensor]:
+    def batch(
+        self, indices: Sequence[int] | Any, pad: int, device: torch.device | str = "cpu"
+    ) -> dict[str, Tensor]:
         """Collate rows as `Table.batch` does."""
         found = super().batch(indices, pad, device)
         numbers = torch.as_tensor(np.asarray(indices, dtype=np.int64)) + self.first
@@ -57,7 +63,8 @@ class Numbered(Table):
 
 
 class UpperPart:
-    """A backbone that was cut below its lowest adapter; new data can be put under it again and again.
+    """A backbone that was cut below its lowest adapter; new data can be put under it again and
+    again.
 
     Args:
         backbone: Changed in place; its text can only be reached through `numbered` afterwards.
@@ -68,7 +75,11 @@ class UpperPart:
         self.backbone, self._dtype = backbone, dtype
         bert, lowest = backbone.model.bert, min(backbone.experts.indices)
         layers = list(bert.encoder.layer)
-        self._embeddings, self._lower, self._upper = bert.embeddings, layers[:lowest], layers[lowest:]
+        self._embeddings, self._lower, self._upper = (
+            bert.embeddings,
+            layers[:lowest],
+            layers[lowest:],
+        )
         self._feed_forward = self._upper[-1].feed_forward_chunk
 
     @torch.no_grad()
@@ -76,14 +87,21 @@ class UpperPart:
         """Compute the lower layers' outputs for all rows; return tables that stand for them."""
         assert data.test is not None
         rows = [*data.train.tokens, *data.test.tokens]
-        states = torch.zeros(len(rows), max(map(len, rows)), self.backbone.hidden_size, dtype=self._dtype)
+        states = torch.zeros(
+            len(rows), max(map(len, rows)), self.backbone.hidden_size, dtype=self._dtype
+        )
         bert = self.backbone.model.bert
         bert.embeddings, bert.encoder.layer = self._embeddings, nn.ModuleList(self._lower)
-        table, order = Table(tuple(rows), None), np.argsort([len(row) for row in rows], kind="stable")
+        table, order = (
+            Table(tuple(rows), None),
+            np.argsort([len(row) for row in rows], kind="stable"),
+        )
         for start in range(0, len(rows), BATCH):
             picked = order[start : start + BATCH]
             batch = table.batch(picked, self.backbone.pad, self.backbone.device)
-            out = bert(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).last_hidden_state
+            out = bert(
+                input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]
+            ).last_hidden_state
             states[torch.from_numpy(picked), : out.shape[1]] = out.to(self._dtype)
         bert.embeddings, bert.encoder.layer = Lookup(states), nn.ModuleList(self._upper)
         self._upper[-1].feed_forward_chunk = self._of_first_token
@@ -95,13 +113,17 @@ class UpperPart:
         )
 
     def _of_first_token(self, attention_output: Tensor) -> Tensor:
-        """The last layer's feed-forward part, only where it is read: BERT's pooler sees nothing but the first token."""
+        """The last layer's feed-forward part, only where it is read: BERT's pooler sees nothing but
+        the first token.
+        """
         out: Tensor = self._feed_forward(attention_output[:, :1])
         return out
 
     @torch.no_grad()
     def features(self, table: Table) -> Tensor:
-        """What the seated head's trainable end sees of every row, shape (rows, in_features), float32."""
+        """What the seated head's trainable end sees of every row, shape (rows, in_features),
+        float32.
+        """
         seen: list[Tensor] = []
         end = self.backbone.centred
         handle = end.register_forward_pre_hook(lambda _, args: seen.append(args[0].float()))
@@ -111,7 +133,9 @@ class UpperPart:
             for start in range(0, len(table), BATCH):
                 picked = order[start : start + BATCH]
                 batch = table.batch(picked, self.backbone.pad, self.backbone.device)
-                self.backbone.model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
+                self.backbone.model(
+                    input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]
+                )
                 out[torch.from_numpy(picked)] = seen.pop()
         finally:
             handle.remove()

@@ -1,16 +1,20 @@
-"""What the federation adds at a given epsilon: the tree beside one group, every client alone, and the head alone.
+"""What the federation adds at a given epsilon: the tree beside one group, every client alone, and
+the head alone.
 
-    python benchmarks/utility/federated.py                          # the third table of docs/utility.md; hours
-    python benchmarks/utility/federated.py --each 3 --columns tree  # some cells
-    python benchmarks/utility/federated.py --table-only             # write the table from finished cells
+    python benchmarks/utility/federated.py                          # the third table of
+    docs/utility.md; hours python benchmarks/utility/federated.py --each 3 --columns tree  # some
+    cells python benchmarks/utility/federated.py --table-only             # write the table from
+    finished cells
 
-Two tasks, several clients on each, all rows different. Every cell is one `Federation.run` with the product's defaults
-but for what bounds the time (adapters in the last two layers, 24 tokens): fingerprint, sketch, tree, ledgers and
-masking included. Each finished cell is one line of the results file; a cell that is there is not run again. The
-columns, mean accuracy over the clients on test rows of their own:
+Two tasks, several clients on each, all rows different. Every cell is one `Federation.run` with the
+product's defaults but for what bounds the time (adapters in the last two layers, 24 tokens):
+fingerprint, sketch, tree, ledgers and masking included. Each finished cell is one line of the
+results file; a cell that is there is not run again. The columns, mean accuracy over the clients on
+test rows of their own:
 
-    tree, one group, alone    head and adapters; who shares a layer: groups that the private sketch found, all, nobody
-    head                      the head alone, with all of epsilon: the frozen-backbone reference
+    tree, one group, alone    head and adapters; who shares a layer: groups that the private sketch
+    found, all, nobody head                      the head alone, with all of epsilon: the
+    frozen-backbone reference
 """
 
 from __future__ import annotations
@@ -37,7 +41,7 @@ from tasks import TASKS, split
 
 from fedtree_dp import PrivacyBudget
 from fedtree_secure import Client, Federation, Lora, Training
-from fedtree_secure.demo_data import minilm_folder
+from fedtree_secure.demo.data import minilm_folder
 from fedtree_secure.federation import Shared
 
 CHOSEN = ("wordnet-8", "20ng-6")
@@ -68,27 +72,46 @@ def clients_of(task: str, each: int, seed: int, folder: Path) -> list[Client]:
 
     def part(rows: list[tuple[str, str]], number: int) -> Dataset:
         mine = rows[number::each]
-        return Dataset.from_dict({"text": [text for text, _ in mine], "label": [label for _, label in mine]})
+        return Dataset.from_dict(
+            {"text": [text for text, _ in mine], "label": [label for _, label in mine]}
+        )
 
-    return [Client(f"{task}-{n}", train=part(train, n), test=part(test, n), labels=labels) for n in range(each)]
+    return [
+        Client(f"{task}-{n}", train=part(train, n), test=part(test, n), labels=labels)
+        for n in range(each)
+    ]
 
 
-def cell(column: str, each: int, epsilon: float, seed: int, folder: Path, shared: Shared) -> dict[str, Any]:
+def cell(
+    column: str, each: int, epsilon: float, seed: int, folder: Path, shared: Shared
+) -> dict[str, Any]:
     """Run one federation; return the mean accuracy of each task's clients."""
     start = time.perf_counter()
     people = [client for task in CHOSEN for client in clients_of(task, each, seed, folder)]
     with tempfile.TemporaryDirectory() as out:
-        reports = job_of(column, epsilon, seed).run(people, Path(out) / "run", shared=shared).data["clients"]
+        reports = (
+            job_of(column, epsilon, seed)
+            .run(people, Path(out) / "run", shared=shared)
+            .data["clients"]
+        )
     accuracy = {
-        task: statistics.mean(r["metric"]["value"] for name, r in reports.items() if name.startswith(f"{task}-"))
+        task: statistics.mean(
+            r["metric"]["value"] for name, r in reports.items() if name.startswith(f"{task}-")
+        )
         for task in CHOSEN
     }
     spent = max(report["epsilon_spent"] for report in reports.values())
-    return {"accuracy": accuracy, "epsilon_spent": spent, "seconds": round(time.perf_counter() - start)}
+    return {
+        "accuracy": accuracy,
+        "epsilon_spent": spent,
+        "seconds": round(time.perf_counter() - start),
+    }
 
 
 def settings() -> str:
-    """Return a hash of everything that a cell depends on but column, group size, epsilon and seed."""
+    """Return a hash of everything that a cell depends on but column, group size, epsilon
+    and seed.
+    """
     plain = job_of("tree", 8.0, 0).to_dict() | {"backbone": "", "test": TEST, "tasks": CHOSEN}
     return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:12]
 
@@ -105,9 +128,18 @@ def main() -> None:
     parser.add_argument("--epsilons", nargs="+", type=float, default=[8.0])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--columns", nargs="+", choices=COLUMNS, default=COLUMNS)
-    parser.add_argument("--data", type=Path, default=Path("build/utility-data"), help="where packages are kept")
-    parser.add_argument("--results", type=Path, default=Path("build/federated.jsonl"), help="finished cells")
-    parser.add_argument("--table", type=Path, default=Path("docs/utility.md"), help="document with the table's markers")
+    parser.add_argument(
+        "--data", type=Path, default=Path("build/utility-data"), help="where packages are kept"
+    )
+    parser.add_argument(
+        "--results", type=Path, default=Path("build/federated.jsonl"), help="finished cells"
+    )
+    parser.add_argument(
+        "--table",
+        type=Path,
+        default=Path("docs/utility.md"),
+        help="document with the table's markers",
+    )
     parser.add_argument("--table-only", action="store_true")
     options = parser.parse_args()
     warnings.filterwarnings("ignore", message="Full backward hook is firing")
@@ -122,7 +154,10 @@ def main() -> None:
                 continue
             found = cell(*name, options.data, shared)
             with options.results.open("a", encoding="utf-8") as file:
-                file.write(json.dumps({"settings": key, **dict(zip(NAMES, name, strict=True)), **found}) + "\n")
+                file.write(
+                    json.dumps({"settings": key, **dict(zip(NAMES, name, strict=True)), **found})
+                    + "\n"
+                )
             print(f"{column}, {each} a task, epsilon {epsilon:g}, seed {seed}: {found}", flush=True)
     print(write_federated(options.table, read(options.results, key)))
 

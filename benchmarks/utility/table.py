@@ -16,14 +16,22 @@ Cell = dict[str, Any]
 
 def spread(values: Sequence[float]) -> str:
     """Mean and range over the seeds, three decimals: `.803 (.798 to .809)`."""
-    short = [f"{value:.3f}".lstrip("0") for value in (statistics.mean(values), min(values), max(values))]
+    short = [
+        f"{value:.3f}".lstrip("0") for value in (statistics.mean(values), min(values), max(values))
+    ]
     return short[0] if len(values) == 1 else f"{short[0]} ({short[1]} to {short[2]})"
 
 
 def markdown(cells: Sequence[Cell]) -> str:
-    """One row for each task and epsilon, tasks as first met, large epsilons last; then the means."""
+    """One row for each task and epsilon, tasks as first met, large epsilons last; then the
+    means.
+    """
     lines = [
-        "| Task | epsilon | ours | head alone | ours minus head | probe, no DP | seeds | test rows | seconds |",
+        (
+            "| Task | epsilon | ours | head alone | ours minus head | probe, no DP | seeds | test "
+            "rows "
+            "| seconds |"
+        ),
         "|---|---|---|---|---|---|---|---|---|",
     ]
     tasks = tuple(dict.fromkeys(cell["task"] for cell in cells))
@@ -34,7 +42,9 @@ def markdown(cells: Sequence[Cell]) -> str:
 
 def _rows(task: str, cells: Sequence[Cell]) -> list[str]:
     lines = []
-    for epsilon in sorted({c["epsilon"] for c in cells}, key=lambda e: float("inf") if e is None else e):
+    for epsilon in sorted(
+        {c["epsilon"] for c in cells}, key=lambda e: float("inf") if e is None else e
+    ):
         rows = [cell for cell in cells if cell["epsilon"] == epsilon]
         lines.append(
             f"| {task} | {'no DP' if epsilon is None else f'{epsilon:g}'} "
@@ -52,33 +62,52 @@ def _means(cells: Sequence[Cell], tasks: int) -> list[Cell]:
     for seed, epsilon in dict.fromkeys((cell["seed"], cell["epsilon"]) for cell in cells):
         rows = [cell for cell in cells if (cell["seed"], cell["epsilon"]) == (seed, epsilon)]
         if len(rows) == tasks > 1:
-            mean = {key: statistics.mean(row[key] for row in rows) for key in ("ours", "head", "probe", "seconds")}
+            mean = {
+                key: statistics.mean(row[key] for row in rows)
+                for key in ("ours", "head", "probe", "seconds")
+            }
             out.append({**mean, "epsilon": epsilon, "test": sum(row["test"] for row in rows)})
     return out
 
 
 def write_table(path: Path, cells: Sequence[Cell]) -> str:
-    """Put the table between the document's markers and return it; a missing document or marker is left alone."""
+    """Put the table between the document's markers and return it; a missing document or marker is
+    left alone.
+    """
     return _write(path, BEGIN, markdown(cells)) if cells else ""
 
 
 def write_variants(path: Path, cells: Mapping[str, Sequence[Cell]]) -> str:
-    """Put the comparison of the variants between its markers: accuracy of ours, mean and range over the seeds."""
-    columns = sorted({(cell["task"], -cell["epsilon"]) for found in cells.values() for cell in found}, reverse=True)
+    """Put the comparison of the variants between its markers: accuracy of ours, mean and range over
+    the seeds.
+    """
+    columns = sorted(
+        {(cell["task"], -cell["epsilon"]) for found in cells.values() for cell in found},
+        reverse=True,
+    )
     lines = [
-        "| What trains | " + " | ".join(f"{task}, epsilon {-negative:g}" for task, negative in columns) + " |",
+        "| What trains | "
+        + " | ".join(f"{task}, epsilon {-negative:g}" for task, negative in columns)
+        + " |",
         "|" + "---|" * (len(columns) + 1),
     ]
     for name, found in cells.items():
-        values = [[c["ours"] for c in found if (c["task"], -c["epsilon"]) == column] for column in columns]
+        values = [
+            [c["ours"] for c in found if (c["task"], -c["epsilon"]) == column] for column in columns
+        ]
         lines.append(f"| {name} | " + " | ".join(spread(v) if v else "" for v in values) + " |")
     return _write(path, BEGIN_VARIANTS, "\n".join(lines))
 
 
 def write_federated(path: Path, cells: Sequence[Cell]) -> str:
-    """Put the table of federations between its markers: means and ranges over the seeds, by task and over all."""
+    """Put the table of federations between its markers: means and ranges over the seeds, by task
+    and over all.
+    """
     lines = [
-        f"| Clients a task | epsilon | task | {' | '.join(COLUMNS)} | tree minus alone | tree minus head | seeds |",
+        (
+            f"| Clients a task | epsilon | task | {' | '.join(COLUMNS)} | tree minus alone | tree "
+            "minus head | seeds |"
+        ),
         "|" + "---|" * (6 + len(COLUMNS)),
     ]
     for each, epsilon in sorted({(cell["each"], cell["epsilon"]) for cell in cells}):
@@ -88,16 +117,22 @@ def write_federated(path: Path, cells: Sequence[Cell]) -> str:
             shown = [spread(list(found.values())) if found else "" for found in values.values()]
             seeds = sorted(set(values["tree"]) & set(values["alone"]) & set(values["head"]))
             gains = [
-                _gain([values["tree"][s] for s in seeds], [values[column][s] for s in seeds]) if seeds else ""
+                _gain([values["tree"][s] for s in seeds], [values[column][s] for s in seeds])
+                if seeds
+                else ""
                 for column in ("alone", "head")
             ]
-            lines.append(f"| {each} | {epsilon:g} | {task} | {' | '.join([*shown, *gains])} | {len(seeds)} |")
+            lines.append(
+                f"| {each} | {epsilon:g} | {task} | {' | '.join([*shown, *gains])} | {len(seeds)} |"
+            )
     return _write(path, BEGIN_FEDERATED, "\n".join(lines)) if cells else ""
 
 
 def _by_seed(cells: Sequence[Cell], column: str, task: str) -> dict[int, float]:
     return {
-        cell["seed"]: statistics.mean(cell["accuracy"].values()) if task == "mean" else cell["accuracy"][task]
+        cell["seed"]: statistics.mean(cell["accuracy"].values())
+        if task == "mean"
+        else cell["accuracy"][task]
         for cell in cells
         if cell["column"] == column
     }

@@ -1,8 +1,10 @@
-"""Other ways to train that the defaults were compared with, on tasks and seeds that the table does not use.
+"""Other ways to train that the defaults were compared with, on tasks and seeds that the table does
+not use.
 
-What is varied is what the literature on LoRA under DP varies: which factors train. FFA-LoRA (Sun et al., 2403.12313)
-keeps A at its initial value: our default; RoLoRA (Chen et al., 2409.02346) and LA-LoRA train A and B in turns, so that
-a step's noise meets one factor only; plain LoRA trains both at once.
+What is varied is what the literature on LoRA under DP varies: which factors train. FFA-LoRA (Sun et
+al., 2403.12313) keeps A at its initial value: our default; RoLoRA (Chen et al., 2409.02346) and
+LA-LoRA train A and B in turns, so that a step's noise meets one factor only; plain LoRA trains both
+at once.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ from collections.abc import Iterator
 from typing import Any
 from unittest import mock
 
-from fedtree_secure import training
+from fedtree_secure.client import training
 from fedtree_secure.config import Job
 
 TASKS, SEEDS, EPSILONS = ("wordnet-8", "20ng-6"), (100, 101, 102), (8.0, 1.0)
@@ -57,7 +59,9 @@ VARIANTS = {
 
 @contextlib.contextmanager
 def one_factor(step: int) -> Iterator[None]:
-    """Let the adapters' B train in even steps and their A in odd ones; what else trains, does so always."""
+    """Let the adapters' B train in even steps and their A in odd ones; what else trains, does so
+    always.
+    """
     every = training.trainables
 
     def some(*arguments: Any) -> training.Trainables:

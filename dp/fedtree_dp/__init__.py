@@ -1,6 +1,7 @@
 """Differential privacy for adapters: budgets, accounting, ledger, noise and the DP-SGD engine.
 
-The names of the engine half are imported on first use, because torch and Opacus take seconds to load.
+The names of the engine half are imported on first use, because torch and Opacus take seconds to
+load.
 """
 
 from __future__ import annotations
@@ -8,11 +9,12 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from fedtree_dp.accounting import epsilon_of
-from fedtree_dp.budget import PrivacyBudget
-from fedtree_dp.calibration import calibrate
-from fedtree_dp.checkpoint import Checkpoint
-from fedtree_dp.entries import Entry
+from fedtree_dp.account.accounting import epsilon_of
+from fedtree_dp.account.budget import PrivacyBudget
+from fedtree_dp.account.calibration import calibrate
+from fedtree_dp.account.events import Event, Gaussian, PoissonGaussian, TruncatedPoissonGaussian
+from fedtree_dp.account.filters import RenyiFilter
+from fedtree_dp.account.statements import Statement, statement
 from fedtree_dp.errors import (
     BudgetExceeded,
     ConfigurationError,
@@ -21,29 +23,28 @@ from fedtree_dp.errors import (
     LedgerTampered,
     TrainingError,
 )
-from fedtree_dp.events import Event, Gaussian, PoissonGaussian, TruncatedPoissonGaussian
-from fedtree_dp.filters import RenyiFilter
-from fedtree_dp.ledger import Ledger
-from fedtree_dp.statements import Statement, statement
+from fedtree_dp.ledger.checkpoint import Checkpoint
+from fedtree_dp.ledger.entries import Entry
+from fedtree_dp.ledger.ledger import Ledger
 
 if TYPE_CHECKING:
-    from fedtree_dp.discrete import discrete_gaussian
-    from fedtree_dp.engine import DPSGD, StepReport
-    from fedtree_dp.losses import per_sequence_loss
-    from fedtree_dp.mechanisms import gaussian_mean
-    from fedtree_dp.noise import NoiseSource
-    from fedtree_dp.optimizer import PrivateOptimizer
-    from fedtree_dp.sampling import PoissonSampler
+    from fedtree_dp.randomness.discrete import discrete_gaussian
+    from fedtree_dp.randomness.mechanisms import gaussian_mean
+    from fedtree_dp.randomness.noise import NoiseSource
+    from fedtree_dp.randomness.sampling import PoissonSampler
+    from fedtree_dp.sgd.engine import DPSGD, StepReport
+    from fedtree_dp.sgd.losses import per_sequence_loss
+    from fedtree_dp.sgd.optimizer import PrivateOptimizer
 
 _LATER = {
-    "DPSGD": "engine",
-    "NoiseSource": "noise",
-    "PoissonSampler": "sampling",
-    "PrivateOptimizer": "optimizer",
-    "StepReport": "engine",
-    "discrete_gaussian": "discrete",
-    "gaussian_mean": "mechanisms",
-    "per_sequence_loss": "losses",
+    "DPSGD": "sgd.engine",
+    "NoiseSource": "randomness.noise",
+    "PoissonSampler": "randomness.sampling",
+    "PrivateOptimizer": "sgd.optimizer",
+    "StepReport": "sgd.engine",
+    "discrete_gaussian": "randomness.discrete",
+    "gaussian_mean": "randomness.mechanisms",
+    "per_sequence_loss": "sgd.losses",
 }
 
 __all__ = [

@@ -1,14 +1,13 @@
 """Every exception this package raises on purpose.
 
-`DPError`
-  `ConfigurationError` (also a `ValueError`): a value that would make a privacy claim false or undefined
-  `BudgetExceeded`: a release that the budget does not cover; nothing was charged and nothing may leave
-  `LedgerError`: a ledger that cannot be read, written or used for this data set
+`DPError` `ConfigurationError` (also a `ValueError`): a value that would make a privacy claim false
+  or undefined `BudgetExceeded`: a release that the budget does not cover; nothing was charged and
+  nothing may leave `LedgerError`: a ledger that cannot be read, written or used for this data set
     `LedgerTampered`: a ledger whose contents contradict themselves or a checkpoint
   `TrainingError`: a training step that must not be released
 
-Texts say what was given, what is allowed and what to do. They never hold private values: only names, public numbers
-and file paths.
+Texts say what was given, what is allowed and what to do. They never hold private values: only
+names, public numbers and file paths.
 """
 
 from __future__ import annotations
@@ -19,19 +18,22 @@ class DPError(Exception):
 
 
 class ConfigurationError(DPError, ValueError):
-    """A value that would make the privacy claim false or undefined; refused before anything happens."""
+    """A value that would make the privacy claim false or undefined; refused before anything
+    happens.
+    """
 
 
 class BudgetExceeded(DPError):  # noqa: N818 - a refusal, named as what happened
     """The release does not fit into the budget. Nothing was charged.
 
-    Attributes:
-        spent: epsilon of everything charged so far, at the budget's delta.
-        requested_total: epsilon that all charges together would have reached; `inf` when no finite value was asked for.
-        allowed: epsilon of the budget.
+    Attributes: spent: epsilon of everything charged so far, at the budget's delta. requested_total:
+        epsilon that all charges together would have reached; `inf` when no finite value was asked
+        for. allowed: epsilon of the budget.
     """
 
-    def __init__(self, message: str, *, spent: float, requested_total: float, allowed: float) -> None:
+    def __init__(
+        self, message: str, *, spent: float, requested_total: float, allowed: float
+    ) -> None:
         super().__init__(message)
         self.spent = spent
         self.requested_total = requested_total

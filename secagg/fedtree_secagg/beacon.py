@@ -2,16 +2,18 @@
 
     plan -> commit -> open -> verify -> Beacon
 
-Each client commits to 32 bytes, sees the commitments of all, opens its own, and sees all openings; the beacon is a hash
-over them. To a client whose own bytes are fresh the result is uniform, whoever else lies: the others' bytes were fixed
-by commitments before its own were known, and a commitment names its client, so that none can be copied. No signature of
-another client is needed for that, and whether all clients have the same beacon shows in the first round: it is part of
-the plan, and with another plan nothing fits.
+Each client commits to 32 bytes, sees the commitments of all, opens its own, and sees all openings;
+the beacon is a hash over them. To a client whose own bytes are fresh the result is uniform, whoever
+else lies: the others' bytes were fixed by commitments before its own were known, and a commitment
+names its client, so that none can be copied. No signature of another client is needed for that, and
+whether all clients have the same beacon shows in the first round: it is part of the plan, and with
+another plan nothing fits.
 
-What remains to the server is to break a ceremony off once it knows the result, and to call for another. So ceremonies
-of a tree are numbered, 0 to 15: that gives it at most 16 draws, four bits of the 40 that the graph is sized for. A
-client that has not opened its own bytes in a ceremony refuses its beacon. Nobody may be missing: hold the ceremony with
-the clients that are there, and make the plan of these.
+What remains to the server is to break a ceremony off once it knows the result, and to call for
+another. So ceremonies of a tree are numbered, 0 to 15: that gives it at most 16 draws, four bits of
+the 40 that the graph is sized for. A client that has not opened its own bytes in a ceremony refuses
+its beacon. Nobody may be missing: hold the ceremony with the clients that are there, and make the
+plan of these.
 """
 
 import hmac
@@ -20,13 +22,14 @@ from typing import Annotated
 
 from msgspec import Meta
 
-from fedtree_secagg import keys, messages
+from fedtree_secagg.agreed.graph import Beacon
+from fedtree_secagg.agreed.identity import Identity, Roster
+from fedtree_secagg.agreed.plan import Plan
 from fedtree_secagg.errors import ConfigurationError, ProtocolError, ThresholdError, message_of
-from fedtree_secagg.graph import Beacon
-from fedtree_secagg.identity import Identity, Roster
-from fedtree_secagg.messages import Hash, Message, Name
-from fedtree_secagg.plan import Plan
-from fedtree_secagg.secret import OneShot, Secret, check_randomness
+from fedtree_secagg.primitives import keys
+from fedtree_secagg.primitives.secret import OneShot, Secret, check_randomness
+from fedtree_secagg.rounds import messages
+from fedtree_secagg.rounds.messages import Hash, Message, Name
 
 CEREMONIES = 16
 
@@ -48,7 +51,9 @@ class Opening(Message, frozen=True, tag="beacon-opening"):
 
 
 class Listed(Message, frozen=True, tag="beacon-list"):
-    """Server to all: one value of each client of the plan, in the order of names: commitments, then openings."""
+    """Server to all: one value of each client of the plan, in the order of names: commitments, then
+    openings.
+    """
 
     instance: Hash
     values: Annotated[bytes, Meta(min_length=32)]
@@ -84,7 +89,8 @@ def instance_of(roster: Roster, plan: Plan, number: int) -> bytes:
         raise ConfigurationError("beacon: give the draft of a sparse plan, without a beacon")
     if not isinstance(number, int) or not 0 <= number < CEREMONIES:
         raise ConfigurationError(
-            f"beacon: number is {number!r}; a tree has at most {CEREMONIES} ceremonies, 0 to {CEREMONIES - 1}: "
+            f"beacon: number is {number!r}; a tree has at most {CEREMONIES} ceremonies, 0 to "
+            f"{CEREMONIES - 1}: "
             "each one that is broken off gives the server another draw. Change the tree."
         )
     return keys.digest(b"beacon-instance", roster.hash, plan.tree, number.to_bytes(8, "big"))
@@ -95,16 +101,15 @@ def commit(
 ) -> tuple[Committed, bytes]:
     """Draw this client's bytes and commit to them.
 
-    Args:
-        identity: this client's identity.
-        name: this client; must be in the plan.
-        roster: pinned keys.
-        plan: the draft whose tree the beacon is for.
-        number: of the ceremony for this tree, never used twice by a client: persist it before the commitment leaves.
-        randomness: 32 fresh bytes.
+    Args: identity: this client's identity. name: this client; must be in the plan. roster: pinned
+        keys. plan: the draft whose tree the beacon is for. number: of the ceremony for this tree,
+        never used twice by a client: persist it before the commitment leaves. randomness: 32 fresh
+        bytes.
     """
     if name not in plan.place:
-        raise ConfigurationError(f"{name!r} is in no node of this plan and takes no part in its beacon")
+        raise ConfigurationError(
+            f"{name!r} is in no node of this plan and takes no part in its beacon"
+        )
     state = Committed()
     state.identity, state.name, state.plan = identity, name, plan
     state.instance = instance_of(roster, plan, number)
@@ -127,7 +132,11 @@ def open_own(state: Committed, commitments: bytes) -> tuple[Opened, bytes]:
             raise ProtocolError("beacon: this client's own commitment is missing or changed")
         following = Opened()
         following.identity, following.name, following.plan = state.identity, state.name, state.plan
-        following.instance, following.value, following.commitments = state.instance, state.value, listed
+        following.instance, following.value, following.commitments = (
+            state.instance,
+            state.value,
+            listed,
+        )
         message = Opening(state.instance, state.name, state.value.reveal())
         return following, messages.sign(state.identity, state.instance, message, state.name)
 
@@ -142,7 +151,9 @@ def verify(state: Opened, openings: bytes) -> Beacon:
         listed = _listed(state, openings)
         for name, value, promised in zip(state.plan.cohort, listed, state.commitments, strict=True):
             if not hmac.compare_digest(_commitment(state.instance, name, value), promised):
-                raise ProtocolError(f"beacon: the opening shown for {name!r} is not what was committed to")
+                raise ProtocolError(
+                    f"beacon: the opening shown for {name!r} is not what was committed to"
+                )
         return Beacon(_value(state.instance, listed), state.plan.tree)
 
 
@@ -157,12 +168,13 @@ def collect(roster: Roster, plan: Plan, number: int, incoming: Mapping[str, byte
     return _list_of(Commitment, roster, plan, instance, incoming)
 
 
-def conclude(roster: Roster, plan: Plan, number: int, commitments: bytes, incoming: Mapping[str, bytes]) -> bytes:
+def conclude(
+    roster: Roster, plan: Plan, number: int, commitments: bytes, incoming: Mapping[str, bytes]
+) -> bytes:
     """Server: return the list of all openings, each checked against its commitment.
 
-    Raises:
-        ProtocolError: one is malformed or forged (`sender`), or is not what the client committed to (`blames`).
-        ThresholdError: a client of the plan is missing.
+    Raises: ProtocolError: one is malformed or forged (`sender`), or is not what the client
+        committed to (`blames`). ThresholdError: a client of the plan is missing.
     """
     instance = instance_of(roster, plan, number)
     message = _list_of(Opening, roster, plan, instance, incoming)
@@ -171,16 +183,26 @@ def conclude(roster: Roster, plan: Plan, number: int, commitments: bytes, incomi
         plan.cohort, _split(messages.decode(Listed, message).values), promised, strict=True
     ):
         if not hmac.compare_digest(_commitment(instance, name, value), expected):
-            raise ProtocolError(f"beacon: {name!r} opens another value than it committed to", blames=name, sender=name)
+            raise ProtocolError(
+                f"beacon: {name!r} opens another value than it committed to",
+                blames=name,
+                sender=name,
+            )
     return message
 
 
 def _list_of(
-    kind: type[Commitment | Opening], roster: Roster, plan: Plan, instance: bytes, incoming: Mapping[str, bytes]
+    kind: type[Commitment | Opening],
+    roster: Roster,
+    plan: Plan,
+    instance: bytes,
+    incoming: Mapping[str, bytes],
 ) -> bytes:
     missing = [name for name in plan.cohort if name not in incoming]
     if missing:
-        raise ThresholdError("beacon", present=len(plan.cohort) - len(missing), threshold=len(plan.cohort))
+        raise ThresholdError(
+            "beacon", present=len(plan.cohort) - len(missing), threshold=len(plan.cohort)
+        )
     values = []
     for name in plan.cohort:
         with message_of(name):
@@ -192,7 +214,9 @@ def _list_of(
 def _listed(state: Committed, data: bytes) -> list[bytes]:
     message = messages.decode(Listed, data)
     if message.instance != state.instance or len(message.values) != 32 * len(state.plan.cohort):
-        raise ProtocolError("beacon: the list is of another ceremony, or does not have one value per client")
+        raise ProtocolError(
+            "beacon: the list is of another ceremony, or does not have one value per client"
+        )
     return _split(message.values)
 
 

@@ -1,10 +1,11 @@
 """The server's side: it routes messages, keeps running sums, and opens the sums of the nodes.
 
-Each step takes the state of the one before and the clients' messages by sender; who is missing has dropped out. A step
-that refuses a message raises a ProtocolError whose `sender` says whose it was, and leaves the state as it was: drop
-that message and call the step again. The server's one secret is a fresh key per attempt, with which it sees that what
-is meant for it alone was not changed on its way; it is trusted with nothing but delivering messages. It learns the sums
-of the opened nodes, who took part, and the plan.
+Each step takes the state of the one before and the clients' messages by sender; who is missing has
+dropped out. A step that refuses a message raises a ProtocolError whose `sender` says whose it was,
+and leaves the state as it was: drop that message and call the step again. The server's one secret
+is a fresh key per attempt, with which it sees that what is meant for it alone was not changed on
+its way; it is trusted with nothing but delivering messages. It learns the sums of the opened nodes,
+who took part, and the plan.
 """
 
 import secrets
@@ -15,17 +16,35 @@ from typing import TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from fedtree_secagg import keys, messages
+from fedtree_secagg.agreed.group import Group
+from fedtree_secagg.agreed.identity import Roster
+from fedtree_secagg.agreed.node import Node
+from fedtree_secagg.agreed.plan import Plan
 from fedtree_secagg.errors import ProtocolError, message_of
-from fedtree_secagg.group import Group
-from fedtree_secagg.identity import Roster
-from fedtree_secagg.messages import Adverts, Inbox, Masked, Message, Shares, Survivors, Vote, Votes
-from fedtree_secagg.opening import Opener
-from fedtree_secagg.plan import Node, Plan
-from fedtree_secagg.quantise import Quantiser
-from fedtree_secagg.ring import Words
-from fedtree_secagg.secret import OneShot, Secret, check_randomness
-from fedtree_secagg.session import Cohort, Session, of_session, require, sharers_hash, view_hash
+from fedtree_secagg.primitives import keys
+from fedtree_secagg.primitives.quantise import Quantiser
+from fedtree_secagg.primitives.ring import Words
+from fedtree_secagg.primitives.secret import OneShot, Secret, check_randomness
+from fedtree_secagg.rounds import messages
+from fedtree_secagg.rounds.messages import (
+    Adverts,
+    Inbox,
+    Masked,
+    Message,
+    Shares,
+    Survivors,
+    Vote,
+    Votes,
+)
+from fedtree_secagg.rounds.opening import Opener
+from fedtree_secagg.rounds.session import (
+    Cohort,
+    Session,
+    of_session,
+    require,
+    sharers_hash,
+    view_hash,
+)
 
 M = TypeVar("M", bound=Message)
 
@@ -75,7 +94,9 @@ class Gathered(Begun):
 
 
 class Routed(OneShot):
-    """After `route_shares`: the sharers, their bundle digests by dealer and holder, and the keys agreed with them."""
+    """After `route_shares`: the sharers, their bundle digests by dealer and holder, and the keys
+    agreed with them.
+    """
 
     __slots__ = ("cohort", "digests", "links", "session", "sharers")
 
@@ -117,12 +138,9 @@ def begin(
 ) -> Begun:
     """Start an attempt.
 
-    Args:
-        roster: pinned keys.
-        plan: what is summed.
-        round: see `Session`.
-        attempt: see `Session`.
-        randomness: 32 fresh bytes for the server's key; None draws them, since nothing of a client depends on it.
+    Args: roster: pinned keys. plan: what is summed. round: see `Session`. attempt: see `Session`.
+        randomness: 32 fresh bytes for the server's key; None draws them, since nothing of a client
+        depends on it.
     """
     state = Begun()
     state.session = Session(roster, plan, round, attempt)
@@ -160,12 +178,15 @@ def route_shares(state: Gathered, incoming: Incoming) -> tuple[Routed, dict[str,
             with message_of(name):
                 if name not in cohort.adverts:
                     raise ProtocolError(f"shares: {name!r} did not advertise")
-                following.links[name] = state.key.agree(cohort.id, name, cohort.adverts[name].channel_key)
+                following.links[name] = state.key.agree(
+                    cohort.id, name, cohort.adverts[name].channel_key
+                )
                 uploads[name] = _verified_shares(following, name, data)
         _require_committee(cohort, "shares", uploads)
         following.sharers = Group.of(state.session.plan.cohort, uploads)
         following.digests = {
-            name: dict(zip(cohort.holders(name), upload.digests, strict=True)) for name, upload in uploads.items()
+            name: dict(zip(cohort.holders(name), upload.digests, strict=True))
+            for name, upload in uploads.items()
         }
         return following, _inboxes(following, uploads)
 
@@ -173,8 +194,9 @@ def route_shares(state: Gathered, incoming: Incoming) -> tuple[Routed, dict[str,
 def collect_masked(state: Routed, incoming: Incoming) -> tuple[Summed, dict[str, bytes]]:
     """Add up the masked vectors; return the survivor set for each survivor.
 
-    Pairs may come from a generator, one upload at a time: the server then needs memory for its sums and one upload
-    only. What arrives after this step is never added: an update whose sender was counted as dropped out stays masked.
+    Pairs may come from a generator, one upload at a time: the server then needs memory for its sums
+    and one upload only. What arrives after this step is never added: an update whose sender was
+    counted as dropped out stays masked.
     """
     with state:
         plan = state.session.plan
@@ -188,16 +210,21 @@ def collect_masked(state: Routed, incoming: Incoming) -> tuple[Summed, dict[str,
         _require_committee(state.cohort, "masked", heads)
         following = Summed()
         following.inherit(state)
-        following.survivors, following.totals, following.heads = Group.of(plan.cohort, heads), totals, heads
+        following.survivors, following.totals, following.heads = (
+            Group.of(plan.cohort, heads),
+            totals,
+            heads,
+        )
         broadcast = messages.encode(Survivors(state.cohort.id, following.survivors.bits))
         return following, dict.fromkeys(sorted(heads), broadcast)
 
 
 def collect_votes(state: Summed, incoming: Incoming) -> tuple[Agreed, dict[str, bytes]]:
-    """Pass on a threshold of the committee's votes, and the upload heads of a client's other surviving dealers.
+    """Pass on a threshold of the committee's votes, and the upload heads of a client's other
+    surviving dealers.
 
-    In a full graph the committee is everyone. A vote of a client that is not in the committee only says that it is
-    still there; it is not read.
+    In a full graph the committee is everyone. A vote of a client that is not in the committee only
+    says that it is still there; it is not read.
     """
     with state:
         cohort, plan = state.cohort, state.session.plan
@@ -210,55 +237,81 @@ def collect_votes(state: Summed, incoming: Incoming) -> tuple[Agreed, dict[str, 
         for name, data in votes.items():
             with message_of(name):
                 if _verified(state, Vote, name, data).view != agreed:
-                    raise ProtocolError(f"vote of {name!r}: for other sets than it should have been shown")
+                    raise ProtocolError(
+                        f"vote of {name!r}: for other sets than it should have been shown"
+                    )
         following = Agreed()
         following.inherit(state)
-        following.survivors, following.totals, following.heads = state.survivors, state.totals, state.heads
+        following.survivors, following.totals, following.heads = (
+            state.survivors,
+            state.totals,
+            state.heads,
+        )
         silent = {
-            name: tuple(state.heads[d] for d in cohort.dealers(name, state.survivors) if d not in votes)
+            name: tuple(
+                state.heads[d] for d in cohort.dealers(name, state.survivors) if d not in votes
+            )
             for name in received
         }
-        return following, _to_each(silent, lambda heads: Votes(cohort.id, tuple(votes.values()), heads))
+        return following, _to_each(
+            silent, lambda heads: Votes(cohort.id, tuple(votes.values()), heads)
+        )
 
 
 def open_sums(state: Agreed, incoming: Incoming) -> dict[str, NodeSum]:
     """Rebuild the secrets and return the sum of every node with enough survivors, by node name.
 
-    Of each client's holders the first t that answered are read; the others are spares for when one is refused.
+    Of each client's holders the first t that answered are read; the others are spares for when one
+    is refused.
 
-    Raises:
-        ProtocolError: an answer is malformed, or a share contradicts what its dealer signed (blames the holder), or a
-            dealer's shares rebuild another secret than it committed to (blames the dealer; the attempt is lost).
+    Raises: ProtocolError: an answer is malformed, or a share contradicts what its dealer signed
+        (blames the holder), or a
+            dealer's shares rebuild another secret than it committed to (blames the dealer; the
+            attempt is lost).
         ThresholdError: too few answers; nothing is opened.
     """
     with state:
         received = dict(sorted(_pairs(incoming)))
         _refuse_strangers(received, state.heads, "reveal")
         _require_committee(state.cohort, "reveal", received)
-        opener = Opener(state.cohort, state.digests, state.links, state.sharers, state.survivors, received)
+        opener = Opener(
+            state.cohort, state.digests, state.links, state.sharers, state.survivors, received
+        )
         opened = state.cohort.opened_nodes(state.survivors)
         nodes = [node for node in state.session.plan.nodes if node.name in opened]
-        masks = {node.name: opener.masks(node) for node in nodes}  # all that can fail, before any sum changes
+        masks = {
+            node.name: opener.masks(node) for node in nodes
+        }  # all that can fail, before any sum changes
         return _unmasked(state, nodes, masks)
 
 
-def _unmasked(state: Agreed, nodes: Iterable[Node], masks: Mapping[str, list[tuple[bytes, int]]]) -> dict[str, NodeSum]:
+def _unmasked(
+    state: Agreed, nodes: Iterable[Node], masks: Mapping[str, list[tuple[bytes, int]]]
+) -> dict[str, NodeSum]:
     """Take the masks out of the sums, in place; put them back when a sum is refused."""
     plan, totals = state.session.plan, state.totals
     if not totals:
-        raise ProtocolError("opening was broken off in the middle, and the masked sums with it: run another attempt")
+        raise ProtocolError(
+            "opening was broken off in the middle, and the masked sums with it: run another attempt"
+        )
     state.totals = {}
     opened: dict[str, NodeSum] = {}
     for node in nodes:
         plan.ring.add_masks(totals[node.name], masks[node.name])
         alive = state.survivors.select(node.members, plan.place)
-        opened[node.name] = found = NodeSum(node, alive, plan.ring.signed(totals[node.name]), plan.quantiser)
-        if max(int(found.ring.max()), -int(found.ring.min())) > len(alive) * plan.quantiser.max_integer:
+        opened[node.name] = found = NodeSum(
+            node, alive, plan.ring.signed(totals[node.name]), plan.quantiser
+        )
+        if (
+            max(int(found.ring.max()), -int(found.ring.min()))
+            > len(alive) * plan.quantiser.max_integer
+        ):
             for name in opened:
                 plan.ring.add_masks(totals[name], [(key, -sign) for key, sign in masks[name]])
             state.totals = totals
             raise ProtocolError(
-                f"node {node.name!r}: the sum is beyond {len(alive)} times the clip; someone did not clip"
+                f"node {node.name!r}: the sum is beyond {len(alive)} times the clip; someone did "
+                "not clip"
             )
     return opened
 
@@ -283,13 +336,21 @@ def _to_each(
 def _present(cohort: Cohort, name: str) -> Iterable[str]:
     """Return the contacts of a client that advertised, sorted."""
     contacts = cohort.graph.contacts(name)
-    return cohort.adverts if len(contacts) >= len(cohort.adverts) else sorted(contacts & cohort.adverts.keys())
+    return (
+        cohort.adverts
+        if len(contacts) >= len(cohort.adverts)
+        else sorted(contacts & cohort.adverts.keys())
+    )
 
 
-def _refuse_strangers(received: Mapping[str, bytes], survivors: Mapping[str, bytes], stage: str) -> None:
+def _refuse_strangers(
+    received: Mapping[str, bytes], survivors: Mapping[str, bytes], stage: str
+) -> None:
     strangers = received.keys() - survivors.keys()
     if strangers:
-        raise ProtocolError(f"{stage}: from {min(strangers)!r}, who did not take part in the stage before")
+        raise ProtocolError(
+            f"{stage}: from {min(strangers)!r}, who did not take part in the stage before"
+        )
 
 
 def _require_committee(cohort: Cohort, stage: str, present: Mapping[str, object]) -> None:
@@ -298,23 +359,35 @@ def _require_committee(cohort: Cohort, stage: str, present: Mapping[str, object]
 
 def _verified(state: Routed, kind: type[M], name: str, data: bytes) -> M:
     """Return a client's signed message after checking signature, sender and session."""
-    return of_session(state.cohort.id, messages.verify(kind, data, state.session.roster, state.cohort.id, name), name)
+    return of_session(
+        state.cohort.id,
+        messages.verify(kind, data, state.session.roster, state.cohort.id, name),
+        name,
+    )
 
 
 def _verified_shares(state: Routed, name: str, data: bytes) -> Shares:
     cohort = state.cohort
-    message = of_session(cohort.id, messages.verify_for_server(Shares, data, state.links[name], name), name)
+    message = of_session(
+        cohort.id, messages.verify_for_server(Shares, data, state.links[name], name), name
+    )
     holders = cohort.holders(name)
     size = cohort.bundle_bytes(name) + keys.BOX_OVERHEAD
-    if len(message.digests) != len(holders) or len(message.boxes) != len(holders) - (name in holders):
-        raise ProtocolError(f"shares of {name!r}: one digest per holder and one box per other expected", blames=name)
+    if len(message.digests) != len(holders) or len(message.boxes) != len(holders) - (
+        name in holders
+    ):
+        raise ProtocolError(
+            f"shares of {name!r}: one digest per holder and one box per other expected", blames=name
+        )
     if set(map(len, message.boxes)) != {size}:
         raise ProtocolError(f"shares of {name!r}: boxes must have {size} bytes", blames=name)
     return message
 
 
 def _inboxes(state: Routed, uploads: Mapping[str, Shares]) -> dict[str, bytes]:
-    """Return each sharer's inbox: of each of its dealers, by name, the digest and the box for it."""
+    """Return each sharer's inbox: of each of its dealers, by name, the digest and the box
+    for it.
+    """
     cohort = state.cohort
     digests: dict[str, list[bytes]] = {name: [] for name in uploads}
     boxes: dict[str, list[bytes]] = {name: [] for name in uploads}
@@ -325,7 +398,9 @@ def _inboxes(state: Routed, uploads: Mapping[str, Shares]) -> dict[str, bytes]:
                 digests[holder].append(state.digests[dealer][holder])
                 boxes[holder].append(box)
     return {
-        name: messages.encode(Inbox(cohort.id, state.sharers.bits, tuple(digests[name]), tuple(boxes[name])))
+        name: messages.encode(
+            Inbox(cohort.id, state.sharers.bits, tuple(digests[name]), tuple(boxes[name]))
+        )
         for name in uploads
     }
 
@@ -340,10 +415,14 @@ def _add_upload(state: Routed, name: str, data: bytes, totals: dict[str, Words])
     if not keys.upload_verifies(state.links[name], head.nonce, head.tag, body):
         raise ProtocolError(f"masked of {name!r}: the vector does not match its tag")
     if head.sharers != sharers_hash(state.cohort.id, state.sharers):
-        raise ProtocolError(f"masked of {name!r}: masked with other sharers than it should have been shown")
+        raise ProtocolError(
+            f"masked of {name!r}: masked with other sharers than it should have been shown"
+        )
     expected = plan.width_of(name) * plan.ring.word_bytes
     if len(body) != expected:
-        raise ProtocolError(f"masked of {name!r}: {len(body)} bytes, the plan asks for {expected}", blames=name)
+        raise ProtocolError(
+            f"masked of {name!r}: {len(body)} bytes, the plan asks for {expected}", blames=name
+        )
     words, at = np.frombuffer(body, plan.ring.dtype), 0
     for node in plan.nodes_of(name):
         part = words[at : at + node.width]

@@ -1,14 +1,16 @@
 """Pairwise distances for the server, from blinded random projections whose seed it never sees.
 
-The members agree end to end on a secret seed: the first member by name draws it and encrypts it to each of the
-others. From it come, per layer, a Gaussian projection P and one uniform real vector u on [0, 2^32). A member sends
-floor(scale * P x + u) modulo 2^32. Since u is uniform, the joint distribution of all messages depends on the
-differences of the x alone, exactly, rounding included (u's fractional part is a common dither); since the rows of P
-are Gaussian, on their pairwise distances alone: neither norms nor directions.
+The members agree end to end on a secret seed: the first member by name draws it and encrypts it to
+each of the others. From it come, per layer, a Gaussian projection P and one uniform real vector u
+on [0, 2^32). A member sends floor(scale * P x + u) modulo 2^32. Since u is uniform, the joint
+distribution of all messages depends on the differences of the x alone, exactly, rounding included
+(u's fractional part is a common dither); since the rows of P are Gaussian, on their pairwise
+distances alone: neither norms nor directions.
 
-Accuracy: a squared distance d^2 has relative standard error sqrt(2 / size), a distance 1 / sqrt(2 * size); the grid
-adds `grid_bias(scale)` at most. What it does not protect: one member that colludes with the server gives it P and u,
-and so `size` linear functions of everyone's x; x must be differentially private before it gets here.
+Accuracy: a squared distance d^2 has relative standard error sqrt(2 / size), a distance 1 / sqrt(2 *
+size); the grid adds `grid_bias(scale)` at most. What it does not protect: one member that colludes
+with the server gives it P and u, and so `size` linear functions of everyone's x; x must be
+differentially private before it gets here.
 """
 
 import hashlib
@@ -21,13 +23,14 @@ import numpy as np
 import numpy.typing as npt
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
-from fedtree_secagg import keys, messages
+from fedtree_secagg.agreed.identity import Identity, Roster
+from fedtree_secagg.agreed.plan import SMALLEST_GROUP
 from fedtree_secagg.errors import ConfigurationError, ProtocolError, ThresholdError, message_of
-from fedtree_secagg.gaussian import Projection
-from fedtree_secagg.identity import Identity, Roster
-from fedtree_secagg.messages import Hello, Hellos, Seal, Sketch
-from fedtree_secagg.plan import SMALLEST_GROUP
-from fedtree_secagg.secret import OneShot, Secret, check_randomness
+from fedtree_secagg.primitives import keys
+from fedtree_secagg.primitives.gaussian import Projection
+from fedtree_secagg.primitives.secret import OneShot, Secret, check_randomness
+from fedtree_secagg.rounds import messages
+from fedtree_secagg.rounds.messages import Hello, Hellos, Seal, Sketch
 
 LIMIT = 2.0**30  # |scale * P x| below this: differences stay below 2^31 and cannot wrap
 DEFAULT_SCALE = 2.0**16
@@ -52,11 +55,15 @@ class Group:
             with message_of(sender):
                 hello = messages.verify(Hello, data, roster, self.instance, sender)
                 if hello.sender not in members or hello.instance != self.instance:
-                    raise ProtocolError(f"hello of {hello.sender!r}: not for this sketch", blames=hello.sender)
+                    raise ProtocolError(
+                        f"hello of {hello.sender!r}: not for this sketch", blames=hello.sender
+                    )
             self.hellos[hello.sender] = hello
         self.names = tuple(self.hellos)
         if list(self.names) != sorted(self.names) or len(self.names) != len(signed):
-            raise ProtocolError("hellos: not in the order of their senders' names, or one occurs twice")
+            raise ProtocolError(
+                "hellos: not in the order of their senders' names, or one occurs twice"
+            )
         if len({hello.channel_key for hello in self.hellos.values()}) != len(self.names):
             raise ProtocolError("hellos: two members show the same key")
         if len(self.names) < SMALLEST_GROUP:
@@ -118,21 +125,25 @@ class Ready(OneShot):
 
 
 def hello(
-    identity: Identity, name: str, roster: Roster, members: Sequence[str], context: bytes, *, randomness: bytes
+    identity: Identity,
+    name: str,
+    roster: Roster,
+    members: Sequence[str],
+    context: bytes,
+    *,
+    randomness: bytes,
 ) -> tuple[Greeted, bytes]:
     """Make and sign a fresh channel key.
 
-    Args:
-        identity: this member's identity.
-        name: this member.
-        roster: pinned keys.
-        members: everyone who may take part, at least 3.
-        context: SHA-256 of what the sketch serves: job, rebuild number, model, layers. Never the same twice.
-        randomness: 32 fresh bytes.
+    Args: identity: this member's identity. name: this member. roster: pinned keys. members:
+        everyone who may take part, at least 3. context: SHA-256 of what the sketch serves: job,
+        rebuild number, model, layers. Never the same twice. randomness: 32 fresh bytes.
     """
     instance = instance_hash(roster, members, context)
     if name not in members or roster.keys[name] != identity.public_bytes:
-        raise ConfigurationError(f"{name!r} is no member, or the roster pins another key for it than this identity's")
+        raise ConfigurationError(
+            f"{name!r} is no member, or the roster pins another key for it than this identity's"
+        )
     state = Greeted()
     state.identity, state.name, state.roster = identity, name, roster
     state.members, state.context = tuple(sorted(members)), context
@@ -143,11 +154,17 @@ def hello(
 
 
 def seal(state: Greeted, hellos: bytes, *, randomness: bytes) -> tuple[Sealed, bytes]:
-    """Check the hellos; as the leader, draw the seed and encrypt it to every other member. Others return b""."""
+    """Check the hellos; as the leader, draw the seed and encrypt it to every other member. Others
+    return b"".
+    """
     stream = keys.Stream(check_randomness(randomness), b"sketch-seal")
     with state:
-        group = Group(state.roster, state.members, state.context, messages.decode(Hellos, hellos).hellos)
-        if group.hellos.get(state.name) != messages.decode(Hello, state.signed[messages.SIGNATURE_BYTES :]):
+        group = Group(
+            state.roster, state.members, state.context, messages.decode(Hellos, hellos).hellos
+        )
+        if group.hellos.get(state.name) != messages.decode(
+            Hello, state.signed[messages.SIGNATURE_BYTES :]
+        ):
             raise ProtocolError("hellos: this member's own hello is missing or changed")
         following = Sealed()
         following.identity, following.name, following.group = state.identity, state.name, group
@@ -175,32 +192,44 @@ def unseal(state: Sealed, sealed: bytes) -> Ready:
 
 
 def encode(
-    state: Ready, vectors: Sequence[npt.NDArray[Any]], *, size: int = 256, scale: float = DEFAULT_SCALE
+    state: Ready,
+    vectors: Sequence[npt.NDArray[Any]],
+    *,
+    size: int = 256,
+    scale: float = DEFAULT_SCALE,
 ) -> bytes:
     """Project, quantise and blind one vector per layer.
 
-    Args:
-        state: from `unseal`.
-        vectors: one vector of shape (d_layer,) per layer, float32 or float64, already differentially private; the
+    Args: state: from `unseal`. vectors: one vector of shape (d_layer,) per layer, float32 or
+        float64, already differentially private; the
             same dimensions at every member.
         size: projections per layer, k.
-        scale: grid steps per unit, the same at every member. |scale * P x| must stay below 2^30, which for a
-            vector of norm r holds with overwhelming probability up to r * scale of 10^8.
+        scale: grid steps per unit, the same at every member. |scale * P x| must stay below 2^30,
+            which for a vector of norm r holds with overwhelming probability up to r * scale of
+            10^8.
 
     Raises:
         ConfigurationError: values are not finite, or would wrap: use a smaller scale.
     """
     with state:
         if not vectors or not 1 <= size <= 65535 or not (np.isfinite(scale) and scale > 0):
-            raise ConfigurationError("sketch: give at least one layer, a size of 1 to 65535 and a positive scale")
-        words = np.stack([_encode_layer(state, layer, x, size, float(scale)) for layer, x in enumerate(vectors)])
+            raise ConfigurationError(
+                "sketch: give at least one layer, a size of 1 to 65535 and a positive scale"
+            )
+        words = np.stack(
+            [_encode_layer(state, layer, x, size, float(scale)) for layer, x in enumerate(vectors)]
+        )
         group = state.group
         body = words.astype("<u4").tobytes()
-        message = Sketch(group.id, state.name, state.commitment, len(vectors), size, float(scale), body)
+        message = Sketch(
+            group.id, state.name, state.commitment, len(vectors), size, float(scale), body
+        )
         return messages.sign(state.identity, group.id, message, state.name)
 
 
-def collect(roster: Roster, members: Sequence[str], context: bytes, hellos: Mapping[str, bytes]) -> dict[str, bytes]:
+def collect(
+    roster: Roster, members: Sequence[str], context: bytes, hellos: Mapping[str, bytes]
+) -> dict[str, bytes]:
     """Server: return the broadcast of all hellos, for each of their senders.
 
     Raises:
@@ -214,7 +243,11 @@ def collect(roster: Roster, members: Sequence[str], context: bytes, hellos: Mapp
 
 
 def route(
-    roster: Roster, members: Sequence[str], context: bytes, hellos: bytes, sealed: Mapping[str, bytes]
+    roster: Roster,
+    members: Sequence[str],
+    context: bytes,
+    hellos: bytes,
+    sealed: Mapping[str, bytes],
 ) -> dict[str, bytes]:
     """Server: return the leader's sealed seed for each member.
 
@@ -234,18 +267,25 @@ def route(
 
 
 def distances(
-    sketches: Mapping[str, bytes], *, roster: Roster, members: Sequence[str], context: bytes, hellos: bytes
+    sketches: Mapping[str, bytes],
+    *,
+    roster: Roster,
+    members: Sequence[str],
+    context: bytes,
+    hellos: bytes,
 ) -> tuple[tuple[str, ...], npt.NDArray[np.float64]]:
     """Server: return the senders' names, sorted, and squared distances of shape (layers, N, N).
 
-    Raises:
-        ProtocolError: a sketch is malformed, or not of the seed, shape and scale that most have; its `sender` says
+    Raises: ProtocolError: a sketch is malformed, or not of the seed, shape and scale that most
+        have; its `sender` says
             which one to drop.
     """
     group = Group(roster, members, context, messages.decode(Hellos, hellos).hellos)
     names = tuple(sorted(sketches))
     if not names or not set(names) <= set(group.names):
-        raise ProtocolError("sketches: at least one is needed, and only from members that said hello")
+        raise ProtocolError(
+            "sketches: at least one is needed, and only from members that said hello"
+        )
     decoded = [_read_sketch(group, name, sketches[name]) for name in names]
     usual, _ = Counter(map(_terms, decoded)).most_common(1)[0]
     for message in decoded:
@@ -253,7 +293,9 @@ def distances(
             text = "layers, size, scale or seed are not those of most others"
             raise ProtocolError(f"sketch of {message.sender!r}: {text}", sender=message.sender)
     layers, size, scale, _ = usual
-    words = np.stack([np.frombuffer(message.body, "<u4") for message in decoded]).reshape(len(names), layers, size)
+    words = np.stack([np.frombuffer(message.body, "<u4") for message in decoded]).reshape(
+        len(names), layers, size
+    )
     out = np.zeros((layers, len(names), len(names)))
     for i in range(len(names)):
         steps = (words[i + 1 :] - words[i]).view(np.int32) / scale
@@ -264,8 +306,9 @@ def distances(
 def grid_bias(scale: float) -> float:
     """Return the most that the grid adds to a squared distance, in expectation: 1 / (4 scale^2).
 
-    With a common dither, the difference of two rounded values has the right mean and the variance f (1 - f) of a
-    coin, f the fractional part of the true difference in grid steps: at most 1/4, on average 1/6 of a step squared.
+    With a common dither, the difference of two rounded values has the right mean and the variance f
+    (1 - f) of a coin, f the fractional part of the true difference in grid steps: at most 1/4, on
+    average 1/6 of a step squared.
     """
     return 1.0 / (4.0 * scale * scale)
 
@@ -273,7 +316,9 @@ def grid_bias(scale: float) -> float:
 def instance_hash(roster: Roster, members: Sequence[str], context: bytes) -> bytes:
     """Return the hash of roster, members and context that every hello signs."""
     if not isinstance(context, bytes) or len(context) != 32:
-        raise ConfigurationError("sketch: context must be 32 bytes: the SHA-256 of what the sketch serves")
+        raise ConfigurationError(
+            "sketch: context must be 32 bytes: the SHA-256 of what the sketch serves"
+        )
     if len(set(members)) != len(members) or len(members) < SMALLEST_GROUP:
         raise ConfigurationError(f"sketch: give at least {SMALLEST_GROUP} members, each once")
     unknown = [name for name in members if name not in roster]
@@ -299,7 +344,9 @@ def _seal_for_all(state: Sealed, seed: Secret, stream: keys.Stream) -> bytes:
 
 
 def _open_seal(state: Sealed, message: Seal) -> Secret | None:
-    """Return the seed; the leader signed these very bytes, so a box that does not open is the leader's fault."""
+    """Return the seed; the leader signed these very bytes, so a box that does not open is the
+    leader's fault.
+    """
     group = state.group
     channel = state.channel.agree(group.id, group.leader, group.hellos[group.leader].channel_key)
     box = message.boxes[group.names.index(state.name) - 1]
@@ -310,18 +357,26 @@ def _open_seal(state: Sealed, message: Seal) -> Secret | None:
 def _encode_layer(
     state: Ready, layer: int, vector: npt.NDArray[Any], size: int, scale: float
 ) -> npt.NDArray[np.uint32]:
-    if not isinstance(vector, np.ndarray) or vector.ndim != 1 or vector.dtype not in (np.float32, np.float64):
+    if (
+        not isinstance(vector, np.ndarray)
+        or vector.ndim != 1
+        or vector.dtype not in (np.float32, np.float64)
+    ):
         raise ConfigurationError(f"sketch: layer {layer} must be a vector of float32 or float64")
     if len(vector) == 0 or not bool(np.isfinite(vector).all()):
         raise ConfigurationError(f"sketch: layer {layer} is empty or holds nan or infinite values")
     root = keys.extract(state.group.id, state.seed.reveal())
     binding = (layer.to_bytes(4, "big"), size.to_bytes(4, "big"), len(vector).to_bytes(8, "big"))
-    projected = Projection(keys.expand(root, b"sketch-projection", *binding), size).apply(vector) * scale
+    projected = (
+        Projection(keys.expand(root, b"sketch-projection", *binding), size).apply(vector) * scale
+    )
     if not float(np.abs(projected).max()) < LIMIT:
         raise ConfigurationError(
             f"sketch: layer {layer} would wrap: |scale * P x| must stay below 2^30; lower the scale"
         )
-    blind = Cipher(algorithms.AES(keys.expand(root, b"sketch-blind", *binding)), modes.CTR(bytes(16))).encryptor()
+    blind = Cipher(
+        algorithms.AES(keys.expand(root, b"sketch-blind", *binding)), modes.CTR(bytes(16))
+    ).encryptor()
     offset = np.frombuffer(blind.update(bytes(8 * size)), "<u8")
     dither = (offset & np.uint64(0xFFFFFFFF)).astype(np.float64) * 2.0**-32
     integers = np.floor(projected + dither).astype(np.int64)
@@ -332,9 +387,13 @@ def _read_sketch(group: Group, name: str, data: bytes) -> Sketch:
     with message_of(name):
         message = messages.verify(Sketch, data, group.roster, group.id, name)
         if message.session != group.id or len(message.body) != 4 * message.layers * message.size:
-            raise ProtocolError(f"sketch of {message.sender!r}: wrong session or length", blames=message.sender)
+            raise ProtocolError(
+                f"sketch of {message.sender!r}: wrong session or length", blames=message.sender
+            )
         if not 0 < message.scale < math.inf:
-            raise ProtocolError(f"sketch of {message.sender!r}: a scale of {message.scale}", blames=message.sender)
+            raise ProtocolError(
+                f"sketch of {message.sender!r}: a scale of {message.scale}", blames=message.sender
+            )
     return message
 
 

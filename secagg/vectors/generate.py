@@ -1,9 +1,10 @@
-"""Write the test vectors beside this file: `python secagg/vectors/generate.py` (`--check` compares instead).
+"""Write the test vectors beside this file: `python secagg/vectors/generate.py` (`--check` compares
+instead).
 
-`setting.json` holds everything the parties agree on and all secrets and randomness; then one file per step, with the
-accepted calls (input, randomness, output) and rejected inputs (error class, who is blamed). Bytes are hexadecimal;
-updates are lists of float64 that JSON prints exactly. Four clients; `dot` uploads nothing, so that both kinds of share
-are opened.
+`setting.json` holds everything the parties agree on and all secrets and randomness; then one file
+per step, with the accepted calls (input, randomness, output) and rejected inputs (error class, who
+is blamed). Bytes are hexadecimal; updates are lists of float64 that JSON prints exactly. Four
+clients; `dot` uploads nothing, so that both kinds of share are opened.
 """
 
 import hashlib
@@ -26,13 +27,13 @@ from fedtree_secagg import (
     Sparse,
     beacon,
     client,
-    messages,
     server,
     sketch,
 )
-from fedtree_secagg.graph import Rings
-from fedtree_secagg.group import Group
-from fedtree_secagg.session import view_hash
+from fedtree_secagg.agreed.graph import Rings
+from fedtree_secagg.agreed.group import Group
+from fedtree_secagg.rounds import messages
+from fedtree_secagg.rounds.session import view_hash
 
 FOLDER = Path(__file__).resolve().parent
 NAMES = ("ann", "barbara", "cyd", "dot")
@@ -55,7 +56,9 @@ PLAN = Plan(
     quantiser=Quantiser(clip=1.5, bits=20),
     context=derive("context"),
 )
-UPDATES = {name: [round(-1.4 + 0.3 * i + 0.11 * j, 6) for j in range(9)] for i, name in enumerate(NAMES)}
+UPDATES = {
+    name: [round(-1.4 + 0.3 * i + 0.11 * j, 6) for j in range(9)] for i, name in enumerate(NAMES)
+}
 VECTORS = {name: [[round(0.25 * i - 0.1 * j, 6) for j in range(5)]] for i, name in enumerate(NAMES)}
 
 
@@ -66,12 +69,15 @@ def setting() -> Json:
         "round": ROUND,
         "attempt": ATTEMPT,
         "server_randomness": derive("server").hex(),
-        "identities": {name: identity.to_private_bytes().hex() for name, identity in IDENTITIES.items()},
+        "identities": {
+            name: identity.to_private_bytes().hex() for name, identity in IDENTITIES.items()
+        },
         "roster": {name: key.hex() for name, key in ROSTER.keys.items()},
         "plan": {
             "length": PLAN.length,
             "nodes": [
-                {"name": n.name, "members": list(n.members), "ranges": [list(r) for r in n.ranges]} for n in PLAN.nodes
+                {"name": n.name, "members": list(n.members), "ranges": [list(r) for r in n.ranges]}
+                for n in PLAN.nodes
             ],
             "threshold": PLAN.threshold,
             "min_group": PLAN.min_group,
@@ -98,16 +104,29 @@ class _Book:
     def accepted(self, step: str, name: str, inputs: bytes, output: bytes) -> None:
         rows = self.files.setdefault(step, {"accepted": [], "rejected": []})["accepted"]
         rows.append(
-            {"client": name, "randomness": derive(step, name).hex(), "input": inputs.hex(), "output": output.hex()}
+            {
+                "client": name,
+                "randomness": derive(step, name).hex(),
+                "input": inputs.hex(),
+                "output": output.hex(),
+            }
         )
 
-    def rejected(self, step: str, name: str, why: str, inputs: bytes, call: Callable[[bytes], Any]) -> None:
+    def rejected(
+        self, step: str, name: str, why: str, inputs: bytes, call: Callable[[bytes], Any]
+    ) -> None:
         """Record the refusal, after seeing that it is one."""
         try:
             call(inputs)
         except SecAggError as error:
             blames = getattr(error, "blames", None)
-            row = {"client": name, "why": why, "input": inputs.hex(), "error": type(error).__name__, "blames": blames}
+            row = {
+                "client": name,
+                "why": why,
+                "input": inputs.hex(),
+                "error": type(error).__name__,
+                "blames": blames,
+            }
             self.files[step]["rejected"].append(row)
             return
         raise AssertionError(f"{step}: {why} was accepted")
@@ -131,14 +150,26 @@ def protocol(book: _Book) -> None:
     out: dict[str, bytes] = {}
     for name in NAMES:
         states[name], out[name] = client.advertise(
-            IDENTITIES[name], name, ROSTER, PLAN, round=ROUND, attempt=ATTEMPT, randomness=derive("advertise", name)
+            IDENTITIES[name],
+            name,
+            ROSTER,
+            PLAN,
+            round=ROUND,
+            attempt=ATTEMPT,
+            randomness=derive("advertise", name),
         )
         book.accepted("advertise", name, b"", out[name])
     begun = server.begin(ROSTER, PLAN, round=ROUND, attempt=ATTEMPT, randomness=derive("server"))
     state, adverts = server.collect_adverts(begun, out)
     _reject_adverts(book, states["ann"], adverts["ann"])
 
-    out = _step(book, "share", adverts, states, lambda s, m, n: client.share(s, m, randomness=derive("share", n)))
+    out = _step(
+        book,
+        "share",
+        adverts,
+        states,
+        lambda s, m, n: client.share(s, m, randomness=derive("share", n)),
+    )
     routed, inboxes = server.route_shares(state, out)
     _reject_inboxes(book, states["ann"], inboxes["ann"])
 
@@ -156,12 +187,17 @@ def protocol(book: _Book) -> None:
     out = _step(book, "reveal", votes, states, lambda s, m, _: (None, client.reveal(s, m)))
     opened = server.open_sums(agreed, out)
     book.files["open"] = {
-        name: {"members_summed": list(node.members_summed), "ring": node.ring.tolist()} for name, node in opened.items()
+        name: {"members_summed": list(node.members_summed), "ring": node.ring.tolist()}
+        for name, node in opened.items()
     }
 
 
 def _step(
-    book: _Book, step: str, received: dict[str, bytes], states: dict[str, Any], call: Callable[..., tuple[Any, bytes]]
+    book: _Book,
+    step: str,
+    received: dict[str, bytes],
+    states: dict[str, Any],
+    call: Callable[..., tuple[Any, bytes]],
 ) -> dict[str, bytes]:
     out = {}
     for name, data in received.items():
@@ -177,15 +213,25 @@ def _reject_adverts(book: _Book, state: client.Advertised, data: bytes) -> None:
     cases = {
         "one byte short": data[:-1],
         "own advert missing": _edited(messages.Adverts, data, adverts=rows[1:]),
-        "a signature changed": _edited(messages.Adverts, data, adverts=(rows[0], flipped, *rows[2:])),
+        "a signature changed": _edited(
+            messages.Adverts, data, adverts=(rows[0], flipped, *rows[2:])
+        ),
         "out of order": _edited(messages.Adverts, data, adverts=rows[::-1]),
         "one twice": _edited(messages.Adverts, data, adverts=(*rows, rows[3])),
-        "below the threshold": _edited(messages.Adverts, data, adverts=rows[:2], root=_root(rows[:2])),
+        "below the threshold": _edited(
+            messages.Adverts, data, adverts=rows[:2], root=_root(rows[:2])
+        ),
         "not what the root stands for": _edited(messages.Adverts, data, adverts=rows[:3]),
         "a server key of small order": _edited(messages.Adverts, data, server_key=bytes(32)),
     }
     for why, changed in cases.items():
-        book.rejected("share", "ann", why, changed, lambda m: client.share(state, m, randomness=derive("share", "ann")))
+        book.rejected(
+            "share",
+            "ann",
+            why,
+            changed,
+            lambda m: client.share(state, m, randomness=derive("share", "ann")),
+        )
 
 
 def _reject_inboxes(book: _Book, state: client.Shared, data: bytes) -> None:
@@ -195,7 +241,9 @@ def _reject_inboxes(book: _Book, state: client.Shared, data: bytes) -> None:
     cases = {
         "another session": _edited(messages.Inbox, data, session=bytes(32)),
         "a box changed": _edited(messages.Inbox, data, boxes=(flipped, *inbox.boxes[1:])),
-        "two boxes swapped": _edited(messages.Inbox, data, boxes=(inbox.boxes[1], inbox.boxes[0], *inbox.boxes[2:])),
+        "two boxes swapped": _edited(
+            messages.Inbox, data, boxes=(inbox.boxes[1], inbox.boxes[0], *inbox.boxes[2:])
+        ),
         "own name missing": _edited(messages.Inbox, data, sharers=_bits(*NAMES[1:])),
         "a byte too many in the set": _edited(messages.Inbox, data, sharers=inbox.sharers + b"\0"),
         "a digest missing": _edited(messages.Inbox, data, digests=inbox.digests[1:]),
@@ -203,7 +251,11 @@ def _reject_inboxes(book: _Book, state: client.Shared, data: bytes) -> None:
     vector = np.array(UPDATES["ann"])
     for why, changed in cases.items():
         book.rejected(
-            "mask", "ann", why, changed, lambda m: client.mask(state, m, vector, randomness=derive("mask", "ann"))
+            "mask",
+            "ann",
+            why,
+            changed,
+            lambda m: client.mask(state, m, vector, randomness=derive("mask", "ann")),
         )
 
 
@@ -211,7 +263,9 @@ def _reject_survivors(book: _Book, state: client.Uploaded, data: bytes) -> None:
     book.files["confirm"] = {"accepted": [], "rejected": []}
     cases = {
         "own name missing": _bits("barbara", "cyd", LOST),
-        "a client that the plan does not have": bytes([messages.decode(messages.Survivors, data).survivors[0] | 128]),
+        "a client that the plan does not have": bytes(
+            [messages.decode(messages.Survivors, data).survivors[0] | 128]
+        ),
         "two bytes": _bits(*NAMES) + b"\0",
         "empty": b"",
         "below the threshold": _bits("ann", "barbara"),
@@ -225,17 +279,26 @@ def _reject_votes(book: _Book, state: client.Confirmed, data: bytes) -> None:
     book.files["reveal"] = {"accepted": [], "rejected": []}
     message = messages.decode(messages.Votes, data)
     everyone = Group.of(NAMES, NAMES)
-    other = messages.Vote(message.session, "barbara", view_hash(message.session, everyone, everyone))
+    other = messages.Vote(
+        message.session, "barbara", view_hash(message.session, everyone, everyone)
+    )
     split = messages.sign(IDENTITIES["barbara"], message.session, other, "barbara")
     cases = {
         "a vote for another set": (message.votes[0], split, message.votes[2]),
         "a vote twice": (message.votes[0], message.votes[0], message.votes[2]),
-        "a changed signature": (bytes([message.votes[0][0] ^ 1]) + message.votes[0][1:], *message.votes[1:]),
+        "a changed signature": (
+            bytes([message.votes[0][0] ^ 1]) + message.votes[0][1:],
+            *message.votes[1:],
+        ),
         "below the threshold": message.votes[:2],
     }
     for why, changed in cases.items():
         book.rejected(
-            "reveal", "ann", why, _edited(messages.Votes, data, votes=changed), lambda m: client.reveal(state, m)
+            "reveal",
+            "ann",
+            why,
+            _edited(messages.Votes, data, votes=changed),
+            lambda m: client.reveal(state, m),
         )
 
 
@@ -245,12 +308,19 @@ def sketches(book: _Book) -> None:
     book.files["sketch"] = {"context": context.hex(), "size": 4, "scale": 1024.0, "members": {}}
     rows = book.files["sketch"]["members"]
     greeted = {
-        n: sketch.hello(IDENTITIES[n], n, ROSTER, NAMES, context, randomness=derive("sketch-hello", n)) for n in NAMES
+        n: sketch.hello(
+            IDENTITIES[n], n, ROSTER, NAMES, context, randomness=derive("sketch-hello", n)
+        )
+        for n in NAMES
     }
     hellos = sketch.collect(ROSTER, NAMES, context, {n: m for n, (_, m) in greeted.items()})
     _reject_hellos(book, greeted["barbara"][0], hellos["barbara"])
-    sealed = {n: sketch.seal(greeted[n][0], hellos[n], randomness=derive("sketch-seal", n)) for n in NAMES}
-    routed = sketch.route(ROSTER, NAMES, context, hellos["ann"], {n: m for n, (_, m) in sealed.items()})
+    sealed = {
+        n: sketch.seal(greeted[n][0], hellos[n], randomness=derive("sketch-seal", n)) for n in NAMES
+    }
+    routed = sketch.route(
+        ROSTER, NAMES, context, hellos["ann"], {n: m for n, (_, m) in sealed.items()}
+    )
     _reject_seals(book, sealed["barbara"][0], routed["barbara"])
     for name in NAMES:
         ready = sketch.unseal(sealed[name][0], routed[name])
@@ -278,7 +348,9 @@ def _reject_hellos(book: _Book, state: sketch.Greeted, data: bytes) -> None:
     fresh = derive("sketch-seal", "barbara")
     for why, changed in cases.items():
         edited = _edited(messages.Hellos, data, hellos=changed)
-        book.rejected("sketch-seal", "barbara", why, edited, lambda m: sketch.seal(state, m, randomness=fresh))
+        book.rejected(
+            "sketch-seal", "barbara", why, edited, lambda m: sketch.seal(state, m, randomness=fresh)
+        )
 
 
 def _reject_seals(book: _Book, state: sketch.Sealed, data: bytes) -> None:
@@ -286,14 +358,18 @@ def _reject_seals(book: _Book, state: sketch.Sealed, data: bytes) -> None:
     message = messages.decode(messages.Seal, data[messages.SIGNATURE_BYTES :])
 
     def signed(name: str, **changes: Any) -> bytes:
-        return messages.sign(IDENTITIES[name], message.session, msgspec.structs.replace(message, **changes), "ann")
+        return messages.sign(
+            IDENTITIES[name], message.session, msgspec.structs.replace(message, **changes), "ann"
+        )
 
     cases = {
         "a signature changed": bytes([data[0] ^ 1]) + data[1:],
         "signed by another": signed("cyd"),
         "another session": signed("ann", session=bytes(32)),
         "another commitment": signed("ann", commitment=bytes(32)),
-        "two boxes swapped": signed("ann", boxes=(message.boxes[1], message.boxes[0], *message.boxes[2:])),
+        "two boxes swapped": signed(
+            "ann", boxes=(message.boxes[1], message.boxes[0], *message.boxes[2:])
+        ),
     }
     for why, changed in cases.items():
         book.rejected("sketch-unseal", "barbara", why, changed, lambda m: sketch.unseal(state, m))
@@ -309,18 +385,25 @@ def sparse(book: _Book) -> None:
     draft = Plan(10, nodes, 6, Quantiser(1.0, 16), derive("context"), sparse=graph)
     number = 2
     bound = {
-        n: beacon.commit(identities[n], n, roster, draft, number=number, randomness=derive("beacon", n)) for n in names
+        n: beacon.commit(
+            identities[n], n, roster, draft, number=number, randomness=derive("beacon", n)
+        )
+        for n in names
     }
     commitments = beacon.collect(roster, draft, number, {n: m for n, (_, m) in bound.items()})
     opened = {n: beacon.open_own(state, commitments) for n, (state, _) in bound.items()}
-    openings = beacon.conclude(roster, draft, number, commitments, {n: m for n, (_, m) in opened.items()})
+    openings = beacon.conclude(
+        roster, draft, number, commitments, {n: m for n, (_, m) in opened.items()}
+    )
     plan = draft.with_beacon(beacon.verify(opened["c00"][0], openings))
     assert plan.sparse is not None
     assert plan.sparse.beacon is not None
     assert isinstance(plan.graph, Rings)
     rings = {node.name: plan.graph.ring(node) for node in nodes}
     book.files["sparse"] = {
-        "identities": {name: identity.to_private_bytes().hex() for name, identity in identities.items()},
+        "identities": {
+            name: identity.to_private_bytes().hex() for name, identity in identities.items()
+        },
         "plan": {
             "threshold": plan.threshold,
             "min_group": plan.min_group,
@@ -339,8 +422,13 @@ def sparse(book: _Book) -> None:
         "beacon": plan.sparse.beacon.value.hex(),
         "committee": plan.graph.committee,
         "holders": {name: plan.graph.holders(name) for name in names},
-        "rings": {name: None if ring is None else [ring.half, ring.least] for name, ring in rings.items()},
-        "peers": {node.name: {name: plan.graph.peers(name, node) for name in node.members} for node in nodes},
+        "rings": {
+            name: None if ring is None else [ring.half, ring.least] for name, ring in rings.items()
+        },
+        "peers": {
+            node.name: {name: plan.graph.peers(name, node) for name in node.members}
+            for node in nodes
+        },
     }
 
 
@@ -350,7 +438,10 @@ def generate() -> dict[str, str]:
     protocol(book)
     sketches(book)
     sparse(book)
-    return {f"{name}.json": json.dumps(content, indent=1) + "\n" for name, content in sorted(book.files.items())}
+    return {
+        f"{name}.json": json.dumps(content, indent=1) + "\n"
+        for name, content in sorted(book.files.items())
+    }
 
 
 def main() -> int:

@@ -1,4 +1,6 @@
-"""A finished run of the real thing on a tiny transformer with random weights, for audits to look at."""
+"""A finished run of the real thing on a tiny transformer with random weights, for audits to look
+at.
+"""
 
 import sys
 from pathlib import Path
@@ -24,18 +26,29 @@ def tiny_bert(tmp_path_factory):
 def rows(task, count, seed):
     rng = np.random.default_rng([task, seed])
     labels = rng.integers(2, size=count)
-    texts = [" ".join(rng.choice(WORDS[task * 100 + 40 * y : task * 100 + 40 * y + 40], size=6)) for y in labels]
+    texts = [
+        " ".join(rng.choice(WORDS[task * 100 + 40 * y : task * 100 + 40 * y + 40], size=6))
+        for y in labels
+    ]
     return Dataset.from_dict({"text": texts, "label": [f"class-{y}" for y in labels]})
 
 
 @pytest.fixture(scope="session")
 def finished(tiny_bert, tmp_path_factory):
-    """Folder of an auditable run: two rounds, six clients of two tasks, fingerprint tree; treat it as read-only."""
+    """Folder of an auditable run: two rounds, six clients of two tasks, fingerprint tree; treat it
+    as read-only.
+    """
     job = Federation(
-        backbone=str(tiny_bert), privacy=PrivacyBudget(epsilon=8, delta=1e-3), rounds=2, lora=Lora(rank=2, alpha=4.0),
-        training=Training(records=60, sample_rate=0.5, head_steps=8, head_sample_rate=0.5, max_length=16),
-        topology=Topology(sketch_size=64), masking=Masking(min_group=3, colluders=1),
-    )  # fmt: skip
+        backbone=str(tiny_bert),
+        privacy=PrivacyBudget(epsilon=8, delta=1e-3),
+        rounds=2,
+        lora=Lora(rank=2, alpha=4.0),
+        training=Training(
+            records=60, sample_rate=0.5, head_steps=8, head_sample_rate=0.5, max_length=16
+        ),
+        topology=Topology(sketch_size=64),
+        masking=Masking(min_group=3, colluders=1),
+    )
     clients = [
         Client(f"t{t}-c{i}", train=rows(t, 60, i), test=rows(t, 10, 100 + i), records=60)
         for t in range(2)

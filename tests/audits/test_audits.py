@@ -1,4 +1,6 @@
-"""Every audit: passes what is right, fails every broken build for the right reason, says what it lacks."""
+"""Every audit: passes what is right, fails every broken build for the right reason, says what it
+lacks.
+"""
 
 import json
 import shutil
@@ -7,9 +9,11 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from fedtree_audits import command, disclosure, ledger, schema, self_test
+from fedtree_audits import command, self_test
+from fedtree_audits.checks import disclosure, ledger
+from fedtree_audits.report import schema
 from fedtree_audits.self_test import NAMES, audit_named
-from fedtree_audits.verdict import Verdict
+from fedtree_audits.statistics.verdict import Verdict
 
 # For each broken build the check that must notice it; another one noticing it as well is no harm.
 REASONS = {
@@ -84,7 +88,8 @@ REASONS = {
     },
 }
 
-# A run of two steps: even without DP an adapter keeps too little of them to be told, so the control is not caught.
+# A run of two steps: even without DP an adapter keeps too little of them to be told, so the control
+# is not caught.
 EXPECTED = {"adapter_release": Verdict.INCONCLUSIVE}
 
 
@@ -95,7 +100,9 @@ def test_a_correct_build_passes(name):
     schema.check(result.to_dict())
 
 
-@pytest.mark.parametrize(("name", "mutant"), [(n, m) for n, found in REASONS.items() for m in found])
+@pytest.mark.parametrize(
+    ("name", "mutant"), [(n, m) for n, found in REASONS.items() for m in found]
+)
 def test_a_broken_build_fails_for_the_right_reason(name, mutant):
     result = audit_named(name).mutants[mutant](1)
     assert result.verdict is Verdict.FAIL
@@ -180,7 +187,10 @@ def test_a_ledger_of_another_client_in_its_place_fails(copy):
     """Same plan, same events: only the data set's name tells them apart."""
     shutil.copy(copy / "ledgers" / "t1-c1.sqlite", copy / "ledgers" / "t0-c1.sqlite")
     result = ledger.AUDIT.audit(copy)
-    assert [check.name for check in result.checks if not check.holds] == ["t0-c1: data set", "t0-c1: signed checkpoint"]
+    assert [check.name for check in result.checks if not check.holds] == [
+        "t0-c1: data set",
+        "t0-c1: signed checkpoint",
+    ]
 
 
 def test_an_edited_summary_fails(copy):

@@ -1,4 +1,6 @@
-"""Makes `dp_models` importable: the suite runs with importlib mode, which adds no folder to the path."""
+"""Makes `dp_models` importable: the suite runs with importlib mode, which adds no folder to the
+path.
+"""
 
 import sys
 from pathlib import Path

@@ -11,16 +11,23 @@ import torch
 from opacus.grad_sample import GradSampleHooks, register_grad_sampler
 from peft import LoraConfig
 from torch import nn
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+)
 
 from fedtree_dp import NoiseSource
-from fedtree_dp.losses import per_sequence_loss
+from fedtree_dp.sgd.losses import per_sequence_loss
 
 
 def quietly(make, *args, **kwargs) -> nn.Module:
     """peft 0.21 asks transformers 5.23 for a property that it deprecates."""
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".is_gradient_checkpointing", category=FutureWarning)
+        warnings.filterwarnings(
+            "ignore", message=".is_gradient_checkpointing", category=FutureWarning
+        )
         return make(*args, **kwargs)
 
 
@@ -52,11 +59,15 @@ def targets(kind: str) -> list[str]:
     return ["q_proj", "v_proj"] if kind == "llama" else ["query", "value"]
 
 
-def lora(kind: str, dtype: torch.dtype = torch.float64, *, b_zero: bool = False, **settings) -> nn.Module:
+def lora(
+    kind: str, dtype: torch.dtype = torch.float64, *, b_zero: bool = False, **settings
+) -> nn.Module:
     """A tiny model of this kind with a real peft adapter; B is filled unless `b_zero`."""
     torch.manual_seed(0)
     head = {} if kind == "llama" else {"modules_to_save": ["classifier"]}
-    config = LoraConfig(**{"r": 4, "target_modules": targets(kind), "lora_dropout": 0.1, **head, **settings})
+    config = LoraConfig(
+        **{"r": 4, "target_modules": targets(kind), "lora_dropout": 0.1, **head, **settings}
+    )
     model = quietly(peft.get_peft_model, backbone(kind, dtype), config).to(dtype)
     if not b_zero:
         fill_b(model)
@@ -76,7 +87,11 @@ def batch(kind: str, records: int = 7, length: int = 10, seed: int = 1) -> dict[
     for i in range(records):
         mask[i, length - i % 4 :] = 0
     ids = torch.where(mask == 1, ids, 1)
-    labels = torch.where(mask == 1, ids, -100) if kind == "llama" else torch.randint(0, 3, (records,), generator=g)
+    labels = (
+        torch.where(mask == 1, ids, -100)
+        if kind == "llama"
+        else torch.randint(0, 3, (records,), generator=g)
+    )
     return {"input_ids": ids, "attention_mask": mask, "labels": labels}
 
 
@@ -88,7 +103,9 @@ def loss(model: nn.Module, part) -> torch.Tensor:
 
 
 class Outside(nn.Module):
-    """Uses a layer's weight without calling the layer as well: no hook sees that half of the gradient."""
+    """Uses a layer's weight without calling the layer as well: no hook sees that half of the
+    gradient.
+    """
 
     def __init__(self):
         super().__init__()
@@ -99,7 +116,9 @@ class Outside(nn.Module):
 
 
 class Mix(nn.Module):
-    """lam: c and e are the outputs of the cluster and the external expert; sigmoid(w) mixes them."""
+    """lam: c and e are the outputs of the cluster and the external expert; sigmoid(w) mixes
+    them.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -121,7 +140,12 @@ class Mixed(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.first, self.second, self.mix, self.head = nn.Linear(6, 5), nn.Linear(6, 5), Mix(), nn.Linear(5, 3)
+        self.first, self.second, self.mix, self.head = (
+            nn.Linear(6, 5),
+            nn.Linear(6, 5),
+            Mix(),
+            nn.Linear(5, 3),
+        )
         self.second.requires_grad_(False)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -136,7 +160,10 @@ def mixed(seed: int = 0) -> Mixed:
 def mixed_batch(records: int = 9, seed: int = 2) -> dict[str, torch.Tensor]:
     g = torch.Generator().manual_seed(seed)
     x = torch.randn(records, 4, 6, generator=g, dtype=torch.float64)
-    return {"x": x * torch.arange(1, records + 1)[:, None, None], "y": torch.randint(0, 3, (records,), generator=g)}
+    return {
+        "x": x * torch.arange(1, records + 1)[:, None, None],
+        "y": torch.randint(0, 3, (records,), generator=g),
+    }
 
 
 def mixed_loss(model: nn.Module, part) -> torch.Tensor:
@@ -181,7 +208,9 @@ def reference(model: nn.Module, loss, data, bound: float) -> list[torch.Tensor]:
 
 def gap(a, b) -> float:
     """Relative distance of two lists of tensors, in the joint norm."""
-    difference = torch.stack([(x.double() - y.double()).norm() for x, y in zip(a, b, strict=True)]).norm()
+    difference = torch.stack(
+        [(x.double() - y.double()).norm() for x, y in zip(a, b, strict=True)]
+    ).norm()
     return float(difference / torch.stack([y.double().norm() for y in b]).norm())
 
 
@@ -210,7 +239,9 @@ def minilm(dtype: torch.dtype = torch.float32) -> nn.Module:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         encoder = AutoModel.from_pretrained(minilm_path(), add_pooling_layer=False)
-    encoder = quietly(peft.get_peft_model, encoder, LoraConfig(r=4, target_modules=["query", "value"]))
+    encoder = quietly(
+        peft.get_peft_model, encoder, LoraConfig(r=4, target_modules=["query", "value"])
+    )
     fill_b(encoder, 0.02)
     return Classifier(encoder, 8).to(dtype)
 
@@ -220,7 +251,11 @@ def minilm_batch(records: int = 5, length: int = 16) -> dict[str, torch.Tensor]:
     ids = torch.randint(1000, 20000, (records, length), generator=g)
     mask = torch.ones_like(ids)
     mask[0, length // 2 :] = 0
-    return {"input_ids": ids, "attention_mask": mask, "labels": torch.randint(0, 8, (records,), generator=g)}
+    return {
+        "input_ids": ids,
+        "attention_mask": mask,
+        "labels": torch.randint(0, 8, (records,), generator=g),
+    }
 
 
 def minilm_loss(model: nn.Module, part) -> torch.Tensor:
@@ -232,7 +267,9 @@ def traces(model: nn.Module) -> list[str]:
     left = [f"{n}.{a}" for n, p in model.named_parameters() for a in vars(p)]
     for name, module in model.named_modules():
         left += [
-            f"{name}.{a}" for a in ("activations", "max_batch_len", "autograd_grad_sample_hooks") if hasattr(module, a)
+            f"{name}.{a}"
+            for a in ("activations", "max_batch_len", "autograd_grad_sample_hooks")
+            if hasattr(module, a)
         ]
         left += [f"{name}: hook" for _ in (*module._forward_hooks, *module._backward_hooks)]
         left += [f"{name}.forward"] if "forward" in vars(module) else []

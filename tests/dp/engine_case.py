@@ -1,4 +1,6 @@
-"""What the tests of the engine share: settings for both engines, a trainer, and the sum that its optimizer is given."""
+"""What the tests of the engine share: settings for both engines, a trainer, and the sum that its
+optimizer is given.
+"""
 
 import dp_models as m
 import pytest
@@ -16,7 +18,9 @@ SETTINGS = {"noise_multiplier": 0.0, "max_grad_norm": 1.0, "expected_batch_size"
 
 
 def trainer(model, loss=m.loss, *, optimizer=None, **settings):
-    return DPSGD(model, optimizer or m.recorder(model), loss, **{**SETTINGS, "noise": m.noise(), **settings})
+    return DPSGD(
+        model, optimizer or m.recorder(model), loss, **{**SETTINGS, "noise": m.noise(), **settings}
+    )
 
 
 def clipped_sum(model, loss, data, bound, **settings):

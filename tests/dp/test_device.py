@@ -9,9 +9,17 @@ from engine_case import SETTINGS
 
 from fedtree_dp import DPSGD
 
-DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here"))]
+DEVICES = [
+    "cpu",
+    pytest.param(
+        "cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
+    ),
+]
 
-pytestmark = [pytest.mark.parametrize("device", DEVICES), pytest.mark.parametrize("engine", ["fused", "hooks"])]
+pytestmark = [
+    pytest.mark.parametrize("device", DEVICES),
+    pytest.mark.parametrize("engine", ["fused", "hooks"]),
+]
 
 
 def on(device, data):
@@ -36,10 +44,18 @@ def test_noise_is_the_same_on_every_device_and_added_there(device, engine):
     for place in ("cpu", device):
         model = m.lora("bert").to(place)
         optimizer = m.recorder(model, 1e-5)
-        settings = {**SETTINGS, "noise_multiplier": 2.0, "engine": engine, "noise": m.noise("device")}
+        settings = {
+            **SETTINGS,
+            "noise_multiplier": 2.0,
+            "engine": engine,
+            "noise": m.noise("device"),
+        }
         with DPSGD(model, optimizer, m.loss, **settings) as trainer:
             trainer.step(on(place, m.batch("bert")))
         moved[place] = [g.cpu() for g in optimizer.seen[0]]
     assert m.gap(moved[device], moved["cpu"]) < 1e-6
     quiet = m.reference(m.lora("bert"), m.loss, m.batch("bert"), SETTINGS["max_grad_norm"])
-    assert torch.cat([(a - b).flatten() for a, b in zip(moved[device], quiet, strict=True)]).std() > 1.0
+    assert (
+        torch.cat([(a - b).flatten() for a, b in zip(moved[device], quiet, strict=True)]).std()
+        > 1.0
+    )

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from fedtree_dp import LedgerTampered, epsilon_of, events
-from fedtree_dp.entries import read_lines, to_line
+from fedtree_dp import LedgerTampered, epsilon_of
+from fedtree_dp.account import events
+from fedtree_dp.ledger.entries import read_lines, to_line
 
 VECTORS = Path(__file__).parents[2] / "dp" / "vectors"
 LEDGER = json.loads((VECTORS / "ledger.json").read_text())
@@ -33,7 +34,8 @@ def test_epsilons(plan, accountant):
 
 
 def test_the_specification_names_what_the_code_does():
-    from fedtree_dp import entries, store
+    from fedtree_dp.ledger import entries
+    from fedtree_dp.ledger import file as store
 
     spec = (VECTORS.parent / "SPEC.md").read_text()
     for mechanism, kind in events.MECHANISMS.items():

@@ -1,11 +1,11 @@
 """Run rounds in one process, with an adversary scripted in a few lines.
 
-    world = World.nested()                        # identities, roster, plan, updates
-    result = world.run(drops={"masked": {"c02"}}) # who does not answer from that stage on
-    result = world.run(tamper={("survivors", "c01"): lambda data: forged})  # what one party gets instead
+    world = World.nested()                        # identities, roster, plan, updates result =
+    world.run(drops={"masked": {"c02"}}) # who does not answer from that stage on result =
+    world.run(tamper={("survivors", "c01"): lambda data: forged})  # what one party gets instead
 
-`tamper` maps (message, participant) to a function of the bytes; it is applied on the way from or to the participant,
-and None means that the message is lost.
+`tamper` maps (message, participant) to a function of the bytes; it is applied on the way from or to
+the participant, and None means that the message is lost.
 Messages: advert, adverts, shares, inbox, masked, survivors, vote, votes, reveal.
 """
 
@@ -30,12 +30,12 @@ from fedtree_secagg import (
     Quantiser,
     Roster,
     client,
-    keys,
-    messages,
     server,
 )
-from fedtree_secagg.group import Group
-from fedtree_secagg.session import sharers_hash
+from fedtree_secagg.agreed.group import Group
+from fedtree_secagg.primitives import keys
+from fedtree_secagg.rounds import messages
+from fedtree_secagg.rounds.session import sharers_hash
 
 CONTEXT = hashlib.sha256(b"a model and a job").digest()
 FRESH = bytes(range(32))
@@ -67,11 +67,15 @@ class World:
 
     @classmethod
     def of(cls, plan: Plan, seed: int = 0, dtype: Any = np.float32) -> World:
-        identities = {name: Identity.generate(hashlib.sha256(name.encode()).digest()) for name in plan.cohort}
+        identities = {
+            name: Identity.generate(hashlib.sha256(name.encode()).digest()) for name in plan.cohort
+        }
         roster = Roster({name: identity.public_bytes for name, identity in identities.items()})
         rng = np.random.default_rng(seed)
         clip = plan.quantiser.clip
-        updates = {name: rng.uniform(-clip, clip, plan.length).astype(dtype) for name in plan.cohort}
+        updates = {
+            name: rng.uniform(-clip, clip, plan.length).astype(dtype) for name in plan.cohort
+        }
         return cls(plan, identities, roster, updates, Randomness(seed))
 
     @classmethod
@@ -87,14 +91,18 @@ class World:
         round: int = 0,  # noqa: A002
         attempt: int = 0,
     ) -> Run:
-        run = Run(self, {k: set(v) for k, v in (drops or {}).items()}, dict(tamper or {}), round, attempt)
+        run = Run(
+            self, {k: set(v) for k, v in (drops or {}).items()}, dict(tamper or {}), round, attempt
+        )
         run.go(upto)
         return run
 
 
 @dataclass
 class Run:
-    """One attempt: states and messages of everyone, by stage, so that a test can look at and reuse them."""
+    """One attempt: states and messages of everyone, by stage, so that a test can look at and reuse
+    them.
+    """
 
     world: World
     drops: dict[str, set[str]]
@@ -113,16 +121,26 @@ class Run:
         rand = w.random
 
         def advertise(name: str) -> tuple[Any, bytes]:
-            return client.advertise(w.identities[name], name, w.roster, w.plan, **counters, randomness=rand())
+            return client.advertise(
+                w.identities[name], name, w.roster, w.plan, **counters, randomness=rand()
+            )
 
         steps: list[tuple[str, str, Callable[..., Any], Callable[..., Any]]] = [
-            ("shares", "adverts", lambda s, m, n: client.share(s, m, randomness=rand()), server.collect_adverts),
+            (
+                "shares",
+                "adverts",
+                lambda s, m, n: client.share(s, m, randomness=rand()),
+                server.collect_adverts,
+            ),
             ("masked", "inbox", self._mask, server.route_shares),
             ("vote", "survivors", lambda s, m, n: client.confirm(s, m), server.collect_masked),
             ("reveal", "votes", lambda s, m, n: (None, client.reveal(s, m)), server.collect_votes),
         ]
         self.server_states["begin"] = server.begin(w.roster, w.plan, **counters, randomness=rand())
-        self._send("advert", {name: advertise(name) for name in w.plan.cohort if name not in self._gone("advert")})
+        self._send(
+            "advert",
+            {name: advertise(name) for name in w.plan.cohort if name not in self._gone("advert")},
+        )
         state = self.server_states["begin"]
         for stage, received, client_step, server_step in steps:
             if upto == self._previous(stage):
@@ -137,7 +155,9 @@ class Run:
 
     def _mask(self, state: Any, inbox: bytes, name: str) -> tuple[Any, bytes]:
         self.mask_randomness[name] = self.world.random()
-        return client.mask(state, inbox, self.world.updates[name], randomness=self.mask_randomness[name])
+        return client.mask(
+            state, inbox, self.world.updates[name], randomness=self.mask_randomness[name]
+        )
 
     def _previous(self, stage: str) -> str:
         return STAGES[STAGES.index(stage) - 1]
@@ -174,17 +194,31 @@ def lead_bytes(kind: type[messages.Message]) -> int:
     return messages.MAC_BYTES if kind in FOR_THE_SERVER else messages.SIGNATURE_BYTES
 
 
-def forge(run: Run, kind: type[messages.Message], name: str, signer: str | None = None, **changes: Any) -> bytes:
-    """What a malicious `name` sends: its own message with fields changed, authenticated by itself or by another."""
+def forge(
+    run: Run, kind: type[messages.Message], name: str, signer: str | None = None, **changes: Any
+) -> bytes:
+    """What a malicious `name` sends: its own message with fields changed, authenticated by itself
+    or by another.
+    """
     stage = kind.__struct_config__.tag
-    sent = messages.detach(run.sent[stage][name])[0] if kind is messages.Masked else run.sent[stage][name]
+    sent = (
+        messages.detach(run.sent[stage][name])[0]
+        if kind is messages.Masked
+        else run.sent[stage][name]
+    )
     forged = msgspec.structs.replace(messages.decode(kind, sent[lead_bytes(kind) :]), **changes)
     if kind in FOR_THE_SERVER:
         return messages.authenticate(run.states["shares"][signer or name].link, forged, name)
-    bound = run.server_states["begin"].session.instance if kind is messages.Advert else session_id(run)
+    bound = (
+        run.server_states["begin"].session.instance if kind is messages.Advert else session_id(run)
+    )
     identity = run.world.identities[signer or name]
     signed = messages.sign(identity, bound, forged, name)
-    return attach(signed, messages.detach(run.sent[stage][name])[1]) if kind is messages.Masked else signed
+    return (
+        attach(signed, messages.detach(run.sent[stage][name])[1])
+        if kind is messages.Masked
+        else signed
+    )
 
 
 def forge_upload(run: Run, name: str, body: bytes) -> bytes:
@@ -217,7 +251,9 @@ def edit(kind: type[messages.Message], **changes: Callable[[Any], Any]) -> Calla
     return apply
 
 
-def those(change: Callable[[tuple[str, ...]], Iterable[str]], n: int = 9) -> Callable[[bytes], bytes]:
+def those(
+    change: Callable[[tuple[str, ...]], Iterable[str]], n: int = 9
+) -> Callable[[bytes], bytes]:
     """A change of a set of the n clients, for `edit`."""
     return lambda bits: Group.of(names(n), change(Group(names(n), bits).names())).bits
 
@@ -262,11 +298,16 @@ def nested_plan(**changes: Any) -> Plan:
 
 
 def quantised(run: Run, name: str) -> dict[str, np.ndarray]:
-    """The integers that a client put into each node: quantised apart from the protocol, with its randomness."""
+    """The integers that a client put into each node: quantised apart from the protocol, with its
+    randomness.
+    """
     plan = run.world.plan
     stream = keys.Stream(run.mask_randomness[name], b"mask")
     update = run.world.updates[name]
-    return {node.name: plan.quantiser.quantise(node.gather(update), stream(32)) for node in plan.nodes_of(name)}
+    return {
+        node.name: plan.quantiser.quantise(node.gather(update), stream(32))
+        for node in plan.nodes_of(name)
+    }
 
 
 def plain_sums(run: Run, survivors: Iterable[str]) -> dict[str, tuple[tuple[str, ...], list[int]]]:

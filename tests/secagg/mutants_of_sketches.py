@@ -52,6 +52,20 @@ SKETCHES = (
         "equal_keys",
         K,
     ),
-    Mutant("sketch: any scale", "sketch.py", "if not 0 < message.scale < math.inf:", "if False:", "another_shape", K),
-    Mutant("sketch: odd ones kept", "sketch.py", "if _terms(message) != usual:", "if False:", "another_shape", K),
+    Mutant(
+        "sketch: any scale",
+        "sketch.py",
+        "if not 0 < message.scale < math.inf:",
+        "if False:",
+        "another_shape",
+        K,
+    ),
+    Mutant(
+        "sketch: odd ones kept",
+        "sketch.py",
+        "if _terms(message) != usual:",
+        "if False:",
+        "another_shape",
+        K,
+    ),
 )

@@ -1,13 +1,14 @@
-"""One attempt of the protocol in plain Python, written from SPEC.md: no import of the package, no numpy, no library.
+"""One attempt of the protocol in plain Python, written from SPEC.md: no import of the package, no
+numpy, no library.
 
-It plays all clients at once, honestly, and gives the bytes that each sends and what the server opens. Section numbers
-are SPEC.md's.
+It plays all clients at once, honestly, and gives the bytes that each sends and what the server
+opens. Section numbers are SPEC.md's.
 """
 
 import hashlib
 import math
 
-from primitives import (
+from reference_primitives import (
     aes256_ctr,
     aes256_gcm_encrypt,
     ed25519_sign,
@@ -65,7 +66,9 @@ class Draw:
 
 
 class Reference:
-    """All clients of one attempt. `setting` is the parsed setting.json, `randomness` maps (step, name) to bytes."""
+    """All clients of one attempt. `setting` is the parsed setting.json, `randomness` maps (step,
+    name) to bytes.
+    """
 
     def __init__(self, setting, randomness):
         self.setting, self.plan, self.randomness = setting, setting["plan"], randomness
@@ -83,13 +86,20 @@ class Reference:
                         plan["min_group"],
                         plan["colluders"],
                     ),
-                    *(plan["ring_bits"], [float(plan["clip"]), plan["bits"], plan["saturate"]], context),
+                    *(
+                        plan["ring_bits"],
+                        [float(plan["clip"]), plan["bits"], plan["saturate"]],
+                        context,
+                    ),
                     [[n["name"], n["members"], n["ranges"]] for n in self.nodes],
                     None,
                 ]
             )
         ).digest()
-        rows = [bytes([len(n.encode())]) + n.encode() + bytes.fromhex(k) for n, k in sorted(setting["roster"].items())]
+        rows = [
+            bytes([len(n.encode())]) + n.encode() + bytes.fromhex(k)
+            for n, k in sorted(setting["roster"].items())
+        ]
         self.roster_hash = hashlib.sha256(TAG + b"roster\0" + b"".join(rows)).digest()
         counters = setting["round"].to_bytes(8, "big") + setting["attempt"].to_bytes(8, "big")
         self.instance = h("instance", self.roster_hash, self.plan_hash, counters)
@@ -126,8 +136,18 @@ class Reference:
             self.mask_key[name] = x25519_public(self.mask_secret[name])
             self.channel_key[name] = x25519_public(self.channel_secret[name])
             self.seeds[name] = {node["name"]: draw(32) for node in self.nodes_of(name)}
-            commitments = [h("seed-commitment", self.instance, name, n, seed) for n, seed in self.seeds[name].items()]
-            payload = ["advert", self.instance, name, self.mask_key[name], self.channel_key[name], commitments]
+            commitments = [
+                h("seed-commitment", self.instance, name, n, seed)
+                for n, seed in self.seeds[name].items()
+            ]
+            payload = [
+                "advert",
+                self.instance,
+                name,
+                self.mask_key[name],
+                self.channel_key[name],
+                commitments,
+            ]
             self.adverts[name] = self.signed(self.instance, name, payload)
         hashes = b"".join(hashlib.sha256(self.adverts[name]).digest() for name in self.names)
         self.server_key = x25519_public(Draw(self.randomness["server", ""], "server")(32))
@@ -135,18 +155,25 @@ class Reference:
         return self.adverts
 
     def share(self):
-        """Deal everyone's shares; threshold - 1 coefficients are drawn per secret, the highest power first."""
+        """Deal everyone's shares; threshold - 1 coefficients are drawn per secret, the highest
+        power first.
+        """
         self.bundles, out = {}, {}
         for dealer in self.names:
             draw = Draw(self.randomness["share", dealer], "share")
             columns = []
             for secret in (self.mask_secret[dealer], *self.seeds[dealer].values()):
-                polynomial = [int.from_bytes(draw(82), "big") % PRIME for _ in range(self.plan["threshold"] - 1)]
+                polynomial = [
+                    int.from_bytes(draw(82), "big") % PRIME
+                    for _ in range(self.plan["threshold"] - 1)
+                ]
                 polynomial.append(int.from_bytes(secret, "big"))
                 degree = len(polynomial) - 1
                 columns.append(
                     [
-                        (sum(a * x ** (degree - i) for i, a in enumerate(polynomial)) % PRIME).to_bytes(66, "big")
+                        (
+                            sum(a * x ** (degree - i) for i, a in enumerate(polynomial)) % PRIME
+                        ).to_bytes(66, "big")
                         for x in range(1, len(self.names) + 1)
                     ]
                 )
@@ -156,11 +183,15 @@ class Reference:
             for holder in self.names:
                 if holder == dealer:
                     continue
-                prk = extract(self.session, x25519(self.channel_secret[dealer], self.channel_key[holder]))
+                prk = extract(
+                    self.session, x25519(self.channel_secret[dealer], self.channel_key[holder])
+                )
                 info = f(self.session) + f(dealer) + f(holder) + f(self.digest(dealer, holder))
                 nonce = draw(12)
                 plain = b"".join(self.bundles[dealer][holder])
-                boxes.append(nonce + aes256_gcm_encrypt(expand(prk, "channel", info), nonce, plain, info))
+                boxes.append(
+                    nonce + aes256_gcm_encrypt(expand(prk, "channel", info), nonce, plain, info)
+                )
             out[dealer] = self.tagged(dealer, ["shares", self.session, dealer, digests, boxes])
         return out
 
@@ -182,42 +213,71 @@ class Reference:
                 integers = self.quantise(values, draw(32))
                 self.quantised[name, node["name"]] = integers
                 seed = extract(self.session, self.seeds[name][node["name"]])
-                total = add(integers, mask(expand(seed, "self-mask", name, node["name"]), len(integers), size), 1)
+                total = add(
+                    integers,
+                    mask(expand(seed, "self-mask", name, node["name"]), len(integers), size),
+                    1,
+                )
                 for peer in node["members"]:
                     if peer != name:
-                        prk = extract(self.session, x25519(self.mask_secret[name], self.mask_key[peer]))
-                        pair_mask = mask(expand(prk, "pair-mask", node["name"]), len(integers), size)
+                        prk = extract(
+                            self.session, x25519(self.mask_secret[name], self.mask_key[peer])
+                        )
+                        pair_mask = mask(
+                            expand(prk, "pair-mask", node["name"]), len(integers), size
+                        )
                         total = add(total, pair_mask, 1 if name < peer else -1)
                 body += total
             data = b"".join((word % 2 ** (8 * size)).to_bytes(size, "little") for word in body)
             nonce, shown = draw(12), h("sharers", self.session, self.bits(self.names))
             tag = aes256_gcm_encrypt(expand(self.link(name), "upload"), nonce, b"", data)
-            signed = self.signed(self.session, name, ["masked", self.session, name, shown, nonce, tag])
-            out[name] = len(signed).to_bytes(2, "big") + signed + bytes(-(2 + len(signed)) % 16) + data
+            signed = self.signed(
+                self.session, name, ["masked", self.session, name, shown, nonce, tag]
+            )
+            out[name] = (
+                len(signed).to_bytes(2, "big") + signed + bytes(-(2 + len(signed)) % 16) + data
+            )
         return out
 
     def quantise(self, values, key):
         g = (2 ** (self.plan["bits"] - 1) - 1) / self.plan["clip"]
         draws = words(key, len(values), 4)
         # x g is one float64 product; then exact: multiplying by 2^32 only moves the exponent
-        return [(math.trunc(x * (g * 2.0**32)) + r) >> 32 for x, r in zip(values, draws, strict=True)]
+        return [
+            (math.trunc(x * (g * 2.0**32)) + r) >> 32 for x, r in zip(values, draws, strict=True)
+        ]
 
     def confirm(self, survivors):
-        digest = h("view", self.session, h("sharers", self.session, self.bits(self.names)), self.bits(survivors))
-        return {n: self.signed(self.session, n, ["vote", self.session, n, digest]) for n in survivors}
+        digest = h(
+            "view",
+            self.session,
+            h("sharers", self.session, self.bits(self.names)),
+            self.bits(survivors),
+        )
+        return {
+            n: self.signed(self.session, n, ["vote", self.session, n, digest]) for n in survivors
+        }
 
     def reveal(self, survivors):
-        return {n: self.tagged(n, ["reveal", self.session, n, self.reveal_body(n, survivors)]) for n in survivors}
+        return {
+            n: self.tagged(n, ["reveal", self.session, n, self.reveal_body(n, survivors)])
+            for n in survivors
+        }
 
     def reveal_body(self, holder, survivors):
         body = b""
         for dealer in self.names:
             opens = [
-                len(set(node["members"]) & set(survivors)) >= self.plan["min_group"] for node in self.nodes_of(dealer)
+                len(set(node["members"]) & set(survivors)) >= self.plan["min_group"]
+                for node in self.nodes_of(dealer)
             ]
             shown = [False, *opens] if dealer in survivors else [any(opens)] + [False] * len(opens)
             for slot, show in enumerate(shown):
-                body += self.bundles[dealer][holder][slot] if show else self.share_hash(dealer, holder, slot)
+                body += (
+                    self.bundles[dealer][holder][slot]
+                    if show
+                    else self.share_hash(dealer, holder, slot)
+                )
         return body
 
     def opened(self, survivors):

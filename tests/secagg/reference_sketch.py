@@ -1,10 +1,12 @@
-"""The sketch of SPEC.md section 11 in plain Python floats and integers: independent of the package, for tests."""
+"""The sketch of SPEC.md section 11 in plain Python floats and integers: independent of the package,
+for tests.
+"""
 
 import hashlib
 import math
 
-from primitives import aes256_ctr, aes256_gcm_encrypt, x25519, x25519_public
 from reference import Draw, Reference, expand, extract, f, h
+from reference_primitives import aes256_ctr, aes256_gcm_encrypt, x25519, x25519_public
 
 
 def logarithm(u):
@@ -40,7 +42,9 @@ def project(key, vector, size):
     normals += [r * s for r, (_, s) in zip(radii, turns, strict=True)]
     padded, out = list(vector) + [0.0] * (256 - len(vector)), []
     for row in range(size):
-        products = [p * x for p, x in zip(normals[256 * row : 256 * row + 256], padded, strict=True)]
+        products = [
+            p * x for p, x in zip(normals[256 * row : 256 * row + 256], padded, strict=True)
+        ]
         while len(products) > 1:
             middle = len(products) // 2
             products = [a + b for a, b in zip(products[:middle], products[middle:], strict=True)]
@@ -58,14 +62,22 @@ class SketchReference(Reference):
 
     def run(self):
         fresh = {
-            step: {n: bytes.fromhex(r[f"randomness_{step}"]) for n, r in self.files["members"].items()}
+            step: {
+                n: bytes.fromhex(r[f"randomness_{step}"]) for n, r in self.files["members"].items()
+            }
             for step in ("hello", "seal")
         }
         secret = {n: Draw(fresh["hello"][n], "sketch-hello")(32) for n in self.names}
         public = {n: x25519_public(secret[n]) for n in self.names}
-        hello = {n: self.signed(self.instance, n, ["sketch-hello", self.instance, n, public[n]]) for n in self.names}
+        hello = {
+            n: self.signed(self.instance, n, ["sketch-hello", self.instance, n, public[n]])
+            for n in self.names
+        }
         hashes = b"".join(hashlib.sha256(hello[n]).digest() for n in self.names)
-        session, leader = h("sketch-session", self.instance, hashlib.sha256(hashes).digest()), self.names[0]
+        session, leader = (
+            h("sketch-session", self.instance, hashlib.sha256(hashes).digest()),
+            self.names[0],
+        )
         draw = Draw(fresh["seal"][leader], "sketch-seal")
         seed = draw(32)
         commitment, boxes = h("sketch-seed", session, seed), []
@@ -78,7 +90,16 @@ class SketchReference(Reference):
         for name in self.names:
             body = self.body(extract(session, seed), name)
             layers = len(self.setting["sketch_vectors"][name])
-            payload = ["sketch", session, name, commitment, layers, self.files["size"], self.files["scale"], body]
+            payload = [
+                "sketch",
+                session,
+                name,
+                commitment,
+                layers,
+                self.files["size"],
+                self.files["scale"],
+                body,
+            ]
             out[name] = {
                 "hello": hello[name],
                 "seal": seal if name == leader else b"",
@@ -89,11 +110,17 @@ class SketchReference(Reference):
     def body(self, root, name):
         body, size = b"", self.files["size"]
         for layer, vector in enumerate(self.setting["sketch_vectors"][name]):
-            binding = layer.to_bytes(4, "big"), size.to_bytes(4, "big"), len(vector).to_bytes(8, "big")
+            binding = (
+                layer.to_bytes(4, "big"),
+                size.to_bytes(4, "big"),
+                len(vector).to_bytes(8, "big"),
+            )
             projected = project(expand(root, "sketch-projection", *binding), vector, size)
             raw = aes256_ctr(expand(root, "sketch-blind", *binding), 8 * size)
             for i, y in enumerate(projected):
                 word = int.from_bytes(raw[8 * i : 8 * i + 8], "little")
-                value = math.floor(y * self.files["scale"] + (word & 0xFFFFFFFF) * 2.0**-32) + (word >> 32)
+                value = math.floor(y * self.files["scale"] + (word & 0xFFFFFFFF) * 2.0**-32) + (
+                    word >> 32
+                )
                 body += (value % 2**32).to_bytes(4, "little")
         return body

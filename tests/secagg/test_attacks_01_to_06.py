@@ -1,4 +1,6 @@
-"""Rows 1 to 6 of the attack table: `test_row_NN_...`; `mutants.py` removes each guard and sees these fail."""
+"""Rows 1 to 6 of the attack table: `test_row_NN_...`; `mutants.py` removes each guard and sees
+these fail.
+"""
 
 import hashlib
 from contextlib import nullcontext
@@ -32,16 +34,25 @@ from fedtree_secagg import (
     ProtocolError,
     ThresholdError,
     client,
-    keys,
-    messages,
     server,
-    shamir,
 )
-from fedtree_secagg.group import Group
+from fedtree_secagg.agreed.group import Group
+from fedtree_secagg.agreed.plan import check_succession
 from fedtree_secagg.journal import Journal
-from fedtree_secagg.messages import Advert, Adverts, Inbox, Masked, Reveal, Shares, Survivors, Vote, Votes
-from fedtree_secagg.plan import check_succession
-from fedtree_secagg.session import view_hash
+from fedtree_secagg.primitives import keys, shamir
+from fedtree_secagg.rounds import messages
+from fedtree_secagg.rounds.messages import (
+    Advert,
+    Adverts,
+    Inbox,
+    Masked,
+    Reveal,
+    Shares,
+    Survivors,
+    Vote,
+    Votes,
+)
+from fedtree_secagg.rounds.session import view_hash
 
 # Row 1: one client dropped in one node and alive in another
 
@@ -73,11 +84,17 @@ def test_row_01_an_upload_for_some_nodes_only_is_refused():
 def test_row_02_a_split_view_of_the_survivors_reveals_nothing():
     run = World.nested().run(upto="masked")
     _, shown = server.collect_masked(run.server_states["inbox"], run.sent["masked"])
-    without = edit(Survivors, survivors=those(lambda all_names: [n for n in all_names if n != "c08"]))
+    without = edit(
+        Survivors, survivors=those(lambda all_names: [n for n in all_names if n != "c08"])
+    )
     confirmed = {}
     for i, name in enumerate(names(8)):
-        confirmed[name] = client.confirm(run.states["masked"][name], without(shown[name]) if i % 2 else shown[name])
-    votes = messages.encode(Votes(session_id(run), tuple(vote for _, vote in confirmed.values()), ()))
+        confirmed[name] = client.confirm(
+            run.states["masked"][name], without(shown[name]) if i % 2 else shown[name]
+        )
+    votes = messages.encode(
+        Votes(session_id(run), tuple(vote for _, vote in confirmed.values()), ())
+    )
     for following, _ in confirmed.values():
         with refused("another survivor set"):
             client.reveal(following, votes)
@@ -89,7 +106,10 @@ def test_row_02_a_split_view_of_the_survivors_reveals_nothing():
 @pytest.mark.parametrize(
     ("change", "match"),
     [
-        (those(lambda all_names: [n for n in all_names if n != "c02"]), "counts this client as dropped"),
+        (
+            those(lambda all_names: [n for n in all_names if n != "c02"]),
+            "counts this client as dropped",
+        ),
         (lambda bits: bits[:1] + bytes([bits[1] | 2]), "no set of the plan's 9 clients"),
         (lambda bits: bits + b"\0", "no set of the plan's 9 clients"),
         (lambda bits: bits[:1], "no set of the plan's 9 clients"),
@@ -128,7 +148,9 @@ def fewer_adverts(data, n):
 def test_row_02_too_few_at_any_stage_ends_the_attempt_at_the_client(stage):
     short = {
         "adverts": lambda data: fewer_adverts(data, 5),
-        "inbox": edit(Inbox, sharers=those(lambda n: n[:5]), digests=lambda d: d[:4], boxes=lambda b: b[:4]),
+        "inbox": edit(
+            Inbox, sharers=those(lambda n: n[:5]), digests=lambda d: d[:4], boxes=lambda b: b[:4]
+        ),
         "survivors": edit(Survivors, survivors=those(lambda n: n[:5])),
         "votes": edit(Votes, votes=lambda v: v[:5]),
     }[stage]
@@ -147,7 +169,10 @@ def test_row_02_a_vote_counts_once_and_only_from_survivors():
     signed = messages.sign(gone.world.identities["c08"], session_id(gone), vote, "c08")
     _, shown = server.collect_votes(gone.server_states["survivors"], gone.sent["vote"])
     with refused("votes twice, is no survivor"):
-        client.reveal(gone.states["vote"]["c00"], edit(Votes, votes=lambda votes: (*votes, signed))(shown["c00"]))
+        client.reveal(
+            gone.states["vote"]["c00"],
+            edit(Votes, votes=lambda votes: (*votes, signed))(shown["c00"]),
+        )
 
 
 @pytest.mark.parametrize("n", [4, 8, 9, 20])
@@ -173,7 +198,8 @@ def hidden_peers(run, inboxes, victim, hidden):
 
 
 def test_row_02_a_client_that_was_shown_fewer_sharers_is_opened_by_nobody():
-    """The server hides c00's peers in its small node, so that c00 masks with none of them; everyone else sees all.
+    """The server hides c00's peers in its small node, so that c00 masks with none of them; everyone
+    else sees all.
 
     Were the others to reveal c00's seed of that node, as of a survivor, its values would lie open.
     """
@@ -183,8 +209,12 @@ def test_row_02_a_client_that_was_shown_fewer_sharers_is_opened_by_nobody():
     masked = {}
     for name in names(9):
         inbox = lied if name == "c00" else inboxes[name]
-        masked[name] = client.mask(run.states["shares"][name], inbox, run.world.updates[name], randomness=FRESH)
-    with refused("masked with other sharers"):  # an honest server sees it at once; the network may have lied to c00
+        masked[name] = client.mask(
+            run.states["shares"][name], inbox, run.world.updates[name], randomness=FRESH
+        )
+    with refused(
+        "masked with other sharers"
+    ):  # an honest server sees it at once; the network may have lied to c00
         server.collect_masked(routed, {n: data for n, (_, data) in masked.items()})
     # a dishonest one goes on: all others confirm nine survivors, c00's word is its upload's head
     shown = messages.encode(Survivors(session_id(run), group(9).bits))
@@ -193,7 +223,10 @@ def test_row_02_a_client_that_was_shown_fewer_sharers_is_opened_by_nobody():
     confirmed = {n: client.confirm(masked[n][0], shown) for n in names(9)[1:]}
     votes = tuple(vote for _, vote in confirmed.values())
     head = messages.detach(masked["c00"][1])[0]
-    for heads, match in (((head,), "'c00' was shown other sharers"), ((), "no signed word of 'c00'")):
+    for heads, match in (
+        ((head,), "'c00' was shown other sharers"),
+        ((), "no signed word of 'c00'"),
+    ):
         for following, _ in confirmed.values():
             with refused(match):
                 client.reveal(following, messages.encode(Votes(session_id(run), votes, heads)))
@@ -203,14 +236,20 @@ def test_row_02_the_heads_of_survivors_that_do_not_vote_stand_for_them():
     world = World.nested()
     run = world.run({"vote": ["c03", "c07"]})
     votes = messages.decode(Votes, run.received["votes"]["c00"])
-    assert [len(votes.votes), len(votes.heads)] == [6, 3]  # a threshold votes, the uploads speak for the others
+    assert [len(votes.votes), len(votes.heads)] == [
+        6,
+        3,
+    ]  # a threshold votes, the uploads speak for the others
     assert opened_sums(run) == plain_sums(run, names(9))
     again = World.nested().run({"vote": ["c03", "c07"]}, upto="vote")
     _, shown = server.collect_votes(again.server_states["survivors"], again.sent["vote"])
     state = again.states["vote"]["c00"]
     foreign = messages.decode(Masked, votes.heads[0][64:])
     stale = messages.sign(
-        world.identities["c03"], session_id(run), Masked(bytes(32), "c03", *list_of(foreign)[2:]), "c03"
+        world.identities["c03"],
+        session_id(run),
+        Masked(bytes(32), "c03", *list_of(foreign)[2:]),
+        "c03",
     )
     for heads, match, blames in (
         (lambda h: h[:1], "no signed word of 'c07'", None),
@@ -264,7 +303,9 @@ def test_row_03_a_late_upload_stays_masked_after_its_key_was_revealed():
         plain.append(words[at : at + node.width].view(np.int32).astype(np.int64))
         at += node.width
     limit = plan.quantiser.max_integer
-    assert np.mean(np.abs(np.concatenate(plain)) <= limit) < 0.2  # still uniform: 2^19 of 2^31 would be inside
+    assert (
+        np.mean(np.abs(np.concatenate(plain)) <= limit) < 0.2
+    )  # still uniform: 2^19 of 2^31 would be inside
     for holder, data in reveals.items():
         held = dropped.states["masked"][holder].bundles["c00"]
         assert not any(share in data for share in held[1:])
@@ -281,7 +322,12 @@ def test_row_04_adverts_of_another_attempt_are_refused():
     with refused("signature does not match"):
         world.run(tamper={("advert", "c01"): lambda _: old["c01"]}, attempt=1)
     with refused("signature does not match"):
-        world.run(tamper={("adverts", "c00"): edit(Adverts, adverts=lambda r: (r[0], old["c01"], *r[2:]))}, round=1)
+        world.run(
+            tamper={
+                ("adverts", "c00"): edit(Adverts, adverts=lambda r: (r[0], old["c01"], *r[2:]))
+            },
+            round=1,
+        )
 
 
 def test_row_04_an_advert_that_its_sender_dates_otherwise_is_refused():
@@ -295,10 +341,14 @@ def test_row_04_boxes_of_another_session_do_not_open():
     world = World.nested()
     old = world.run(upto="shares")
     _, old_inbox = server.route_shares(old.server_states["adverts"], old.sent["shares"])
-    world.random = Randomness(0)  # a client that rolled back to the same keys: only the session id differs
+    world.random = Randomness(
+        0
+    )  # a client that rolled back to the same keys: only the session id differs
     stale = messages.decode(Inbox, old_inbox["c00"]).boxes[0]
     with refused("changed on its way or made for another session"):
-        world.run(tamper={("inbox", "c00"): edit(Inbox, boxes=lambda b: (stale, *b[1:]))}, attempt=1)
+        world.run(
+            tamper={("inbox", "c00"): edit(Inbox, boxes=lambda b: (stale, *b[1:]))}, attempt=1
+        )
     with refused("another session"):
         world.run(tamper={("inbox", "c00"): lambda _: old_inbox["c00"]}, attempt=2)
 
@@ -337,7 +387,9 @@ def test_row_05_every_state_serves_once_and_a_refused_step_gives_it_back():
     state = run.states
     again = [
         lambda: client.share(state["advert"]["c00"], received["adverts"]["c00"], randomness=FRESH),
-        lambda: client.mask(state["shares"]["c00"], received["inbox"]["c00"], world.updates["c00"], randomness=FRESH),
+        lambda: client.mask(
+            state["shares"]["c00"], received["inbox"]["c00"], world.updates["c00"], randomness=FRESH
+        ),
         lambda: client.confirm(state["masked"]["c00"], received["survivors"]["c00"]),
         lambda: client.reveal(state["vote"]["c00"], received["votes"]["c00"]),
         lambda: server.collect_adverts(run.server_states["begin"], run.sent["advert"]),
@@ -351,35 +403,47 @@ def test_row_05_every_state_serves_once_and_a_refused_step_gives_it_back():
     for bad in (b"", inboxes["c01"]):
         with pytest.raises(ProtocolError):
             client.mask(fresh.states["shares"]["c00"], bad, world.updates["c00"], randomness=FRESH)
-    client.mask(fresh.states["shares"]["c00"], inboxes["c00"], world.updates["c00"], randomness=FRESH)
+    client.mask(
+        fresh.states["shares"]["c00"], inboxes["c00"], world.updates["c00"], randomness=FRESH
+    )
 
 
 def test_row_05_the_same_updates_in_two_attempts_would_show_one(tmp_path):
-    """c00 to c02 reveal nothing at first, and others open their node: what the journal refuses their updates for."""
+    """c00 to c02 reveal nothing at first, and others open their node: what the journal refuses
+    their updates for.
+    """
     world, c = World.nested(), names(9)
     first = world.run(drops={"reveal": c[:3]})
     second = world.run(drops={"masked": c[3:4]}, attempt=1)
     sums = [run.opened["left-deep"] for run in (first, second)]
     assert [len(found.members_summed) for found in sums] == [4, 3]
     victim = sums[0].node.gather(world.updates["c03"])
-    assert np.abs(sums[0].values() - sums[1].values() - victim).max() <= 8 * world.plan.quantiser.step
+    assert (
+        np.abs(sums[0].values() - sums[1].values() - victim).max() <= 8 * world.plan.quantiser.step
+    )
     with Journal(tmp_path / "c00") as journal:
         for refuses in (False, True):
             journal.begin(0)
             journal.record("advertised")
             journal.record("shared")
             with refused("fresh noise") if refuses else nullcontext():
-                journal.record("masked", update=hashlib.sha256(world.updates["c00"].tobytes()).digest())
+                journal.record(
+                    "masked", update=hashlib.sha256(world.updates["c00"].tobytes()).digest()
+                )
 
 
 # Row 6: differencing between rounds
 
 
 def test_row_06_membership_moves_by_none_or_by_min_group():
-    before = flat_plan(n=9, nodes=(Node("a", names(9)[:5], ((0, 40),)), Node("b", names(9)[5:], ((0, 40),))))
+    before = flat_plan(
+        n=9, nodes=(Node("a", names(9)[:5], ((0, 40),)), Node("b", names(9)[5:], ((0, 40),)))
+    )
 
     def after(first, second, ranges=((0, 40),)):
-        return replace(before, nodes=(Node("a", first, ranges), Node("b", second, ranges)), threshold=6)
+        return replace(
+            before, nodes=(Node("a", first, ranges), Node("b", second, ranges)), threshold=6
+        )
 
     c = names(9)
     check_succession(before, before)
@@ -387,8 +451,13 @@ def test_row_06_membership_moves_by_none_or_by_min_group():
     with refused("1 members leave", error=ConfigurationError):
         check_succession(before, after(c[:4], c[4:]))
     with refused("1 members join", error=ConfigurationError):
-        check_succession(before, replace(before, nodes=(Node("a", c[:6], ((5, 6),)), Node("b", c[6:], ((5, 6),)))))
-    big = flat_plan(n=12, nodes=(Node("a", names(12)[:6], ((0, 40),)), Node("b", names(12)[6:], ((0, 40),))))
+        check_succession(
+            before,
+            replace(before, nodes=(Node("a", c[:6], ((5, 6),)), Node("b", c[6:], ((5, 6),)))),
+        )
+    big = flat_plan(
+        n=12, nodes=(Node("a", names(12)[:6], ((0, 40),)), Node("b", names(12)[6:], ((0, 40),)))
+    )
     moved = (Node("a", names(12)[:3], ((0, 40),)), Node("b", names(12)[3:], ((0, 40),)))
     check_succession(big, replace(big, nodes=moved))
     disjoint = replace(before, length=80, nodes=(Node("a", c, ((40, 80),)),))

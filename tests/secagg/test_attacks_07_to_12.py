@@ -1,4 +1,6 @@
-"""Rows 7 to 12 of the attack table: `test_row_NN_...`; `mutants.py` removes each guard and sees these fail."""
+"""Rows 7 to 12 of the attack table: `test_row_NN_...`; `mutants.py` removes each guard and sees
+these fail.
+"""
 
 import hashlib
 from dataclasses import replace
@@ -14,18 +16,10 @@ from harness import (
     shares_in,
 )
 
-from fedtree_secagg import (
-    ConfigurationError,
-    Identity,
-    Node,
-    Quantiser,
-    Roster,
-    client,
-    keys,
-    server,
-)
-from fedtree_secagg.ring import Ring
-from fedtree_secagg.session import Session
+from fedtree_secagg import ConfigurationError, Identity, Node, Quantiser, Roster, client, server
+from fedtree_secagg.primitives import keys
+from fedtree_secagg.primitives.ring import Ring
+from fedtree_secagg.rounds.session import Session
 
 SWAP = {"c00": "c04", "c04": "c00"}
 
@@ -44,7 +38,12 @@ def test_row_07_a_group_full_of_colluders_is_refused(colluders):
     "change",
     [
         {"nodes": (Node("all", names(9)[:8], ((0, 80),)),), "threshold": 6},
-        {"nodes": tuple(replace(n, members=tuple(SWAP.get(m, m) for m in n.members)) for n in nested_plan().nodes)},
+        {
+            "nodes": tuple(
+                replace(n, members=tuple(SWAP.get(m, m) for m in n.members))
+                for n in nested_plan().nodes
+            )
+        },
         {"min_group": 4},
         {"threshold": 7},
         {"colluders": 0},
@@ -61,7 +60,8 @@ def test_row_07_and_10_a_client_with_another_plan_or_model_takes_part_in_nothing
     other = replace(World.of(nested_plan(**change)), roster=world.roster)
     run = other.run(upto="advert")
     assert (
-        run.server_states["begin"].session.instance != world.run(upto="advert").server_states["begin"].session.instance
+        run.server_states["begin"].session.instance
+        != world.run(upto="advert").server_states["begin"].session.instance
     )
     with refused("signature does not match"):
         world.run(tamper={("advert", "c01"): lambda _: run.sent["advert"]["c01"]})
@@ -79,7 +79,9 @@ def test_row_07_only_pinned_identities_take_part():
     world = World.nested()
     stranger = Identity.generate(FRESH)
     with refused("pins another key", error=ConfigurationError):
-        client.advertise(stranger, "c00", world.roster, world.plan, round=0, attempt=0, randomness=FRESH)
+        client.advertise(
+            stranger, "c00", world.roster, world.plan, round=0, attempt=0, randomness=FRESH
+        )
     with refused("does not name", error=ConfigurationError):
         Session(Roster({"c00": stranger.public_bytes}), world.plan, 0, 0)
 
@@ -112,13 +114,17 @@ def test_row_09_a_node_below_min_group_is_not_opened_and_its_seeds_stay_hidden()
     plan = run.world.plan
     for holder in run.sent["reveal"]:
         for dealer in ("c02", "c03"):
-            opened = [plan.nodes_of(dealer)[slot - 1].name for slot in shares_in(run, holder, dealer)]
+            opened = [
+                plan.nodes_of(dealer)[slot - 1].name for slot in shares_in(run, holder, dealer)
+            ]
             assert opened == ["trunk"]
 
 
 def test_row_09_the_key_of_one_who_dropped_out_is_kept_when_no_node_of_it_opens():
     c = names(9)
-    plan = flat_plan(n=9, nodes=(Node("small", c[:3], ((0, 40),)), Node("large", c[3:], ((0, 40),))))
+    plan = flat_plan(
+        n=9, nodes=(Node("small", c[:3], ((0, 40),)), Node("large", c[3:], ((0, 40),)))
+    )
     run = World.of(plan).run({"masked": ["c00"]})
     assert set(run.opened) == {"large"}
     assert not any(shares_in(run, holder, "c00") for holder in run.sent["reveal"])
@@ -138,7 +144,9 @@ def test_row_11_no_mask_key_serves_twice_even_after_a_rollback(monkeypatch):
 
     monkeypatch.setattr(Ring, "add_masks", spy)
     for counters in ({"attempt": 0}, {"attempt": 1}, {"round": 1}):
-        World.nested().run(upto="masked", **counters)  # same randomness each time: a machine set back
+        World.nested().run(
+            upto="masked", **counters
+        )  # same randomness each time: a machine set back
     used = [key for keys_of_node in seen for key in keys_of_node]
     own = {keys_of_node[0] for keys_of_node in seen}
     assert len(own) == len(seen)  # self masks: one per client, node and attempt

@@ -1,4 +1,6 @@
-"""Rows 13 to 18 of the attack table: `test_row_NN_...`; `mutants.py` removes each guard and sees these fail."""
+"""Rows 13 to 18 of the attack table: `test_row_NN_...`; `mutants.py` removes each guard and sees
+these fail.
+"""
 
 import numpy as np
 import pytest
@@ -17,17 +19,20 @@ from harness import (
     session_id,
 )
 
-from fedtree_secagg import (
-    ConfigurationError,
-    ProtocolError,
-    Quantiser,
-    client,
-    keys,
-    messages,
-    server,
+from fedtree_secagg import ConfigurationError, ProtocolError, Quantiser, client, server
+from fedtree_secagg.primitives import keys
+from fedtree_secagg.primitives.ring import Ring
+from fedtree_secagg.rounds import messages
+from fedtree_secagg.rounds.messages import (
+    Advert,
+    Adverts,
+    Inbox,
+    Masked,
+    Reveal,
+    Shares,
+    Vote,
+    Votes,
 )
-from fedtree_secagg.messages import Advert, Adverts, Inbox, Masked, Reveal, Shares, Vote, Votes
-from fedtree_secagg.ring import Ring
 
 SMALL_ORDER = bytes(32)
 
@@ -99,11 +104,17 @@ def test_row_13_a_bundle_that_cannot_be_right_names_the_dealer(monkeypatch, lie,
     box = keys.seal(channel, bytes(12), b"".join(bundle), session, "c03", holder, digest)
     _, inboxes = server.route_shares(run.server_states["adverts"], run.sent["shares"])
     forged = edit(Inbox, boxes=put(3, box))(inboxes[holder])
-    with refused("changed on its way"):  # the digest beside it is not the one this box was sealed with
-        client.mask(run.states["shares"][holder], forged, run.world.updates[holder], randomness=FRESH)
+    with refused(
+        "changed on its way"
+    ):  # the digest beside it is not the one this box was sealed with
+        client.mask(
+            run.states["shares"][holder], forged, run.world.updates[holder], randomness=FRESH
+        )
     forged = edit(Inbox, digests=put(3, digest))(forged)
     with refused(match, blames="c03"):
-        client.mask(run.states["shares"][holder], forged, run.world.updates[holder], randomness=FRESH)
+        client.mask(
+            run.states["shares"][holder], forged, run.world.updates[holder], randomness=FRESH
+        )
 
 
 def put(place, new):
@@ -115,10 +126,14 @@ def test_row_13_a_bundle_that_differs_from_its_signed_digest_names_the_dealer():
     dealt, session, holder = run.states["shares"]["c00"], session_id(run), "c05"
     _, inboxes = server.route_shares(run.server_states["adverts"], run.sent["shares"])
     digest = messages.decode(Inbox, inboxes[holder]).digests[0]
-    box = keys.seal(dealt.channels[holder], bytes(12), bytes(66 * 4), session, "c00", holder, digest)
+    box = keys.seal(
+        dealt.channels[holder], bytes(12), bytes(66 * 4), session, "c00", holder, digest
+    )
     forged = edit(Inbox, boxes=lambda rows: (box, *rows[1:]))(inboxes[holder])
     with refused("not the one it signed for", blames="c00"):
-        client.mask(run.states["shares"][holder], forged, run.world.updates[holder], randomness=FRESH)
+        client.mask(
+            run.states["shares"][holder], forged, run.world.updates[holder], randomness=FRESH
+        )
 
 
 # Rows 14 and 15: metadata, sparse coordinates
@@ -131,7 +146,9 @@ def test_row_14_and_15_lengths_say_nothing_about_the_update():
         update[1:] = 0
     sparse = world.run(attempt=1).sent
     for stage in ("shares", "masked", "vote", "reveal"):
-        assert {len(data) for data in dense[stage].values()} == {len(data) for data in sparse[stage].values()}
+        assert {len(data) for data in dense[stage].values()} == {
+            len(data) for data in sparse[stage].values()
+        }
         assert len({len(data) for data in sparse[stage].values()}) == 1
 
 
@@ -187,7 +204,9 @@ def test_row_16_a_refused_sum_leaves_all_sums_masked_as_they_were(monkeypatch):
         assert all(np.array_equal(agreed.totals[name], total) for name, total in before.items())
 
 
-def test_row_16_sums_that_were_half_opened_when_the_step_was_broken_off_are_never_shown(monkeypatch):
+def test_row_16_sums_that_were_half_opened_when_the_step_was_broken_off_are_never_shown(
+    monkeypatch,
+):
     run = World.nested().run(upto="vote")
     agreed, votes = server.collect_votes(run.server_states["survivors"], run.sent["vote"])
     reveals = {name: client.reveal(run.states["vote"][name], data) for name, data in votes.items()}
@@ -230,7 +249,8 @@ def test_row_17_a_vector_changed_on_its_way_is_refused():
     ):
         with refused("does not match its tag"):
             server.collect_masked(
-                run.server_states["inbox"], {**run.sent["masked"], name: change(run.sent["masked"][name])}
+                run.server_states["inbox"],
+                {**run.sent["masked"], name: change(run.sent["masked"][name])},
             )
     head = messages.detach(run.sent["masked"]["c02"])[0]
     moved = attach(head, messages.detach(run.sent["masked"]["c03"])[1])
@@ -253,7 +273,11 @@ def test_row_17_a_man_in_the_middle_with_a_server_key_of_his_own_changes_the_ses
     with refused("tag does not match"):
         World.nested().run(tamper=meddle)
     run = World.nested().run(upto="shares", tamper=meddle)
-    assert run.states["shares"]["c00"].cohort.id != session_id(run) == run.states["shares"]["c01"].cohort.id
+    assert (
+        run.states["shares"]["c00"].cohort.id
+        != session_id(run)
+        == run.states["shares"]["c01"].cohort.id
+    )
 
 
 @pytest.mark.parametrize("kind", [Advert, Shares, Masked, Vote, Reveal])
@@ -292,14 +316,18 @@ def test_row_17_a_forged_advert_in_the_broadcast_is_refused_by_the_clients():
     world = World.nested()
     fake = forge(world.run(upto="advert"), Advert, "c01", signer="c02", mask_key=FRESH)
     with refused("signature does not match"):
-        world.run(tamper={("adverts", "c00"): edit(Adverts, adverts=lambda r: (r[0], fake, *r[2:]))})
+        world.run(
+            tamper={("adverts", "c00"): edit(Adverts, adverts=lambda r: (r[0], fake, *r[2:]))}
+        )
 
 
 def test_row_17_a_forged_vote_is_refused_by_the_clients():
     run = World.nested().run()
     fake = forge(run, Vote, "c01", signer="c02")
     with refused("signature does not match"):
-        World.nested().run(tamper={("votes", "c00"): edit(Votes, votes=lambda v: (v[0], fake, *v[2:]))})
+        World.nested().run(
+            tamper={("votes", "c00"): edit(Votes, votes=lambda v: (v[0], fake, *v[2:]))}
+        )
 
 
 # Row 18: zero, small-order, duplicate and reflected keys
@@ -320,7 +348,11 @@ def test_row_18_a_key_of_small_order_is_refused_and_names_its_sender(field):
 def test_row_18_a_reflected_or_shared_key_is_refused():
     run = World.nested().run(upto="advert")
     mine = messages.decode(Advert, run.sent["advert"]["c00"][64:])
-    for field, key in (("mask_key", mine.mask_key), ("channel_key", mine.mask_key), ("mask_key", mine.channel_key)):
+    for field, key in (
+        ("mask_key", mine.mask_key),
+        ("channel_key", mine.mask_key),
+        ("mask_key", mine.channel_key),
+    ):
         echo = forge(run, Advert, "c05", **{field: key})
         with refused("same key"):
             server.collect_adverts(run.server_states["begin"], {**run.sent["advert"], "c05": echo})

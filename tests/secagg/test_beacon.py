@@ -7,14 +7,17 @@ import pytest
 from harness import FRESH, Randomness, World, flat_plan
 from test_sparse import NAMES, draft
 
-from fedtree_secagg import ConfigurationError, ProtocolError, ThresholdError, beacon, messages
+from fedtree_secagg import ConfigurationError, ProtocolError, ThresholdError, beacon
+from fedtree_secagg.rounds import messages
 
 PLAN = draft()
 WORLD = World.of(PLAN)
 
 
 def ceremony(number=0, seed="beacon", tamper=None):
-    """All states and messages of one ceremony; `tamper` maps 'commitments' or 'openings' to a change of the list."""
+    """All states and messages of one ceremony; `tamper` maps 'commitments' or 'openings' to a
+    change of the list.
+    """
     fresh, tamper = Randomness(seed), tamper or {}
     states, sent = {}, {}
     for name in NAMES:
@@ -27,7 +30,11 @@ def ceremony(number=0, seed="beacon", tamper=None):
     replies = {name: data for name, (_, data) in opened.items()}
     openings = beacon.conclude(WORLD.roster, PLAN, number, commitments, replies)
     shown = tamper.get("openings", lambda data: data)(openings)
-    return {name: beacon.verify(state, shown) for name, (state, _) in opened.items()}, commitments, replies
+    return (
+        {name: beacon.verify(state, shown) for name, (state, _) in opened.items()},
+        commitments,
+        replies,
+    )
 
 
 def swapped(data, at, value):
@@ -44,7 +51,9 @@ def test_all_clients_get_the_same_beacon_and_can_use_it():
 
 
 def test_the_beacon_depends_on_every_client_and_on_the_number():
-    seen = {ceremony(number)[0]["c00"].value for number in (0, 1)} | {ceremony(seed="other")[0]["c00"].value}
+    seen = {ceremony(number)[0]["c00"].value for number in (0, 1)} | {
+        ceremony(seed="other")[0]["c00"].value
+    }
     assert len(seen) == 3
     _, commitments, _ = ceremony()
     values = messages.decode(beacon.Listed, commitments).values
@@ -58,7 +67,9 @@ def test_a_client_opens_only_when_its_own_commitment_is_listed():
 
 
 def test_an_opening_that_was_not_committed_to_is_refused():
-    """Else the server could search for values of its accomplices once it knows those of the honest."""
+    """Else the server could search for values of its accomplices once it knows those of the
+    honest.
+    """
     with pytest.raises(ProtocolError, match="shown for 'c05' is not what was committed to"):
         ceremony(tamper={"openings": lambda d: swapped(d, 5, FRESH)})
     _, commitments, replies = ceremony()
@@ -118,11 +129,15 @@ def test_nobody_may_be_missing_and_forgeries_name_their_sender():
 
 
 def test_states_serve_once_and_do_not_print():
-    state, _ = beacon.commit(WORLD.identities["c00"], "c00", WORLD.roster, PLAN, number=0, randomness=FRESH)
+    state, _ = beacon.commit(
+        WORLD.identities["c00"], "c00", WORLD.roster, PLAN, number=0, randomness=FRESH
+    )
     assert repr(state) == "<Committed>"
     _, commitments, _ = ceremony()
     with pytest.raises(ProtocolError):
-        beacon.open_own(state, commitments)  # other randomness: not this commitment, and the state is kept
+        beacon.open_own(
+            state, commitments
+        )  # other randomness: not this commitment, and the state is kept
     with pytest.raises(ProtocolError, match="own commitment"):
         beacon.open_own(state, commitments)
 
@@ -139,6 +154,8 @@ def test_wrong_plans_and_strangers_are_refused():
     with pytest.raises(ConfigurationError, match="draft of a sparse plan"):
         beacon.instance_of(WORLD.roster, PLAN.with_beacon(beacon.Beacon(FRESH, PLAN.tree)), 0)
     with pytest.raises(ConfigurationError, match="takes no part in its beacon"):
-        beacon.commit(WORLD.identities["c00"], "zed", WORLD.roster, PLAN, number=0, randomness=FRESH)
+        beacon.commit(
+            WORLD.identities["c00"], "zed", WORLD.roster, PLAN, number=0, randomness=FRESH
+        )
     with pytest.raises(ConfigurationError, match="must be 32 bytes"):
         beacon.Beacon(b"short", PLAN.tree)

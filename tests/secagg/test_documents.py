@@ -24,11 +24,18 @@ def blob(z):
     return 2 if z < 256 else 3 if z < 65536 else 5
 
 
-@pytest.mark.parametrize("plan", [nested_plan(), flat_plan(n=17, length=33), flat_plan(n=4, length=20_000)])
+@pytest.mark.parametrize(
+    "plan", [nested_plan(), flat_plan(n=17, length=33), flat_plan(n=4, length=20_000)]
+)
 def test_message_lengths_follow_the_formulas(plan):
     run = World.of(plan).run({"masked": ["c01"]}) if len(plan.cohort) > 4 else World.of(plan).run()
-    cohort, survivors = run.server_states["adverts"].cohort, run.server_states["survivors"].survivors
-    for name, stage_sizes in ((n, {s: len(run.sent[s][n]) for s in run.sent}) for n in run.sent["reveal"]):
+    cohort, survivors = (
+        run.server_states["adverts"].cohort,
+        run.server_states["survivors"].survivors,
+    )
+    for name, stage_sizes in (
+        (n, {s: len(run.sent[s][n]) for s in run.sent}) for n in run.sent["reveal"]
+    ):
         s, v, h = len(name), len(plan.nodes_of(name)), len(cohort.adverts)
         box, body = 28 + 66 * (v + 1), 4 * plan.width_of(name)
         opened = sum(sum(cohort.opened_slots(d, survivors)) for d in cohort.adverts)
@@ -44,8 +51,10 @@ def test_message_lengths_follow_the_formulas(plan):
 
 
 def test_every_mutant_still_fits_the_source():
-    """`mutants.py` takes minutes and runs on its own; that its replacements have not gone stale is seen here."""
+    """`mutants.py` takes minutes and runs on its own; that its replacements have not gone stale is
+    seen here.
+    """
     assert len(MUTANTS) > 70
     for mutant in MUTANTS:
         assert (PACKAGE / mutant.file).read_text().count(mutant.old) == 1, mutant.name
-        assert list(Path(__file__).parent.glob(mutant.within))
+        assert list(Path(__file__).parent.rglob(mutant.within))

@@ -120,22 +120,29 @@ def test_a_disk_that_writes_half_a_line_stops_the_client(tmp_path, monkeypatch):
 
 
 def test_row_12_kill_9_never_lets_a_stage_be_answered_twice(tmp_path):
-    """A child answers stages as fast as it can, telling each only after it is recorded; kill it, look, repeat."""
+    """A child answers stages as fast as it can, telling each only after it is recorded; kill it,
+    look, repeat.
+    """
     script = (
         "import sys; from fedtree_secagg.journal import *\n"
         "j = Journal(sys.argv[1])\n"
         "for r in range((j.last or (0,))[0], 10**9):\n"
         "    a = j.begin(r)\n"
         "    for s in STAGES[1:]:\n"
-        "        j.record(s, update=(r * 2**20 + a).to_bytes(32, 'big') if s == 'masked' else b'')\n"
+        "        j.record(s, update=(r * 2**20 + a).to_bytes(32, 'big') if s == 'masked' else "
+        "b'')\n"
         "        sys.stdout.write(f'{r} {a} {s}\\n'); sys.stdout.flush()\n"
     )
     told = []
     for kill_after in (3, 14, 40):
-        child = subprocess.Popen([sys.executable, "-c", script, str(tmp_path / "j")], stdout=subprocess.PIPE, text=True)
+        child = subprocess.Popen(
+            [sys.executable, "-c", script, str(tmp_path / "j")], stdout=subprocess.PIPE, text=True
+        )
         told += [child.stdout.readline() for _ in range(kill_after)]
         child.send_signal(signal.SIGKILL)
-        told += [line for line in child.stdout.read().splitlines(keepends=True) if line.endswith("\n")]
+        told += [
+            line for line in child.stdout.read().splitlines(keepends=True) if line.endswith("\n")
+        ]
         child.wait()
         child.stdout.close()
     assert len(told) == len(set(told)) >= 57
@@ -144,7 +151,12 @@ def test_row_12_kill_9_never_lets_a_stage_be_answered_twice(tmp_path):
 def test_ceremonies_of_a_tree_are_counted_over_restarts_and_come_to_an_end(tmp_path):
     tree, other = bytes(range(32)), bytes(range(1, 33))
     with Journal(tmp_path / "j") as journal:
-        assert [journal.ceremony(tree), journal.ceremony(other), journal.begin(0), journal.ceremony(tree)] == [
+        assert [
+            journal.ceremony(tree),
+            journal.ceremony(other),
+            journal.begin(0),
+            journal.ceremony(tree),
+        ] == [
             0,
             0,
             0,
@@ -158,5 +170,8 @@ def test_ceremonies_of_a_tree_are_counted_over_restarts_and_come_to_an_end(tmp_p
         assert journal.ceremony(other) == 1
         with pytest.raises(ConfigurationError, match=r"32 bytes of Plan\.tree"):
             journal.ceremony(b"")
-    with Journal(tmp_path / "j") as journal, pytest.raises(ProtocolError, match="had 16 ceremonies"):
+    with (
+        Journal(tmp_path / "j") as journal,
+        pytest.raises(ProtocolError, match="had 16 ceremonies"),
+    ):
         journal.ceremony(tree)

@@ -1,4 +1,6 @@
-"""Whole rounds: what the server opens is, bit for bit, the plain sum of what the clients quantised."""
+"""Whole rounds: what the server opens is, bit for bit, the plain sum of what the clients
+quantised.
+"""
 
 import numpy as np
 import pytest
@@ -20,7 +22,9 @@ def survivors_of(drops, stage_names=("advert", "shares", "masked")):
 @pytest.mark.parametrize("how_many", [0, 1, MOST])
 @pytest.mark.parametrize("who", ["first", "last", "spread"])
 def test_opened_sums_equal_plain_integer_sums(stage, how_many, who):
-    order = {"first": names(9), "last": names(9)[::-1], "spread": names(9)[::3] + names(9)[1::3]}[who]
+    order = {"first": names(9), "last": names(9)[::-1], "spread": names(9)[::3] + names(9)[1::3]}[
+        who
+    ]
     drops = {stage: order[:how_many]}
     run = World.nested().run(drops)
     expected = plain_sums(run, survivors_of(drops))
@@ -36,7 +40,13 @@ def test_below_the_threshold_nothing_is_opened(stage):
 
 def test_dropouts_at_every_stage_at_once():
     world = World.of(flat_plan(n=14, length=33, colluders=1, threshold=8))
-    drops = {"advert": ["c00"], "shares": ["c05"], "masked": ["c07", "c13"], "vote": ["c01"], "reveal": ["c02"]}
+    drops = {
+        "advert": ["c00"],
+        "shares": ["c05"],
+        "masked": ["c07", "c13"],
+        "vote": ["c01"],
+        "reveal": ["c02"],
+    }
     run = world.run(drops)
     alive = [n for n in names(14) if n not in {"c00", "c05", "c07", "c13"}]
     assert opened_sums(run) == plain_sums(run, alive)
@@ -54,10 +64,14 @@ def test_values_and_mean_are_within_one_grid_step_per_member():
     run = world.run()
     for name, node_sum in run.opened.items():
         node = next(node for node in world.plan.nodes if node.name == name)
-        exact = np.sum([node.gather(world.updates[m]).astype(np.float64) for m in node.members], axis=0)
+        exact = np.sum(
+            [node.gather(world.updates[m]).astype(np.float64) for m in node.members], axis=0
+        )
         step = world.plan.quantiser.step
         assert np.abs(node_sum.values() - exact).max() <= len(node.members) * step
-        np.testing.assert_allclose(node_sum.mean() * len(node.members), node_sum.values(), rtol=1e-12)
+        np.testing.assert_allclose(
+            node_sum.mean() * len(node.members), node_sum.values(), rtol=1e-12
+        )
 
 
 def test_extreme_values_at_the_ring_bound_do_not_wrap():
@@ -99,7 +113,9 @@ def test_masks_hide_a_zero_update():
     body = world.run().sent["masked"]["c00"][-4 * 4096 :]
     counts = np.bincount(np.frombuffer(body, np.uint8), minlength=256)
     chi_square = float((((counts - 64.0) ** 2) / 64.0).sum())
-    assert 120 < chi_square < 450  # 255 degrees of freedom: false alarms below 1e-8; zeros would give 4e6
+    assert (
+        120 < chi_square < 450
+    )  # 255 degrees of freedom: false alarms below 1e-8; zeros would give 4e6
 
 
 @st.composite
@@ -119,7 +135,9 @@ def plans(draw):
     bits = draw(st.integers(2, 32 - (n - 1).bit_length()))
     clip = draw(st.floats(1e-6, 1e6))
     threshold = draw(st.integers(Plan.full_threshold(n), n))
-    return flat_plan(n, start, nodes=tuple(nodes), quantiser=Quantiser(clip, bits), threshold=threshold)
+    return flat_plan(
+        n, start, nodes=tuple(nodes), quantiser=Quantiser(clip, bits), threshold=threshold
+    )
 
 
 def cut(draw, group):

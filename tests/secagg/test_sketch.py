@@ -1,4 +1,6 @@
-"""The sketch: distances come out right, the seed stays inside, and the server's view depends on distances only."""
+"""The sketch: distances come out right, the seed stays inside, and the server's view depends on
+distances only.
+"""
 
 import hashlib
 import math
@@ -7,8 +9,17 @@ import numpy as np
 import pytest
 from harness import Randomness, names
 
-from fedtree_secagg import ConfigurationError, Identity, ProtocolError, Roster, ThresholdError, keys, messages, sketch
-from fedtree_secagg.gaussian import _log, _turn, normals
+from fedtree_secagg import (
+    ConfigurationError,
+    Identity,
+    ProtocolError,
+    Roster,
+    ThresholdError,
+    sketch,
+)
+from fedtree_secagg.primitives import keys
+from fedtree_secagg.primitives.gaussian import _log, _turn, normals
+from fedtree_secagg.rounds import messages
 
 CONTEXT = hashlib.sha256(b"job 1, rebuild 0").digest()
 MEMBERS = names(5)
@@ -19,7 +30,10 @@ ARGS = (ROSTER, MEMBERS, CONTEXT)
 
 def greet(members=MEMBERS, seed=0, context=CONTEXT):
     random = Randomness(seed)
-    greeted = {m: sketch.hello(IDENTITIES[m], m, ROSTER, members, context, randomness=random()) for m in members}
+    greeted = {
+        m: sketch.hello(IDENTITIES[m], m, ROSTER, members, context, randomness=random())
+        for m in members
+    }
     states, hellos = ({m: pair[i] for m, pair in greeted.items()} for i in (0, 1))
     return random, states, hellos
 
@@ -28,14 +42,18 @@ def ready(members=MEMBERS, seed=0):
     random, states, hellos = greet(members, seed)
     broadcast = sketch.collect(ROSTER, members, CONTEXT, hellos)
     sealed = {m: sketch.seal(states[m], broadcast[m], randomness=random()) for m in members}
-    routed = sketch.route(ROSTER, members, CONTEXT, broadcast[members[0]], {m: s[1] for m, s in sealed.items()})
+    routed = sketch.route(
+        ROSTER, members, CONTEXT, broadcast[members[0]], {m: s[1] for m, s in sealed.items()}
+    )
     return {m: sketch.unseal(sealed[m][0], routed[m]) for m in members}, broadcast[members[0]]
 
 
 def run(vectors, members=MEMBERS, seed=0, **options):
     states, hellos = ready(members, seed)
     encoded = {m: sketch.encode(states[m], vectors[m], **options) for m in members}
-    found = sketch.distances(encoded, roster=ROSTER, members=members, context=CONTEXT, hellos=hellos)
+    found = sketch.distances(
+        encoded, roster=ROSTER, members=members, context=CONTEXT, hellos=hellos
+    )
     return *found, encoded
 
 
@@ -69,7 +87,8 @@ def test_equal_vectors_have_distance_zero_up_to_the_grid():
     _, found, _ = run(near, scale=scale)
     true = np.array(
         [
-            (near["c00"][0].astype(float) - near[m][0].astype(float)) @ (near["c00"][0].astype(float) - near[m][0])
+            (near["c00"][0].astype(float) - near[m][0].astype(float))
+            @ (near["c00"][0].astype(float) - near[m][0])
             for m in MEMBERS
         ]
     )
@@ -92,36 +111,46 @@ def view(vectors, trials, size=4):
     for seed in range(trials):
         states, _ = ready(group, seed)
         bodies = [
-            sketch.encode(states[m], [vectors[i]], size=size, scale=256.0)[-4 * size :] for i, m in enumerate(group)
+            sketch.encode(states[m], [vectors[i]], size=size, scale=256.0)[-4 * size :]
+            for i, m in enumerate(group)
         ]
         out.append([np.frombuffer(body, "<u4") for body in bodies])
     return np.array(out)
 
 
-def test_a_common_shift_leaves_single_words_uniform_and_differences_unchanged_to_the_bit_of_the_dither():
-    """With the same seed, a shift moves all words alike up to one grid step; each word alone is uniform."""
+def test_a_common_shift_leaves_single_words_uniform_and_differences_unchanged_but_for_dither():
+    """With the same seed, a shift moves all words alike up to one grid step; each word alone is
+    uniform.
+    """
     rng = np.random.default_rng(3)
     x = rng.normal(size=(3, 20))
     plain, shifted = view(x, 150), view(x + 17.25, 150)
     differences = (plain - plain[:, :1]).view(np.int32).astype(float)
     moved = (shifted - shifted[:, :1]).view(np.int32).astype(float)
     assert np.abs(differences - moved).max() <= 1
-    # Uniformity of a word, with the shift and without: Kolmogorov-Smirnov below the 1e-9 bound, n = 600.
+    # Uniformity of a word, with the shift and without: Kolmogorov-Smirnov below the 1e-9 bound, n =
+    # 600.
     for words in (plain, shifted):
         for member in range(3):
-            assert ks_uniform(words[:, member].ravel() / 2**32) < math.sqrt(math.log(2 / 1e-9) / (2 * 600))
+            assert ks_uniform(words[:, member].ravel() / 2**32) < math.sqrt(
+                math.log(2 / 1e-9) / (2 * 600)
+            )
     # Power: without the blind the words would cluster around zero.
     raw = (np.random.default_rng(0).normal(size=600) * 256 * 5) % 2**32 / 2**32
     assert ks_uniform(raw) > 0.3
 
 
 def test_a_rotation_leaves_the_distribution_of_differences_unchanged():
-    """Differences of a pair are N(0, d^2) in either frame: compare the two samples, and show power against 1.3 d."""
+    """Differences of a pair are N(0, d^2) in either frame: compare the two samples, and show power
+    against 1.3 d.
+    """
     rng = np.random.default_rng(4)
     x = rng.normal(size=(3, 20))
     rotation, _ = np.linalg.qr(rng.normal(size=(20, 20)))
     plain, turned, longer = (sample_of_differences(v) for v in (x, x @ rotation, 1.5 * x))
-    bound = math.sqrt(math.log(2 / 1e-9) / 2 * (2 / 600))  # two-sample Kolmogorov-Smirnov, false alarm 1e-9
+    bound = math.sqrt(
+        math.log(2 / 1e-9) / 2 * (2 / 600)
+    )  # two-sample Kolmogorov-Smirnov, false alarm 1e-9
     assert ks_two(plain, turned) < bound
     assert ks_two(plain**2, longer**2) > ks_two(plain**2, turned**2)
     ratio = float(np.mean(turned**2) / np.mean(plain**2))
@@ -137,14 +166,17 @@ def sample_of_differences(x):
 def ks_uniform(sample):
     ordered = np.sort(sample)
     grid = np.arange(1, len(ordered) + 1) / len(ordered)
-    return float(np.maximum(np.abs(ordered - grid), np.abs(ordered - grid + 1 / len(ordered))).max())
+    return float(
+        np.maximum(np.abs(ordered - grid), np.abs(ordered - grid + 1 / len(ordered))).max()
+    )
 
 
 def ks_two(a, b):
     both = np.concatenate([a, b])
     return float(
         np.abs(
-            np.searchsorted(np.sort(a), both, "right") / len(a) - np.searchsorted(np.sort(b), both, "right") / len(b)
+            np.searchsorted(np.sort(a), both, "right") / len(a)
+            - np.searchsorted(np.sort(b), both, "right") / len(b)
         ).max()
     )
 
@@ -155,7 +187,9 @@ def test_normals_are_standard_normal_and_accurate():
     assert abs(z.mean()) < 6 / math.sqrt(len(z))
     assert abs(z.var() - 1) < 6 * math.sqrt(2 / len(z))
     assert abs(float((z**4).mean()) - 3) < 6 * math.sqrt(96 / len(z))
-    u = np.concatenate([np.random.default_rng(1).random(10_000), [1.0, 2.0**-53, 0.5, math.sqrt(0.5)]])
+    u = np.concatenate(
+        [np.random.default_rng(1).random(10_000), [1.0, 2.0**-53, 0.5, math.sqrt(0.5)]]
+    )
     u = u[u > 0]
     np.testing.assert_allclose(_log(u), np.log(u), rtol=1e-14, atol=2e-16)
     t = np.concatenate([np.random.default_rng(2).random(10_000), np.arange(8) / 8, [1 - 2.0**-53]])
@@ -219,7 +253,9 @@ def test_too_few_or_wrong_members_are_refused():
     with pytest.raises(ConfigurationError, match="does not name"):
         sketch.instance_hash(ROSTER, (*MEMBERS, "stranger"), CONTEXT)
     with pytest.raises(ConfigurationError, match="no member"):
-        sketch.hello(IDENTITIES["c07"], "c07", ROSTER, MEMBERS, CONTEXT, randomness=bytes(range(32)))
+        sketch.hello(
+            IDENTITIES["c07"], "c07", ROSTER, MEMBERS, CONTEXT, randomness=bytes(range(32))
+        )
     _, _, hellos = greet()
     with pytest.raises(ThresholdError):
         sketch.collect(*ARGS, {m: hellos[m] for m in MEMBERS[:2]})
@@ -231,16 +267,28 @@ def test_hellos_of_another_context_and_impersonation_are_refused():
     for false in (foreign["c02"], hellos["c03"], b""):
         with pytest.raises(ProtocolError) as error:
             sketch.collect(*ARGS, {**hellos, "c02": false})
-        assert error.value.sender == "c02"  # to be dropped, and not blamed: anyone on the way could have done it
+        assert (
+            error.value.sender == "c02"
+        )  # to be dropped, and not blamed: anyone on the way could have done it
         assert error.value.blames is None
     with pytest.raises(ProtocolError, match="is expected"):
-        sketch.collect(*ARGS, {"c00": hellos["c00"], "c01": hellos["c01"], "c02": hellos["c02"], "c03x": hellos["c03"]})
+        sketch.collect(
+            *ARGS,
+            {
+                "c00": hellos["c00"],
+                "c01": hellos["c01"],
+                "c02": hellos["c02"],
+                "c03x": hellos["c03"],
+            },
+        )
 
 
 def test_a_hello_that_names_another_sketch_than_it_is_signed_for_blames_its_sender():
     _, _, hellos = greet()
     instance = sketch.instance_hash(*ARGS)
-    wrong = messages.sign(IDENTITIES["c02"], instance, messages.Hello(bytes(32), "c02", bytes(range(32))), "c02")
+    wrong = messages.sign(
+        IDENTITIES["c02"], instance, messages.Hello(bytes(32), "c02", bytes(range(32))), "c02"
+    )
     with pytest.raises(ProtocolError, match="not for this sketch") as error:
         sketch.collect(*ARGS, {**hellos, "c02": wrong})
     assert error.value.blames == error.value.sender == "c02"
@@ -272,8 +320,15 @@ def test_a_false_seal_is_refused_and_blames_the_leader():
     good = messages.verify(messages.Seal, sealed["c00"][1], ROSTER, group.id, "c00")
 
     def forged(**changes):
-        fields = {"session": good.session, "sender": "c00", "commitment": good.commitment, "boxes": good.boxes}
-        return messages.sign(IDENTITIES["c00"], group.id, messages.Seal(**{**fields, **changes}), "c00")
+        fields = {
+            "session": good.session,
+            "sender": "c00",
+            "commitment": good.commitment,
+            "boxes": good.boxes,
+        }
+        return messages.sign(
+            IDENTITIES["c00"], group.id, messages.Seal(**{**fields, **changes}), "c00"
+        )
 
     leader = sealed["c00"][0]
     channel = leader.channel.agree(group.id, "c01", group.hellos["c01"].channel_key)
@@ -295,7 +350,10 @@ def test_a_false_seal_is_refused_and_blames_the_leader():
             sketch.route(*ARGS, broadcast, {"c00": data})
     with pytest.raises(ProtocolError):
         sketch.route(*ARGS, broadcast, {})
-    assert sketch.unseal(sealed["c01"][0], sealed["c00"][1]).seed.reveal() == sealed["c00"][0].seed.reveal()
+    assert (
+        sketch.unseal(sealed["c01"][0], sealed["c00"][1]).seed.reveal()
+        == sealed["c00"][0].seed.reveal()
+    )
 
 
 def test_sketches_of_another_shape_or_seed_are_refused():
@@ -319,7 +377,9 @@ def test_sketches_of_another_shape_or_seed_are_refused():
     for scale, body in ((1.0, b"123"), (math.nan, bytes(32)), (0.0, bytes(32))):
         bad = messages.Sketch(group.id, "c04", commitment, 1, 8, scale, body)
         with pytest.raises(ProtocolError, match=r"length|scale") as error:
-            sketch.distances({**good, "c04": messages.sign(IDENTITIES["c04"], group.id, bad, "c04")}, **where)
+            sketch.distances(
+                {**good, "c04": messages.sign(IDENTITIES["c04"], group.id, bad, "c04")}, **where
+            )
         assert error.value.blames == error.value.sender == "c04"
     order, found = sketch.distances(good, **where)
     assert order == MEMBERS[:4]

@@ -1,4 +1,6 @@
-"""Sparse graphs: neighbours from a beacon, sums that stay in one piece, and what a server may try against them."""
+"""Sparse graphs: neighbours from a beacon, sums that stay in one piece, and what a server may try
+against them.
+"""
 
 from __future__ import annotations
 
@@ -30,14 +32,14 @@ from fedtree_secagg import (
     Sparse,
     ThresholdError,
     client,
-    messages,
     server,
 )
-from fedtree_secagg.graph import Rings
-from fedtree_secagg.group import Group
-from fedtree_secagg.messages import Adverts, Inbox, Masked, Survivors, Votes
-from fedtree_secagg.parameters import find_neighbourhood
-from fedtree_secagg.session import Session, view_hash
+from fedtree_secagg.agreed.graph import Rings
+from fedtree_secagg.agreed.group import Group
+from fedtree_secagg.agreed.parameters import find_neighbourhood
+from fedtree_secagg.rounds import messages
+from fedtree_secagg.rounds.messages import Adverts, Inbox, Masked, Survivors, Votes
+from fedtree_secagg.rounds.session import Session, view_hash
 
 N, COLLUDERS, DROPOUTS = 60, 2, 4
 NAMES = tuple(f"c{i:02d}" for i in range(N))
@@ -114,7 +116,9 @@ def test_another_beacon_draws_other_neighbours_and_every_pair_is_as_likely():
             for holder in plan.graph.holders(name):
                 counts[plan.place[name], plan.place[holder]] += 1
     share = CHOICE.neighbours / (N - 1)
-    seen = np.delete(counts[0], 0)  # each a binomial count; 59 of them, 5 standard deviations: false alarm below 1e-4
+    seen = np.delete(
+        counts[0], 0
+    )  # each a binomial count; 59 of them, 5 standard deviations: false alarm below 1e-4
     assert np.abs(seen - trials * share).max() < 5 * np.sqrt(trials * share * (1 - share))
     assert seen.std() > 0.5 * np.sqrt(trials * share * (1 - share))
 
@@ -148,7 +152,10 @@ def test_a_beacon_of_another_tree_is_refused_and_a_plan_without_one_cannot_run()
         ({"sparse": Sparse(0, DROPOUTS)}, "must be even"),
         ({"sparse": Sparse(CHOICE.neighbours, N + 1)}, "dropouts"),
         ({"sparse": Sparse(4, DROPOUTS), "threshold": 4}, "take more neighbours"),
-        ({"colluders": 20, "min_group": 22, "nodes": (Node("trunk", NAMES, ((0, 60),)),)}, "threshold is"),
+        (
+            {"colluders": 20, "min_group": 22, "nodes": (Node("trunk", NAMES, ((0, 60),)),)},
+            "threshold is",
+        ),
     ],
 )
 def test_parameters_outside_the_bounds_are_refused(changes, match):
@@ -161,7 +168,13 @@ def test_parameters_outside_the_bounds_are_refused(changes, match):
 
 @pytest.mark.parametrize(
     "drops",
-    [{}, {"advert": ["c03"]}, {"shares": ["c07", "c40"]}, {"masked": ["c00", "c59"]}, {"vote": ["c01"]}],
+    [
+        {},
+        {"advert": ["c03"]},
+        {"shares": ["c07", "c40"]},
+        {"masked": ["c00", "c59"]},
+        {"vote": ["c01"]},
+    ],
     ids=str,
 )
 def test_sums_are_exact_bit_for_bit(plan, drops):
@@ -205,11 +218,15 @@ def test_a_node_whose_ring_has_a_thin_stretch_is_not_opened(plan):
     run = World.of(plan).run({"masked": list(too_few)})
     assert "trunk" not in opened_sums(run)
     sums = opened_sums(run)
-    assert sums == {name: row for name, row in plain_sums(run, everyone - set(too_few)).items() if name in sums}
+    assert sums == {
+        name: row for name, row in plain_sums(run, everyone - set(too_few)).items() if name in sums
+    }
     # no holder opened a trunk seed
     slot = 1  # after the key, the trunk is everybody's first node
     for holder, data in run.sent["reveal"].items():
-        assert not any(bundle[slot] in data for bundle in run.states["masked"][holder].bundles.values())
+        assert not any(
+            bundle[slot] in data for bundle in run.states["masked"][holder].bundles.values()
+        )
 
 
 def test_the_windows_are_those_of_a_plain_loop(plan):
@@ -226,8 +243,12 @@ def test_the_windows_are_those_of_a_plain_loop(plan):
     assert seen == {True, False}
 
 
-def test_honest_survivors_of_an_opened_node_are_connected_for_all_corrupt_sets_that_are_not_bad(plan):
-    """The theorem on its own ground: where no two disjoint stretches hold `least` corrupt clients, no set parts."""
+def test_honest_survivors_of_an_opened_node_are_connected_for_all_corrupt_sets_that_are_not_bad(
+    plan,
+):
+    """The theorem on its own ground: where no two disjoint stretches hold `least` corrupt clients,
+    no set parts.
+    """
     rng = np.random.default_rng(2)
     trunk, graph = plan.nodes[0], plan.graph
     ring, order = graph.ring(trunk), graph._circles["trunk"].order
@@ -267,11 +288,15 @@ def test_the_committee_decides_for_all_and_two_views_cannot_both_win(plan):
         if name != "c10":
             data = liar_view(shown[name]) if name == victim else shown[name]
             confirmed[name] = client.confirm(run.states["masked"][name], data)
-    votes = tuple(vote for name, (_, vote) in confirmed.items() if name in committee)[: plan.threshold]
+    votes = tuple(vote for name, (_, vote) in confirmed.items() if name in committee)[
+        : plan.threshold
+    ]
     with refused("another survivor set"):
         client.reveal(confirmed[victim][0], messages.encode(Votes(session_id(run), votes, ())))
     # votes of clients outside the committee do not count
-    outside = tuple(vote for name, (_, vote) in confirmed.items() if name not in committee and name != victim)
+    outside = tuple(
+        vote for name, (_, vote) in confirmed.items() if name not in committee and name != victim
+    )
     other = next(name for name in confirmed if name != victim)
     with refused("has no say here"):
         client.reveal(confirmed[other][0], messages.encode(Votes(session_id(run), outside, ())))
@@ -290,14 +315,22 @@ def test_a_dealer_whose_word_on_the_sharers_is_missing_or_different_is_not_opene
     names_of = [messages.decode(Masked, head[64:]).sender for head in votes.heads]
     other = Group.of(NAMES, NAMES[:50])
     head = messages.decode(Masked, votes.heads[0][64:])
-    lied = Masked(head.session, head.sender, view_hash(head.session, other, other), head.nonce, head.tag)
+    lied = Masked(
+        head.session, head.sender, view_hash(head.session, other, other), head.nonce, head.tag
+    )
     signed = messages.sign(run.world.identities[names_of[0]], session_id(run), lied, names_of[0])
-    stranger = next(n for n in NAMES if n not in plan.graph.dealers("c00") and n not in plan.graph.committee)
+    stranger = next(
+        n for n in NAMES if n not in plan.graph.dealers("c00") and n not in plan.graph.committee
+    )
     foreign = messages.detach(run.sent["masked"][stranger])[0]
     with refused("has no say here"):
-        client.reveal(run.states["vote"]["c00"], edit(Votes, heads=lambda h: (*h, foreign))(shown["c00"]))
+        client.reveal(
+            run.states["vote"]["c00"], edit(Votes, heads=lambda h: (*h, foreign))(shown["c00"])
+        )
     with refused(f"'{names_of[0]}' was shown other sharers"):
-        client.reveal(run.states["vote"]["c00"], edit(Votes, heads=lambda h: (signed, *h[1:]))(shown["c00"]))
+        client.reveal(
+            run.states["vote"]["c00"], edit(Votes, heads=lambda h: (signed, *h[1:]))(shown["c00"])
+        )
 
 
 def test_a_neighbour_that_is_said_to_share_must_have_been_shown(plan):
@@ -305,11 +338,19 @@ def test_a_neighbour_that_is_said_to_share_must_have_been_shown(plan):
     run = World.of(plan).run(upto="advert")
     state, shown = server.collect_adverts(run.server_states["begin"], run.sent["advert"])
     message = messages.decode(Adverts, shown["c00"])
-    peer = next(n for n in plan.graph.peers("c00", plan.nodes[0]) if n not in plan.graph.holders("c00"))
-    kept = tuple(a for a in message.adverts if messages.decode(messages.Advert, a[64:]).sender != peer)
+    peer = next(
+        n for n in plan.graph.peers("c00", plan.nodes[0]) if n not in plan.graph.holders("c00")
+    )
+    kept = tuple(
+        a for a in message.adverts if messages.decode(messages.Advert, a[64:]).sender != peer
+    )
     blind = messages.encode(Adverts(message.server_key, message.root, kept))
     dealt = {
-        n: client.share(run.states["advert"][n], blind if n == "c00" else shown[n], randomness=run.world.random())
+        n: client.share(
+            run.states["advert"][n],
+            blind if n == "c00" else shown[n],
+            randomness=run.world.random(),
+        )
         for n in NAMES
     }
     _, inboxes = server.route_shares(state, {n: data for n, (_, data) in dealt.items()})
@@ -325,9 +366,15 @@ def test_adverts_of_strangers_or_of_too_few_holders_are_refused(plan):
     with refused("is no contact of this client"):
         client.share(run.states["advert"]["c00"], everyone, randomness=FRESH)
     holders = set(plan.graph.holders("c00")[: plan.threshold - 1])
-    few = [a for a in message.adverts if messages.decode(messages.Advert, a[64:]).sender in holders | {"c00"}]
+    few = [
+        a
+        for a in message.adverts
+        if messages.decode(messages.Advert, a[64:]).sender in holders | {"c00"}
+    ]
     with refused("participants are left", ThresholdError):
-        client.share(run.states["advert"]["c00"], adverts_message(message.server_key, few), randomness=FRESH)
+        client.share(
+            run.states["advert"]["c00"], adverts_message(message.server_key, few), randomness=FRESH
+        )
 
 
 def test_a_holder_that_answers_other_shares_is_named(plan):
@@ -337,7 +384,12 @@ def test_a_holder_that_answers_other_shares_is_named(plan):
     assert again.sent["vote"] == run.sent["vote"]  # the same randomness: the same attempt
     holder = plan.graph.holders("c00")[0]
     body = messages.decode(messages.Reveal, run.sent["reveal"][holder][32:]).body
-    wrong = forge(run, messages.Reveal, holder, body=bytes([0, 1]) * (len(body) // 2) + body[len(body) // 2 * 2 :])
+    wrong = forge(
+        run,
+        messages.Reveal,
+        holder,
+        body=bytes([0, 1]) * (len(body) // 2) + body[len(body) // 2 * 2 :],
+    )
     with refused("reveal of") as error:
         server.open_sums(state, {**run.sent["reveal"], holder: wrong})
     assert error.value.blames == error.value.sender == holder
@@ -352,8 +404,14 @@ def test_too_few_holders_of_one_client_open_nothing(plan):
     state, shown = server.collect_votes(run.server_states["survivors"], run.sent["vote"])
     reveals = {n: client.reveal(run.states["vote"][n], shown[n]) for n in shown}
     for_good = set(plan.graph.committee)
-    lone = next(n for n in NAMES if len(set(plan.graph.holders(n)) - for_good) > CHOICE.neighbours - plan.threshold)
-    silent = [n for n in plan.graph.holders(lone) if n not in for_good][: CHOICE.neighbours - plan.threshold + 1]
+    lone = next(
+        n
+        for n in NAMES
+        if len(set(plan.graph.holders(n)) - for_good) > CHOICE.neighbours - plan.threshold
+    )
+    silent = [n for n in plan.graph.holders(lone) if n not in for_good][
+        : CHOICE.neighbours - plan.threshold + 1
+    ]
     with refused(f"{plan.threshold - 1} participants are left", ThresholdError):
         server.open_sums(state, {n: data for n, data in reveals.items() if n not in silent})
     assert len(server.open_sums(state, reveals)) == 4
@@ -375,12 +433,21 @@ def test_neighbours_on_a_ring_are_the_nearest(plan):
 
 @pytest.mark.parametrize("seed", range(12))
 def test_whatever_drops_out_a_node_is_opened_exactly_or_not_at_all(seed):
-    """Dropouts at random stages, more than planned for: exact sums, unopened nodes or an end, never something else."""
+    """Dropouts at random stages, more than planned for: exact sums, unopened nodes or an end, never
+    something else.
+    """
     rng = np.random.default_rng(seed)
     members = tuple(f"c{i:02d}" for i in range(24))
     nodes = (Node("trunk", members, ((0, 6),)), Node("left", members[:18], ((6, 9),)))
     plan = drawn(
-        draft(length=9, nodes=nodes, threshold=6, colluders=1, min_group=3, sparse=Sparse(8, dropouts=1)),
+        draft(
+            length=9,
+            nodes=nodes,
+            threshold=6,
+            colluders=1,
+            min_group=3,
+            sparse=Sparse(8, dropouts=1),
+        ),
         bytes([seed + 1] * 32),
     )
     stages = ("advert", "shares", "masked", "vote", "reveal")

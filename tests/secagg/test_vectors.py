@@ -1,4 +1,6 @@
-"""The published vectors are what the generator makes, and what an independent reference computes from SPEC.md alone."""
+"""The published vectors are what the generator makes, and what an independent reference computes
+from SPEC.md alone.
+"""
 
 import hashlib
 import importlib.util
@@ -6,8 +8,8 @@ import json
 from pathlib import Path
 
 import numpy as np
-import primitives
 import pytest
+import reference_primitives as primitives
 from reference import Reference
 from reference_sketch import SketchReference
 from reference_sparse import SparseReference
@@ -21,10 +23,10 @@ from fedtree_secagg import (
     Roster,
     ThresholdError,
     client,
-    messages,
     sketch,
 )
-from fedtree_secagg.ring import Ring
+from fedtree_secagg.primitives.ring import Ring
+from fedtree_secagg.rounds import messages
 
 FOLDER = Path(__file__).resolve().parents[2] / "secagg" / "vectors"
 FILES = {path.name: json.loads(path.read_text()) for path in FOLDER.glob("*.json")}
@@ -43,7 +45,9 @@ def test_the_generator_reproduces_the_published_files():
     made = generator().generate()
     assert set(made) == set(FILES)
     for name, text in made.items():
-        assert (FOLDER / name).read_text() == text, f"{name} differs: run secagg/vectors/generate.py and say why"
+        assert (FOLDER / name).read_text() == text, (
+            f"{name} differs: run secagg/vectors/generate.py and say why"
+        )
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +62,9 @@ def reference():
 
 
 def outputs(step):
-    return {row["client"]: bytes.fromhex(row["output"]) for row in FILES[f"{step}.json"]["accepted"]}
+    return {
+        row["client"]: bytes.fromhex(row["output"]) for row in FILES[f"{step}.json"]["accepted"]
+    }
 
 
 def test_the_independent_reference_computes_every_message(reference):
@@ -88,7 +94,9 @@ def test_rejected_inputs_of_the_sketch_are_refused_as_published():
     members, context = tuple(sorted(SETTING["identities"])), bytes.fromhex(published["context"])
     row = published["members"]["barbara"]
     fresh = {step: bytes.fromhex(row[f"randomness_{step}"]) for step in ("hello", "seal")}
-    greeted, _ = sketch.hello(identity, "barbara", roster, members, context, randomness=fresh["hello"])
+    greeted, _ = sketch.hello(
+        identity, "barbara", roster, members, context, randomness=fresh["hello"]
+    )
     hellos = [bytes.fromhex(published["members"][name]["hello"]) for name in members]
     for refused in FILES["sketch-seal.json"]["rejected"]:
         with pytest.raises((ProtocolError, ThresholdError)) as error:
@@ -97,11 +105,16 @@ def test_rejected_inputs_of_the_sketch_are_refused_as_published():
             refused["error"],
             refused["blames"],
         )
-    state, _ = sketch.seal(greeted, messages.encode(messages.Hellos(tuple(hellos))), randomness=fresh["seal"])
+    state, _ = sketch.seal(
+        greeted, messages.encode(messages.Hellos(tuple(hellos))), randomness=fresh["seal"]
+    )
     for refused in FILES["sketch-unseal.json"]["rejected"]:
         with pytest.raises(ProtocolError) as error:
             sketch.unseal(state, bytes.fromhex(refused["input"]))
-        assert (type(error.value).__name__, error.value.blames) == (refused["error"], refused["blames"])
+        assert (type(error.value).__name__, error.value.blames) == (
+            refused["error"],
+            refused["blames"],
+        )
     sketch.unseal(state, bytes.fromhex(published["members"]["ann"]["seal"]))
 
 
@@ -109,12 +122,17 @@ def test_the_independent_reference_draws_the_beacon_and_its_graph():
     published = FILES["sparse.json"]
     keys = {n: bytes.fromhex(secret) for n, secret in published["identities"].items()}
     rows = [bytes([len(n)]) + n.encode() + primitives.ed25519_public(keys[n]) for n in sorted(keys)]
-    reference = SparseReference(published, hashlib.sha256(b"fedtree-secagg/v1/roster\0" + b"".join(rows)).digest())
+    reference = SparseReference(
+        published, hashlib.sha256(b"fedtree-secagg/v1/roster\0" + b"".join(rows)).digest()
+    )
     made = reference.ceremony()
     assert reference.tree_hash.hex() == published["tree_hash"]
     for step in ("commitment", "opening"):
         assert {n: data.hex() for n, data in made[step].items()} == published[step]
-    assert [made["commitments"].hex(), made["openings"].hex()] == [published["commitments"], published["openings"]]
+    assert [made["commitments"].hex(), made["openings"].hex()] == [
+        published["commitments"],
+        published["openings"],
+    ]
     assert reference.beacon.hex() == published["beacon"]
     for what, value in reference.graph().items():
         assert value == published[what], what
@@ -122,7 +140,10 @@ def test_the_independent_reference_draws_the_beacon_and_its_graph():
 
 def plan_of(setting):
     p = setting["plan"]
-    nodes = tuple(Node(n["name"], tuple(n["members"]), tuple(tuple(r) for r in n["ranges"])) for n in p["nodes"])
+    nodes = tuple(
+        Node(n["name"], tuple(n["members"]), tuple(tuple(r) for r in n["ranges"]))
+        for n in p["nodes"]
+    )
     return Plan(
         p["length"],
         nodes,
@@ -143,7 +164,9 @@ def replay(upto):
     counters = {"round": SETTING["round"], "attempt": SETTING["attempt"]}
     fresh = {step: bytes.fromhex(row["randomness"]) for step, row in rows.items()}
     vector = np.array(SETTING["updates"]["ann"])
-    state, _ = client.advertise(identity, "ann", roster, plan_of(SETTING), **counters, randomness=fresh["advertise"])
+    state, _ = client.advertise(
+        identity, "ann", roster, plan_of(SETTING), **counters, randomness=fresh["advertise"]
+    )
     calls = {
         "share": lambda s, m: client.share(s, m, randomness=fresh["share"]),
         "mask": lambda s, m: client.mask(s, m, vector, randomness=fresh["mask"]),
@@ -166,9 +189,10 @@ def test_rejected_inputs_are_refused_as_published_and_leave_the_state_usable(ste
     for row in rejected:
         with pytest.raises((ProtocolError, ThresholdError)) as error:
             call(state, bytes.fromhex(row["input"]))
-        assert (type(error.value).__name__, getattr(error.value, "blames", None)) == (row["error"], row["blames"]), row[
-            "why"
-        ]
+        assert (type(error.value).__name__, getattr(error.value, "blames", None)) == (
+            row["error"],
+            row["blames"],
+        ), row["why"]
     result = call(state, bytes.fromhex(accepted["input"]))
     assert (result if step == "reveal" else result[1]).hex() == accepted["output"]
 
@@ -177,12 +201,19 @@ def test_primitives_of_the_reference_meet_their_standards():
     # RFC 7748, 5.2
     scalar = bytes.fromhex("a546e36bf0527c9d3b16154b82465edd62144c0ac1fc5a18506a2244ba449ac4")
     u = bytes.fromhex("e6db6867583030db3594c1a424b15f7c726624ec26b3353b10a903a6d0ab1c4c")
-    assert primitives.x25519(scalar, u).hex() == "c3da55379de9c6908e94ea4df28d084f32eccf03491c71f754b4075577a28552"
+    assert (
+        primitives.x25519(scalar, u).hex()
+        == "c3da55379de9c6908e94ea4df28d084f32eccf03491c71f754b4075577a28552"
+    )
     # RFC 8032, 7.1, test 2
     secret = bytes.fromhex("4ccd089b28ff96da9db6c346ec114e0f5b8a319f35aba624da8cf6ed4fb8a6fb")
     public = "3d4017c3e843895a92b70aa74d1b7ebc9c982ccf2ec4968cc0cd55f12af4660c"
     assert primitives.ed25519_public(secret).hex() == public
-    assert primitives.ed25519_sign(secret, b"\x72").hex().startswith("92a009a9f0d4cab8720e820b5f642540a2b27b5416503f8f")
+    assert (
+        primitives.ed25519_sign(secret, b"\x72")
+        .hex()
+        .startswith("92a009a9f0d4cab8720e820b5f642540a2b27b5416503f8f")
+    )
     # FIPS 197, C.3
     schedule = primitives.aes256_schedule(bytes(range(32)))
     block = primitives.aes256_block(schedule, bytes.fromhex("00112233445566778899aabbccddeeff"))

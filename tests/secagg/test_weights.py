@@ -26,15 +26,22 @@ def test_weighted_means_of_every_node():
     opened = w.run({"masked": ["c03"]}).opened
     for node in NODES:
         alive = [m for m in node.members if m != "c03"]
-        expected = np.average([node.gather(plain[m]) for m in alive], axis=0, weights=[weights[m] for m in alive])
+        expected = np.average(
+            [node.gather(plain[m]) for m in alive], axis=0, weights=[weights[m] for m in alive]
+        )
         np.testing.assert_allclose(WEIGHTING.mean(opened[node.name]), expected, atol=20 * GRID.step)
-        assert WEIGHTING.total(opened[node.name]) == pytest.approx(sum(weights[m] for m in alive), abs=1e-3)
+        assert WEIGHTING.total(opened[node.name]) == pytest.approx(
+            sum(weights[m] for m in alive), abs=1e-3
+        )
 
 
 def test_row_14_lengths_do_not_depend_on_weights():
     first, _ = world(dict.fromkeys(names(5), 1.0))
     second, _ = world(dict.fromkeys(names(5), 1000.0))
-    sizes = [{s: {n: len(d) for n, d in batch.items()} for s, batch in w.run().sent.items()} for w in (first, second)]
+    sizes = [
+        {s: {n: len(d) for n, d in batch.items()} for s, batch in w.run().sent.items()}
+        for w in (first, second)
+    ]
     assert sizes[0] == sizes[1]
 
 

@@ -7,7 +7,10 @@ import pytest
 import torch
 
 HERE = Path(__file__).parent
-sys.path[:0] = [str(HERE), str(HERE.parent)]  # the suite runs in importlib mode, which adds no folder to the path
+sys.path[:0] = [
+    str(HERE),
+    str(HERE.parent),
+]  # the suite runs in importlib mode, which adds no folder to the path
 torch.set_num_threads(1)
 
 from small_jobs import make_clients  # noqa: E402
@@ -30,9 +33,17 @@ def tiny_llama(tmp_path_factory, tiny_bert):
     tokenizer.save_pretrained(folder)
     torch.manual_seed(0)
     config = LlamaConfig(
-        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=3, num_attention_heads=4,
-        num_key_value_heads=2, max_position_embeddings=64, pad_token_id=0, eos_token_id=3, bos_token_id=2,
-    )  # fmt: skip
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=64,
+        pad_token_id=0,
+        eos_token_id=3,
+        bos_token_id=2,
+    )
     LlamaForCausalLM(config).save_pretrained(folder)
     return folder
 

@@ -21,7 +21,9 @@ def rows(task: int, count: int, seed: int, labels: int = 2) -> Dataset:
 
 def make_clients(tasks: int = 2, each: int = 3, count: int = 60) -> list[Client]:
     return [
-        Client(f"t{task}-c{i}", train=rows(task, count, i), test=rows(task, 30, 100 + i), records=count)
+        Client(
+            f"t{task}-c{i}", train=rows(task, count, i), test=rows(task, 30, 100 + i), records=count
+        )
         for task in range(tasks)
         for i in range(each)
     ]
@@ -33,7 +35,9 @@ def make_job(backbone, **changes) -> Federation:
         "privacy": PrivacyBudget(epsilon=8, delta=1e-3),
         "rounds": 2,
         "lora": Lora(rank=2, alpha=4.0),
-        "training": Training(records=60, sample_rate=0.5, head_steps=8, head_sample_rate=0.5, max_length=16),
+        "training": Training(
+            records=60, sample_rate=0.5, head_steps=8, head_sample_rate=0.5, max_length=16
+        ),
         "topology": Topology(sketch_size=64),
         "masking": Masking(min_group=3, colluders=1),
     }

@@ -35,7 +35,11 @@ def write(tmp_path, text):
 def test_toml_and_python_give_the_same_job(tmp_path):
     job, clients = load_job(write(tmp_path, GOOD))
     same = Job(
-        backbone="model", privacy=BUDGET, rounds=3, training=Training(sample_rate=0.25), lora=Lora(targets=("query",))
+        backbone="model",
+        privacy=BUDGET,
+        rounds=3,
+        training=Training(sample_rate=0.25),
+        lora=Lora(targets=("query",)),
     )
     assert job == same
     assert job.digest() == same.digest()

@@ -11,11 +11,12 @@ import torch
 from small_jobs import make_job, rows
 
 from fedtree_dp import PrivacyBudget
-from fedtree_secure import Client, Lora, training
-from fedtree_secure.backbone import Backbone
-from fedtree_secure.data import prepare
-from fedtree_secure.seat import fresh_belongings, seated
-from fedtree_secure.training import trainables
+from fedtree_secure import Client, Lora
+from fedtree_secure.client import training
+from fedtree_secure.client.data import prepare
+from fedtree_secure.client.state import fresh_belongings, seated
+from fedtree_secure.client.training import trainables
+from fedtree_secure.model.backbone import Backbone
 
 FOLDER = Path(__file__).parents[2] / "benchmarks" / "utility"
 
@@ -69,7 +70,9 @@ def test_the_cut_model_has_the_same_losses_and_gradients(utility, tiny_bert):
 
 
 def test_in_turns_b_trains_in_even_steps_and_a_in_odd_ones(utility, tiny_bert):
-    backbone = Backbone(make_job(tiny_bert, lora=Lora(rank=2, alpha=4.0, last_layers=2, freeze_a=False)))
+    backbone = Backbone(
+        make_job(tiny_bert, lora=Lora(rank=2, alpha=4.0, last_layers=2, freeze_a=False))
+    )
     flat, names = np.zeros(2, dtype=bool), {id(p): n for n, p in backbone.model.named_parameters()}
     with seated(backbone, fresh_belongings(backbone, 2), 2, flat):
         for step, factor in ((0, "lora_B"), (1, "lora_A"), (2, "lora_B")):
@@ -83,20 +86,38 @@ def test_in_turns_b_trains_in_even_steps_and_a_in_odd_ones(utility, tiny_bert):
 
 @pytest.fixture
 def small(utility, tiny_bert, tmp_path, monkeypatch):
-    """The command on a tiny model and rows of its own, with arguments that keep all files in a folder."""
+    """The command on a tiny model and rows of its own, with arguments that keep all files in a
+    folder.
+    """
     monkeypatch.setattr(utility, "minilm_folder", lambda: tiny_bert)
     monkeypatch.setattr(utility, "TASKS", {"words": lambda _: list(dict(labelled(400)).items())})
     monkeypatch.setattr(utility, "PrivacyBudget", lambda epsilon, _: PrivacyBudget(epsilon, 1e-4))
     monkeypatch.setattr(utility, "DELTA", 1e-4)
     table = tmp_path / "utility.md"
-    table.write_text("before\n<!-- table: python benchmarks/utility -->\nold\n<!-- end of table -->\nafter\n")
+    table.write_text(
+        "before\n<!-- table: python benchmarks/utility -->\nold\n<!-- end of table -->\nafter\n"
+    )
 
     def call(*arguments):
-        argv = ["utility", "--tasks", "words", "--train", "80", "--test", "40", "--results", str(tmp_path / "r.jsonl"),
-                "--table", str(table), *arguments]  # fmt: skip
+        argv = [
+            "utility",
+            "--tasks",
+            "words",
+            "--train",
+            "80",
+            "--test",
+            "40",
+            "--results",
+            str(tmp_path / "r.jsonl"),
+            "--table",
+            str(table),
+            *arguments,
+        ]
         monkeypatch.setattr(sys, "argv", argv)
         utility.main()
-        return [json.loads(line) for line in (tmp_path / "r.jsonl").read_text().splitlines()], table.read_text()
+        return [
+            json.loads(line) for line in (tmp_path / "r.jsonl").read_text().splitlines()
+        ], table.read_text()
 
     return call
 
@@ -133,25 +154,55 @@ def test_variants_have_cells_and_a_table_of_their_own(small, utility, monkeypatc
     first, _, second = document.partition(marker)
     assert "old" in first
     assert second.splitlines()[1] == "| What trains | words, epsilon 6 |"
-    assert [line.split(" | ")[0] for line in second.splitlines()[3:5]] == [f"| {name}" for name in chosen]
+    assert [line.split(" | ")[0] for line in second.splitlines()[3:5]] == [
+        f"| {name}" for name in chosen
+    ]
     assert "old" not in second
 
 
-def test_federations_have_cells_by_column_and_a_table_of_their_own(utility, tiny_bert, monkeypatch, tmp_path):
+def test_federations_have_cells_by_column_and_a_table_of_their_own(
+    utility, tiny_bert, monkeypatch, tmp_path
+):
     spec = importlib.util.spec_from_file_location("federated", FOLDER / "federated.py")
     federated = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(federated)
-    words = {f"words{task}": lambda _, task=task: list(zip(*rows(task, 600, 9).to_dict().values(), strict=True))
-             for task in range(2)}  # fmt: skip
-    small = {"TASKS": words, "CHOSEN": tuple(words), "TRAIN": 60, "TEST": 20, "minilm_folder": lambda: tiny_bert}
-    for name, value in {**small, "PrivacyBudget": lambda epsilon, _: PrivacyBudget(epsilon, 1e-4)}.items():
+    words = {
+        f"words{task}": lambda _, task=task: list(
+            zip(*rows(task, 600, 9).to_dict().values(), strict=True)
+        )
+        for task in range(2)
+    }
+    small = {
+        "TASKS": words,
+        "CHOSEN": tuple(words),
+        "TRAIN": 60,
+        "TEST": 20,
+        "minilm_folder": lambda: tiny_bert,
+    }
+    for name, value in {
+        **small,
+        "PrivacyBudget": lambda epsilon, _: PrivacyBudget(epsilon, 1e-4),
+    }.items():
         monkeypatch.setattr(federated, name, value)
     table, results = tmp_path / "utility.md", tmp_path / "build" / "r.jsonl"
-    table.write_text("<!-- table: python benchmarks/utility/federated.py -->\nold\n<!-- end of table -->\n")
+    table.write_text(
+        "<!-- table: python benchmarks/utility/federated.py -->\nold\n<!-- end of table -->\n"
+    )
 
     def call(*columns):
-        argv = ["federated", "--each", "3", "--seeds", "0", "--results", str(results), "--table", str(table),
-                "--columns", *columns]  # fmt: skip
+        argv = [
+            "federated",
+            "--each",
+            "3",
+            "--seeds",
+            "0",
+            "--results",
+            str(results),
+            "--table",
+            str(table),
+            "--columns",
+            *columns,
+        ]
         monkeypatch.setattr(sys, "argv", argv)
         federated.main()
         return [json.loads(line) for line in results.read_text().splitlines()]
@@ -160,7 +211,9 @@ def test_federations_have_cells_by_column_and_a_table_of_their_own(utility, tiny
     cells = call("tree", "alone", "head")
     assert cells[:1] == first
     assert [cell["column"] for cell in cells] == ["tree", "alone", "head"]
-    assert all(cell["accuracy"].keys() == words.keys() and 5 < cell["epsilon_spent"] <= 8 for cell in cells)
+    assert all(
+        cell["accuracy"].keys() == words.keys() and 5 < cell["epsilon_spent"] <= 8 for cell in cells
+    )
     lines = table.read_text().splitlines()
     means = [sum(cell["accuracy"].values()) / 2 for cell in cells]
     gains = [f"{means[0] - other:+.3f}" for other in means[1:]]
@@ -174,12 +227,23 @@ def test_the_table_gives_mean_and_range(utility):
     assert spread([0.8, 0.81, 0.85]) == ".820 (.800 to .850)"
     assert spread([1.0]) == "1.000"
     cells = [
-        {"task": "t", "epsilon": e, "seed": s, "ours": 0.8 + s / 100, "head": 0.7, "probe": 0.9, "test": 1000,
-         "seconds": 10.0}
-        for e in (8.0, None) for s in range(3)
-    ]  # fmt: skip
+        {
+            "task": "t",
+            "epsilon": e,
+            "seed": s,
+            "ours": 0.8 + s / 100,
+            "head": 0.7,
+            "probe": 0.9,
+            "test": 1000,
+            "seconds": 10.0,
+        }
+        for e in (8.0, None)
+        for s in range(3)
+    ]
     lines = sys.modules["table"].markdown(cells).splitlines()
-    assert lines[2].startswith("| t | 8 | .810 (.800 to .820) | .700 (.700 to .700) | +0.110 (+0.100 to +0.120) |")
+    assert lines[2].startswith(
+        "| t | 8 | .810 (.800 to .820) | .700 (.700 to .700) | +0.110 (+0.100 to +0.120) |"
+    )
     assert lines[3].startswith("| t | no DP |")
 
 

@@ -1,0 +1,100 @@
+"""A run folder as an auditor reads it: files, their hashes, and what is missing by name. Nothing is
+written.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from fedtree_audits.errors import MissingEvidence
+from fedtree_secure.agreed.noise_plan import NoisePlan
+from fedtree_secure.config import Job, build
+from fedtree_secure.errors import FedTreeError
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """One finished or stopped run."""
+
+    path: Path
+
+    @cached_property
+    def summary(self) -> dict[str, Any]:
+        """Content of ``summary.json``."""
+        return self.read("summary.json")
+
+    @cached_property
+    def described(self) -> dict[str, Any]:
+        """Content of ``job.json``: settings, run id, clients."""
+        return self.read("job.json")
+
+    @cached_property
+    def job(self) -> Job:
+        """The job's settings, checked.
+
+        Raises:
+            MissingEvidence: no job file, or one that describes no job.
+        """
+        try:
+            return build(Job, self.described["job"], "")
+        except (KeyError, FedTreeError, ValueError) as error:
+            raise MissingEvidence(f"{self.path / 'job.json'} describes no job: {error}") from None
+
+    @property
+    def clients(self) -> dict[str, dict[str, Any]]:
+        """Client id to its data set and declared size."""
+        return dict(self.described.get("clients", {}))
+
+    @property
+    def roster(self) -> dict[str, str]:
+        """Client id to its pinned public key, hexadecimal."""
+        return {name: str(key) for name, key in self.read("roster.json").items()}
+
+    def noise_plan(self, client: str) -> NoisePlan:
+        """The plan that the client wrote before it computed anything."""
+        return NoisePlan(**self.read(f"clients/{client}/noise.json"))
+
+    def journal(self, client: str) -> dict[str, Any] | None:
+        """The client's journal, None where this folder is not the client's."""
+        path = f"clients/{client}/journal.json"
+        return self.read(path) if (self.path / path).exists() else None
+
+    def ledger(self, client: str) -> Path:
+        """Path of the ledger (or its snapshot) of the client's data set."""
+        return self.path / "ledgers" / f"{self.clients[client]['dataset']}.sqlite"
+
+    def hashes(self, *names: str) -> dict[str, str]:
+        """SHA-256 of those of the named files that exist."""
+        found = {name: self.path / name for name in names if (self.path / name).is_file()}
+        return {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in found.items()}
+
+    def read(self, name: str) -> dict[str, Any]:
+        """Content of a JSON file of the run.
+
+        Raises:
+            MissingEvidence: it is missing or damaged.
+        """
+        path = self.path / name
+        try:
+            found = json.loads(path.read_text("utf-8"))
+        except (OSError, ValueError) as error:
+            raise MissingEvidence(f"{path} cannot be read: {error}") from None
+        if not isinstance(found, dict):
+            raise MissingEvidence(f"{path} holds no table")
+        return found
+
+
+def open_run(path: Path) -> RunFolder:
+    """Return the run in this folder.
+
+    Raises:
+        MissingEvidence: there is no run here.
+    """
+    if not (path / "job.json").is_file():
+        raise MissingEvidence(f"{path} holds no run: there is no job.json")
+    return RunFolder(path)

@@ -1,0 +1,1 @@
+"""Estimators, intervals and the rule that decides."""

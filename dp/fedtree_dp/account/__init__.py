@@ -1,0 +1,1 @@
+"""Budgets, events and epsilon. Imports no torch."""

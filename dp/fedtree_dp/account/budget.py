@@ -1,0 +1,58 @@
+"""What one client may spend: epsilon at a delta, for one data set, over all jobs.
+
+Unit of protection: one record of one client; neighbouring data sets differ by one record added or
+removed. A budget is a number that is compared with; it never spends itself (see
+`fedtree_dp.ledger.ledger`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from fedtree_dp import checks
+from fedtree_dp.errors import ConfigurationError
+
+
+@dataclass(frozen=True, slots=True)
+class PrivacyBudget:
+    """An (epsilon, delta) allowance: add-or-remove-one-record differential privacy of everything
+    that is released.
+
+    Attributes: epsilon: finite and above 0, in nats. delta: above 0 and below 1; meaningful only
+        below one over the number of records (`check_records`).
+
+    Raises:
+        ConfigurationError: a value outside these ranges.
+
+    >>> PrivacyBudget(epsilon=8, delta=1e-5)
+    PrivacyBudget(epsilon=8.0, delta=1e-05)
+    """
+
+    epsilon: float
+    delta: float
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "epsilon", checks.real("epsilon", self.epsilon, above=0.0))
+        object.__setattr__(self, "delta", checks.real("delta", self.delta, above=0.0, below=1.0))
+
+    def check_records(self, records: int) -> None:
+        """Refuse a delta under which publishing one whole record at random would count as private.
+
+        Args:
+            records: number of records of the client (or its public, declared number).
+
+        Raises: ConfigurationError: delta is at least `1 / records`, or `records` is no whole number
+            of at least 1.
+        """
+        size = checks.count("records", records)
+        if self.delta * size >= 1.0:
+            raise ConfigurationError(
+                f"delta {self.delta:g} is not below 1/{size} = {1 / size:.3g} for {size} records: "
+                "a mechanism that "
+                f"publishes one record in full would satisfy it. Use at most {0.1 / size:.1g}, or "
+                "more records"
+            )
+
+    def to_dict(self) -> dict[str, float]:
+        """Return `{"epsilon": ..., "delta": ...}`."""
+        return {"epsilon": self.epsilon, "delta": self.delta}

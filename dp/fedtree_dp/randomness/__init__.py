@@ -1,0 +1,1 @@
+"""Noise, sampling and single releases from a cryptographic stream."""

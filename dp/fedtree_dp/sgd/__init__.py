@@ -1,0 +1,1 @@
+"""DP-SGD: per-sample gradients, clipping, noise."""

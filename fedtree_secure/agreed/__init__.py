@@ -1,0 +1,1 @@
+"""Public computations that clients and server both repeat. No rows, no keys."""

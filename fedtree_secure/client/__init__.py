@@ -1,0 +1,1 @@
+"""All code that touches rows, keys or ledgers."""

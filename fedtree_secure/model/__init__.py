@@ -1,0 +1,1 @@
+"""The frozen model and its adapters. Knows no client and no server."""

@@ -1,0 +1,1 @@
+"""What a run or a plan says about itself."""

@@ -1,0 +1,285 @@
+"""What stands behind `fedtree-secure budget`: what a plan needs, what other choices would cost, and
+the unknown one.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.table import Table
+
+from fedtree_dp import Gaussian, PrivacyBudget
+from fedtree_dp.account.planner import Axis, Plan, PlanRow, Unknown, plan_table, solve, sweep
+from fedtree_secure.agreed.noise_plan import plan_noise, stages
+from fedtree_secure.config import ClientFiles, Job, load_job
+from fedtree_secure.errors import ConfigurationError
+
+# Epsilon of a plan is solved for at a delta; the epsilon beside it is then not looked at.
+_ANY_EPSILON = 1.0
+
+
+def budget_table(
+    epsilon: float,
+    delta: float,
+    records: int,
+    batch: float,
+    rounds: int,
+    local_steps: int,
+    trained_values: int,
+) -> Table:
+    """Price a plan and its neighbours: other epsilons, batches and rounds.
+
+    Args: records: Declared training records of a client. batch: Expected records in a step.
+        local_steps: DP-SGD steps in a round. trained_values: d; the noise column is sigma sqrt(d) /
+        batch, the noise's norm over the clipping norm.
+    """
+    budget = PrivacyBudget(epsilon=epsilon, delta=delta)
+    budget.check_records(records)
+    rows = plan_table(
+        budget,
+        records=records,
+        rounds=rounds,
+        batch=batch,
+        steps_per_round=local_steps,
+        parameters=trained_values,
+    )
+    table = _table(f"n = {records} records, d = {trained_values} trained values, δ = {delta:g}")
+    for index, row in enumerate(rows):
+        table.add_row(*_cells(row), style="bold" if index == 0 else "")
+    table.caption = (
+        "first row: your plan, calibrated by PLD; the others change one choice at a time"
+    )
+    return table
+
+
+@dataclass(frozen=True)
+class Outlook:
+    """A plan whose unknown number was found, and what its neighbours cost.
+
+    Attributes:
+        title: Whose plan it is.
+        unknown: What was solved for.
+        row: The completed plan.
+        stages: Noise multiplier of each stage by name, the rounds' among them.
+        allowed: Epsilon of the budget; None where epsilon was the unknown.
+    """
+
+    title: str
+    unknown: Unknown
+    row: PlanRow
+    stages: dict[str, float]
+    allowed: float | None
+
+    def curves(
+        self, factors: Iterable[float] = (0.25, 0.5, 1.0, 2.0, 4.0)
+    ) -> Mapping[Axis, tuple[PlanRow, ...]]:
+        """Rows in which only the rounds, the batch or the noise are others, as multiples of the
+        plan's own.
+        """
+        budget = PrivacyBudget(_ANY_EPSILON, self.row.delta)
+        return sweep(
+            self.row.plan, budget, noise_multiplier=self.row.noise_multiplier, factors=factors
+        )
+
+    def table(self) -> Table:
+        """The completed plan in bold, then epsilon against rounds, batch and noise."""
+        plan = self.row.plan
+        noises = ", ".join(f"{name} {value:.4g}" for name, value in self.stages.items())
+        table = _table(
+            f"{self.title}: n = {plan.records} records, d = {plan.parameters} trained values, δ = "
+            f"{self.row.delta:g}"
+        )
+        table.add_row(*_cells(self.row), style="bold", end_section=True)
+        for rows in self.curves().values():
+            others = [
+                row
+                for row in rows
+                if (row.plan, row.noise_multiplier) != (plan, self.row.noise_multiplier)
+            ]
+            for row in others:
+                table.add_row(*_cells(row), end_section=row is others[-1])
+        table.caption = (
+            f"first row: {self.unknown} solved for, by PLD; noise multipliers by stage: {noises}"
+        )
+        return table
+
+
+def require_numbers(
+    numbers: Mapping[str, float | None], solve: str | None, *, has_job: bool
+) -> None:
+    """Refuse options that do not go together, before any of them could be ignored.
+
+    Raises: ConfigurationError: Numbers beside a job file that has them itself, or a plan without
+        delta or records.
+    """
+    given = [name for name, value in numbers.items() if value is not None]
+    if has_job:
+        if twice := [name for name in given if name != "noise"]:
+            raise ConfigurationError(
+                f"the job file has its own {', '.join(twice)}; change the file, or plan without it"
+            )
+        return
+    if solve is not None:
+        raise ConfigurationError(
+            "solve is for job files; without one, leave out the number to solve for"
+        )
+    if lacking := [name for name in ("delta", "records") if name not in given]:
+        raise ConfigurationError(
+            f"a plan needs {' and '.join(lacking)}; or give a job file with --job"
+        )
+
+
+def outlook_of_job(
+    path: Path,
+    *,
+    noise_multiplier: float | None = None,
+    unknown: Unknown = "noise",
+    parameters: int = 1,
+) -> list[Outlook]:
+    """Complete the plan of a job file for every group of clients with the same budget and declared
+    size.
+
+    Args: path: TOML job file. The clients' rows are not read. noise_multiplier: Of the rounds'
+        steps; the other stages are scaled along. Needed unless it is the unknown. unknown: What to
+        solve for in place of the job's own number. parameters: d, trained values of a client.
+
+    Raises: ConfigurationError: The job has no rounds, or noise is missing or given where it is
+        asked for. fedtree_dp.BudgetExceeded: No value of the unknown keeps the budget.
+    """
+    job, clients = load_job(path)
+    if not job.rounds:
+        raise ConfigurationError(f"{path} has no rounds; there is nothing to plan")
+    groups: dict[tuple[PrivacyBudget, int], list[ClientFiles]] = {}
+    for client in clients:
+        key = (client.privacy or job.privacy, client.records or job.training.records)
+        groups.setdefault(key, []).append(client)
+    found = []
+    for (budget, records), members in groups.items():
+        plan = plan_of_job(job, budget, records, parameters)
+        title = ", ".join(client.id for client in members)
+        found.append(
+            outlook(
+                plan,
+                budget,
+                unknown=unknown,
+                noise_multiplier=noise_multiplier,
+                title=title,
+                job=job,
+            )
+        )
+    return found
+
+
+def plan_of_job(job: Job, budget: PrivacyBudget, records: int, parameters: int = 1) -> Plan:
+    """The plan of one client: the job's stages in the planner's words.
+
+    The fingerprint's noise is what its share of ``budget`` asks for, whatever is solved for.
+    """
+    budget.check_records(records)
+    relative = stages(job)
+    relative.pop("rounds")
+    released = plan_noise(job, budget).fingerprint
+    return Plan(
+        records=records,
+        sample_rate=job.training.sample_rate,
+        rounds=job.rounds,
+        steps_per_round=job.training.local_steps,
+        parameters=parameters,
+        releases=(Gaussian(released),) if released else (),
+        stages=tuple(relative.values()),
+    )
+
+
+def outlook_of_numbers(
+    *,
+    epsilon: float | None,
+    noise_multiplier: float | None,
+    rounds: int | None,
+    batch: float | None,
+    delta: float,
+    records: int,
+    local_steps: int = 1,
+    parameters: int = 1,
+) -> Outlook:
+    """Complete a plan of rounds alone; exactly one of the first four arguments is None, and is
+    solved for.
+
+    Raises:
+        ConfigurationError: None or several of them are missing, or a value is out of range.
+        fedtree_dp.BudgetExceeded: No value of the unknown keeps the budget.
+    """
+    given = {"epsilon": epsilon, "noise": noise_multiplier, "rounds": rounds, "batch": batch}
+    missing = [name for name, value in given.items() if value is None]
+    if len(missing) != 1:
+        raise ConfigurationError(
+            f"give three of epsilon, noise, rounds and batch, and leave out the one to solve for; "
+            f"missing now: {', '.join(missing) or 'none'}"
+        )
+    budget = PrivacyBudget(epsilon=_ANY_EPSILON if epsilon is None else epsilon, delta=delta)
+    if batch is not None and not 0 < batch <= records:
+        raise ConfigurationError(
+            f"batch is {batch:g}; allowed: above 0 and at most the {records} records"
+        )
+    plan = Plan(
+        records=records,
+        sample_rate=1.0 if batch is None else batch / records,
+        rounds=1 if rounds is None else rounds,
+        steps_per_round=local_steps,
+        parameters=parameters,
+    )
+    (unknown,) = missing
+    return outlook(plan, budget, unknown=unknown, noise_multiplier=noise_multiplier, title="plan")  # type: ignore[arg-type]
+
+
+def outlook(
+    plan: Plan,
+    budget: PrivacyBudget,
+    *,
+    unknown: Unknown,
+    noise_multiplier: float | None,
+    title: str,
+    job: Job | None = None,
+) -> Outlook:
+    """Solve for the unknown number of a plan and price the neighbours of what was found."""
+    row = solve(unknown, plan, budget, noise_multiplier=noise_multiplier)
+    sigma = row.noise_multiplier
+    named = {"rounds": sigma}
+    for name, event in {} if job is None else stages(job).items():
+        named[name] = event.noise_multiplier * sigma
+    if row.plan.releases:
+        named["fingerprint"] = row.plan.releases[0].noise_multiplier
+    return Outlook(
+        title=title,
+        unknown=unknown,
+        row=row,
+        stages=named,
+        allowed=None if unknown == "epsilon" else budget.epsilon,
+    )
+
+
+def _table(title: str) -> Table:
+    table = Table(title=title, title_justify="left")
+    for column in (
+        "ε",
+        "rounds",
+        "steps",
+        "batch",
+        "sample rate",
+        "noise multiplier σ",
+        "noise/clip σ√d/batch",
+    ):
+        table.add_column(column, justify="right")
+    return table
+
+
+def _cells(row: PlanRow) -> Sequence[str]:
+    plan = row.plan
+    return (
+        f"{row.epsilon:.3g}",
+        str(plan.rounds),
+        str(plan.steps),
+        f"{plan.batch:g}",
+        f"{plan.sample_rate:.4g}",
+        f"{row.noise_multiplier:.4f}",
+        f"{row.signal_ratio:.2f}",
+    )

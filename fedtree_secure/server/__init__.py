@@ -1,0 +1,1 @@
+"""The server: public settings, masked vectors and opened sums, nothing else."""

@@ -1,0 +1,1 @@
+"""What all parties know and repeat: roster, plan, graph."""

@@ -1,0 +1,1 @@
+"""Keys, rings, shares and grids."""

@@ -1,0 +1,240 @@
+"""Ctrl-C, kill -9 and a second process: what a run folder survives, and what it refuses."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+from small_jobs import Adversary, make_clients, make_job, scripted
+
+from fedtree_dp import Ledger
+from fedtree_secure import RunFolderError, RunStopped, Topology
+from fedtree_secure.client.state import Belongings
+
+
+def test_ctrl_c_finishes_the_round_and_resume_goes_on(tiny_bert, tmp_path):
+    class Interrupter(Adversary):
+        def exchange(self, stage, requests):
+            if stage == "round-1/mask":
+                os.kill(os.getpid(), signal.SIGINT)
+                time.sleep(0.01)
+            return super().exchange(stage, requests)
+
+    job = make_job(tiny_bert)
+    with pytest.raises(RunStopped, match="resume"):
+        job.run(make_clients(), tmp_path / "run", wrap_transport=Interrupter)
+    wrap, made = scripted()
+    result = job.run(make_clients(), tmp_path / "run", resume=True, wrap_transport=wrap)
+    assert not any(
+        stage.startswith("round-1/") or stage == "sketch" for stage, _, _ in made[0].seen
+    )
+    assert [record["round"] for record in result.data["rounds"]] == [1, 2]
+    for report in result.data["clients"].values():
+        assert sum(e["steps"] for e in report["events"] if "steps" in e) == 8 + 2
+
+
+class Crash(Adversary):
+    """A server that goes down once ``answered`` clients have answered in a stage."""
+
+    def __init__(self, inner, stage, answered=3):
+        super().__init__(inner)
+        self.stage, self.answered, self.asked = stage, answered, {}
+
+    def exchange(self, stage, requests):
+        if stage != self.stage:
+            return super().exchange(stage, requests)
+        self.asked = requests
+        super().exchange(stage, dict(list(requests.items())[: self.answered]))
+        raise OSError("the server went down")
+
+
+def crashed(job, out, *script, resume=False):
+    """Run a job until its server goes down; return the transport."""
+    made = []
+    with pytest.raises(OSError, match="went down"):
+        job.run(
+            make_clients(),
+            out,
+            resume=resume,
+            wrap_transport=lambda t: made.append(Crash(t, *script)) or made[0],
+        )
+    return made[0]
+
+
+def charges(out, client):
+    """How often each purpose was charged to a client's data set."""
+    with Ledger.open(
+        out.parent / "ledgers" / f"{client}.sqlite", dataset=client, create=False
+    ) as ledger:
+        return Counter(entry.purpose for entry in ledger.entries() if entry.purpose)
+
+
+WARM_UP = Topology(source="lora_b", warmup_steps=2, sketch_size=64, linkage="average")
+
+
+@pytest.mark.parametrize(
+    ("topology", "stage", "answered"),
+    [
+        (None, "sketch", 3),
+        (None, "prepare", 3),
+        (None, "round-1/mask", 0),
+        (None, "round-2/share", 3),
+        (None, "finish", 3),
+        (WARM_UP, "sketch", 6),
+        (WARM_UP, "tree", 3),
+        (WARM_UP, "round-0/share", 3),
+    ],
+)
+def test_a_server_that_goes_down_before_an_upload_costs_nothing(
+    tiny_bert, tmp_path, topology, stage, answered
+):
+    """Sketches are made again from what was charged; if they were charged again, the last round had
+    no budget.
+    """
+    job = make_job(tiny_bert, **({"topology": topology} if topology else {}))
+    crashed(job, tmp_path / "run", stage, answered)
+    result = job.run(make_clients(), tmp_path / "run", resume=True)
+    assert [record["round"] for record in result.data["rounds"]] == (
+        [0, 1, 2] if topology else [1, 2]
+    )
+    assert all(record["opened"] and not record["error"] for record in result.data["rounds"])
+    vectors = "warm-up" if topology else "fingerprint"
+    for client in result.data["clients"]:
+        assert charges(tmp_path / "run", client) == {
+            vectors: 1,
+            "head": 1,
+            "round 1": 1,
+            "round 2": 1,
+        }
+
+
+@pytest.mark.parametrize(
+    ("topology", "stage", "outcome"),
+    [
+        (Topology(source="single"), "round-1/mask", {1: True, 2: False}),
+        (WARM_UP, "round-0/mask", {0: False, 1: True, 2: True}),
+    ],
+)
+def test_an_update_that_may_have_been_uploaded_is_never_sent_again(
+    tiny_bert, tmp_path, topology, stage, outcome
+):
+    """secagg/SPEC.md, section 7. A round is trained and charged anew; a warm-up is not, and its
+    merge opens nothing.
+    """
+    job = make_job(tiny_bert, topology=topology)
+    crashed(job, tmp_path / "run", stage)
+    result = job.run(make_clients(), tmp_path / "run", resume=True)
+    assert {record["round"]: bool(record["opened"]) for record in result.data["rounds"]} == outcome
+    for client, report in result.data["clients"].items():
+        again = topology is not WARM_UP and client.startswith(
+            "t0"
+        )  # the three that were asked to upload
+        assert charges(tmp_path / "run", client)["round 1"] == 1 + again
+        assert report["epsilon_spent"] <= report["epsilon_allowed"]
+
+
+def test_a_client_outside_of_every_group_keeps_its_warm_up(tiny_bert, tmp_path):
+    def wrap(inner):
+        transport = Crash(inner, "prepare", 0)
+        transport.lose = {("sketch", "t1-c2", "after")}  # trained, charged, and then not heard of
+        return transport
+
+    with pytest.raises(OSError, match="went down"):
+        make_job(tiny_bert, topology=WARM_UP).run(
+            make_clients(), tmp_path / "run", wrap_transport=wrap
+        )
+    (values,) = (tmp_path / "run" / "clients" / "t1-c2").glob("values-*.safetensors")
+    mine = Belongings.load(values)
+    assert mine.pending.any()
+    assert np.allclose(
+        mine.own - mine.external, mine.pending[: len(mine.own)], atol=1e-6
+    )  # external: as at the start
+
+
+def test_a_tree_that_some_have_accepted_is_announced_again(tiny_bert, tmp_path):
+    """New sketches may give another tree, which those clients must refuse."""
+    job = make_job(tiny_bert)
+    before = crashed(job, tmp_path / "run", "tree")
+    wrap, made = scripted()
+    job.run(make_clients(), tmp_path / "run", resume=True, wrap_transport=wrap)
+    assert not any(stage.startswith("sketch") for stage, _, _ in made[0].seen)
+    announced = [set(requests.values()) for stage, requests, _ in made[0].seen if stage == "tree"]
+    assert announced == [set(before.asked.values())]
+
+
+def test_a_charge_gives_a_bounded_number_of_sketches(tiny_bert, tmp_path):
+    """A server that pretends to go down, with a member on its side, would see all of the vectors in
+    the end.
+    """
+    job = make_job(tiny_bert)
+    for number in range(3):
+        crashed(job, tmp_path / "run", "sketch", 6, resume=number > 0)
+    result = job.run(make_clients(), tmp_path / "run", resume=True)
+    assert {
+        charges(tmp_path / "run", client)["fingerprint"] for client in result.data["clients"]
+    } == {2}
+
+
+CHILD = """
+import sys; sys.path[:0] = {tests!r}
+from small_jobs import make_clients, make_job
+make_job({model!r}, rounds=3).run(make_clients(), {out!r}, resume={resume})
+print("finished", flush=True)
+"""
+
+
+@pytest.mark.slow
+def test_a_killed_run_resumes_and_undercounts_nothing(tiny_bert, tmp_path):
+    """kill -9 at several moments: every round that a server may have seen is in every ledger, no
+    finished one twice.
+    """
+    out = tmp_path / "run"
+
+    def start():
+        folders = [str(folder) for folder in Path(__file__).parents[1:3]]
+        code = CHILD.format(tests=folders, model=str(tiny_bert), out=str(out), resume=out.exists())
+        return subprocess.Popen(
+            [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+
+    rng, kills = np.random.default_rng(5), 0
+    for wanted in sorted(rng.choice(np.arange(4, 110), size=3, replace=False)):
+        child = start()
+        transcript = out / "transcript.txt"
+        while child.poll() is None and (
+            not transcript.exists() or transcript.read_text().count("\n") < wanted
+        ):
+            time.sleep(0.005)
+        if child.poll() is None:
+            child.kill()
+            kills += 1
+        child.communicate()
+    child = start()
+    _, errors = child.communicate()
+    assert child.returncode == 0, errors
+    assert kills >= 2
+    summary = json.loads((out / "summary.json").read_text())
+    lines = [line.split() for line in (out / "transcript.txt").read_text().splitlines()[1:]]
+    assert [record["round"] for record in summary["rounds"]] == [1, 2, 3]
+    for client, report in summary["clients"].items():
+        uploads = {
+            stage
+            for _, sender, _, stage, _, _ in lines
+            if sender == client and stage.endswith("/mask")
+        }
+        charged = sum(e["steps"] for e in report["events"] if "steps" in e) - 8
+        assert charged >= len(uploads)
+        assert report["epsilon_spent"] <= report["epsilon_allowed"]
+
+
+def test_two_processes_cannot_hold_one_folder(tiny_bert, tmp_path):
+    from fedtree_secure.storage import held
+
+    with held(tmp_path / "run"), pytest.raises(RunFolderError, match="in use"):
+        make_job(tiny_bert).run(make_clients(), tmp_path / "run")
