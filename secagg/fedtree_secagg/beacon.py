@@ -25,7 +25,13 @@ from msgspec import Meta
 from fedtree_secagg.agreed.graph import Beacon
 from fedtree_secagg.agreed.identity import Identity, Roster
 from fedtree_secagg.agreed.plan import Plan
-from fedtree_secagg.errors import ConfigurationError, ProtocolError, ThresholdError, message_of
+from fedtree_secagg.errors import (
+    ConfigurationError,
+    ProtocolError,
+    ThresholdError,
+    message_of,
+    shown,
+)
 from fedtree_secagg.primitives import keys
 from fedtree_secagg.primitives.secret import OneShot, Secret, check_randomness
 from fedtree_secagg.rounds import messages
@@ -51,9 +57,7 @@ class Opening(Message, frozen=True, tag="beacon-opening"):
 
 
 class Listed(Message, frozen=True, tag="beacon-list"):
-    """Server to all: one value of each client of the plan, in the order of names: commitments, then
-    openings.
-    """
+    """Server to all: one value of each client of the plan, by name: commitments, then openings."""
 
     instance: Hash
     values: Annotated[bytes, Meta(min_length=32)]
@@ -89,8 +93,8 @@ def instance_of(roster: Roster, plan: Plan, number: int) -> bytes:
         raise ConfigurationError("beacon: give the draft of a sparse plan, without a beacon")
     if not isinstance(number, int) or not 0 <= number < CEREMONIES:
         raise ConfigurationError(
-            f"beacon: number is {number!r}; a tree has at most {CEREMONIES} ceremonies, 0 to "
-            f"{CEREMONIES - 1}: "
+            f"beacon: number is {shown(number)}; "
+            f"a tree has at most {CEREMONIES} ceremonies, 0 to {CEREMONIES - 1}: "
             "each one that is broken off gives the server another draw. Change the tree."
         )
     return keys.digest(b"beacon-instance", roster.hash, plan.tree, number.to_bytes(8, "big"))
@@ -101,10 +105,14 @@ def commit(
 ) -> tuple[Committed, bytes]:
     """Draw this client's bytes and commit to them.
 
-    Args: identity: this client's identity. name: this client; must be in the plan. roster: pinned
-        keys. plan: the draft whose tree the beacon is for. number: of the ceremony for this tree,
-        never used twice by a client: persist it before the commitment leaves. randomness: 32 fresh
-        bytes.
+    Args:
+        identity: this client's identity.
+        name: this client; must be in the plan.
+        roster: pinned keys.
+        plan: the draft whose tree the beacon is for.
+        number: of the ceremony for this tree, never used twice by a client: persist it before the
+            commitment leaves.
+        randomness: 32 fresh bytes.
     """
     if name not in plan.place:
         raise ConfigurationError(
@@ -126,7 +134,7 @@ def open_own(state: Committed, commitments: bytes) -> tuple[Opened, bytes]:
         ProtocolError: the list is of another ceremony, or lacks this client's commitment.
     """
     with state:
-        listed = _listed(state, commitments)
+        listed = _values(state.plan, state.instance, commitments)
         mine = _commitment(state.instance, state.name, state.value.reveal())
         if not hmac.compare_digest(listed[state.plan.place[state.name]], mine):
             raise ProtocolError("beacon: this client's own commitment is missing or changed")
@@ -148,7 +156,7 @@ def verify(state: Opened, openings: bytes) -> Beacon:
         ProtocolError: an opening is not what its client committed to.
     """
     with state:
-        listed = _listed(state, openings)
+        listed = _values(state.plan, state.instance, openings)
         for name, value, promised in zip(state.plan.cohort, listed, state.commitments, strict=True):
             if not hmac.compare_digest(_commitment(state.instance, name, value), promised):
                 raise ProtocolError(
@@ -173,15 +181,16 @@ def conclude(
 ) -> bytes:
     """Server: return the list of all openings, each checked against its commitment.
 
-    Raises: ProtocolError: one is malformed or forged (`sender`), or is not what the client
-        committed to (`blames`). ThresholdError: a client of the plan is missing.
+    Raises:
+        ProtocolError: one is malformed or forged (`sender`), or is not what the client committed to
+            (`blames`).
+        ThresholdError: a client of the plan is missing.
     """
     instance = instance_of(roster, plan, number)
     message = _list_of(Opening, roster, plan, instance, incoming)
-    promised = _split(messages.decode(Listed, commitments).values)
-    for name, value, expected in zip(
-        plan.cohort, _split(messages.decode(Listed, message).values), promised, strict=True
-    ):
+    promised = _values(plan, instance, commitments)
+    opened = _values(plan, instance, message)
+    for name, value, expected in zip(plan.cohort, opened, promised, strict=True):
         if not hmac.compare_digest(_commitment(instance, name, value), expected):
             raise ProtocolError(
                 f"beacon: {name!r} opens another value than it committed to",
@@ -211,17 +220,14 @@ def _list_of(
     return messages.encode(Listed(instance, b"".join(values)))
 
 
-def _listed(state: Committed, data: bytes) -> list[bytes]:
+def _values(plan: Plan, instance: bytes, data: bytes) -> list[bytes]:
+    """Return the values of a list, in the order of the plan's names."""
     message = messages.decode(Listed, data)
-    if message.instance != state.instance or len(message.values) != 32 * len(state.plan.cohort):
+    if message.instance != instance or len(message.values) != 32 * len(plan.cohort):
         raise ProtocolError(
             "beacon: the list is of another ceremony, or does not have one value per client"
         )
-    return _split(message.values)
-
-
-def _split(values: bytes) -> list[bytes]:
-    return [values[at : at + 32] for at in range(0, len(values), 32)]
+    return [message.values[at : at + 32] for at in range(0, len(message.values), 32)]
 
 
 def _commitment(instance: bytes, name: str, value: bytes) -> bytes:

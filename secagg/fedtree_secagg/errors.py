@@ -13,23 +13,24 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 
-class SecAggError(Exception):
+class _Root(Exception):  # noqa: N818 - a place in the tree, not an error
+    """Only here so that a package above may put its own root in this place (see its errors)."""
+
+
+class SecAggError(_Root):
     """Base of all errors of this package."""
 
 
 class ConfigurationError(SecAggError, ValueError):
-    """A value chosen by the caller is refused; the text says what was given, what is allowed and
-    what to do.
-    """
+    """A value that the caller chose is refused; the text says what is allowed and what to do."""
 
 
 class ProtocolError(SecAggError):
-    """A message is malformed, forged, replayed or contradicts another one, or a step was called out
-    of order.
+    """A message is malformed, forged or replayed, contradicts another, or comes out of order.
 
-    Attributes: blames: the participant whose own signed words prove the fault, or None when nobody
-        can be proven guilty
-            (the server, the network and the sender may each have caused it).
+    Attributes:
+        blames: the participant whose own signed words prove the fault, or None when nobody can be
+            proven guilty (the server, the network and the sender may each have caused it).
         sender: in a server step, whose message it was: drop that message and call the step again.
             It says nothing about guilt. None when no single message can be dropped.
     """
@@ -41,9 +42,7 @@ class ProtocolError(SecAggError):
 
 
 class ThresholdError(SecAggError):
-    """Fewer participants are left than the threshold asks for: the attempt ends and opens
-    nothing.
-    """
+    """Fewer are left than the threshold asks for: the attempt ends and opens nothing."""
 
     def __init__(self, stage: str, *, present: int, threshold: int) -> None:
         super().__init__(
@@ -62,3 +61,10 @@ def message_of(name: str | None) -> Iterator[None]:
     except ProtocolError as error:
         error.sender = name
         raise
+
+
+def shown(value: object) -> str:
+    """Return a value for an error's text, cut short; Python does not print very long integers."""
+    if isinstance(value, int) and value.bit_length() > 128:
+        return f"an integer of {value.bit_length()} bits"
+    return repr(value)[:80]

@@ -1,42 +1,67 @@
 """The client's write-ahead journal: a restarted client never answers twice.
 
-Two counters, (round, attempt), only grow; the stage of the current attempt is on disk before the
-message of that stage may leave. After a crash the attempt is over, whatever its stage: keys and
-shares lived in memory only, so there is nothing to resume, and nothing of them is written here.
-What survives is which updates are *burnt*: once an upload may have left, its update must never be
-uploaded again. Reveals of others open the sum that it is in, also when this client never answers
-again, and two sums that hold the same updates differ by somebody's alone.
+Two counters, (round, attempt), only grow; the stage of the current attempt is written durably
+before the message of that stage may leave. After a crash the attempt is over, whatever its stage:
+keys and shares lived in memory only, so there is nothing to resume, and nothing of them is written
+here. What survives is which updates are *burnt*: once an upload may have left, its update must
+never be uploaded again. Reveals of others open the sum that it is in, also when this client never
+answers again, and two sums that hold the same updates differ by somebody's alone.
 
-This module does I/O and is therefore outside of the pure steps; call it around them:
+Call it around the pure steps:
 
-    journal = Journal(path)
-    attempt = journal.begin(round)                  # a number never used before in this round
+    journal = Journal.open(path)
+    attempt = journal.begin(round)                  # or begin(round, attempt), the server's number
     state, advert = client.advertise(..., round=round, attempt=attempt, ...)
     journal.record("advertised")                    # then send
     ...
     journal.record("masked", update=hash_of_update) # refuses an update that is burnt, and burns it
     journal.record("revealed")
 
-    number = journal.ceremony(plan.tree)            # before `beacon.commit`: no ceremony of a tree
-    is held twice
+    number = journal.ceremony(plan.tree)            # before `beacon.commit`
 
-A file that was set back to an older copy cannot be told from a genuine one: keep the journal out of
-snapshots.
+`Journal` has the rules and does no I/O. Its lines stand in `Records`: in a file (`JournalFile`), or
+in whatever durable store an application has, one line a decision.
 """
 
-import fcntl
-import os
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Protocol, Self
 
 import msgspec
 
 from fedtree_secagg.beacon import CEREMONIES
-from fedtree_secagg.errors import ConfigurationError, ProtocolError
+from fedtree_secagg.errors import ConfigurationError, ProtocolError, shown
+from fedtree_secagg.journal_file import FORMAT, JournalFile
+
+__all__ = [
+    "FORMAT",
+    "STAGES",
+    "Journal",
+    "JournalFile",
+    "Records",
+]
 
 STAGES = ("begun", "advertised", "shared", "masked", "confirmed", "revealed")
-FORMAT = "fedtree-secagg/v1/journal"
+LARGEST_COUNTER = 2**31 - 1
+LARGEST_JUMP = 1000  # between two attempts of a round: one absurd number must not use up all others
+
+
+class Records(Protocol):
+    """Where the lines of one client's journal stand, durably and in order."""
+
+    def read(self) -> list[bytes]:
+        """Return all lines that were appended, in order."""
+
+    def append(self, line: bytes) -> None:
+        r"""Write one line, without "\n"; return when it is durable.
+
+        It is called once a decision, before the journal changes its own memory. Raise when the line
+        may not be durable: then nothing may be sent. Raise also from then on, unless the line is
+        known to have left no trace.
+        """
+
+    def close(self) -> None:
+        """Release what is held."""
 
 
 class _Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -52,26 +77,33 @@ class _Ceremony(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Journal:
-    """Append-only file of one client; one process at a time, one attempt at a time.
+    """What one client answered, and what may follow; one attempt at a time.
 
     Args:
-        path: the file; made with its first line when missing. Its folder must exist.
+        records: where the lines stand; the journal owns and closes it.
 
-    Raises: ConfigurationError: the file is foreign or damaged (other than by a torn last line), or
-        another process has it.
+    Raises:
+        ConfigurationError: the lines are damaged or out of order.
     """
 
-    def __init__(self, path: Path | str) -> None:
-        self.path = Path(path)
-        self._file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
-        try:
-            self._lock()
-            self._ceremonies: list[_Ceremony] = []
-            self._entries = self._read()
-        except BaseException:
-            os.close(self._file)
-            raise
+    def __init__(self, records: Records) -> None:
+        self._records = records
+        self._entries: list[_Entry] = []
+        self._ceremonies: list[_Ceremony] = []
+        for line in records.read():
+            self._note(_decoded(line))
+        self._check_order()
         self._open = False  # an attempt of an earlier process is over
+
+    @classmethod
+    def open(cls, path: Path | str) -> Self:
+        """Return the journal in a file, made when missing; see `JournalFile`."""
+        file = JournalFile(path)
+        try:
+            return cls(file)
+        except BaseException:
+            file.close()
+            raise
 
     @property
     def last(self) -> tuple[int, int] | None:
@@ -83,39 +115,56 @@ class Journal:
         """Hashes of the updates that may be in a sum."""
         return frozenset(entry.update for entry in self._entries if entry.stage == "masked")
 
-    def begin(self, round: int) -> int:  # noqa: A002
+    def begin(self, round: int, attempt: int | None = None) -> int:  # noqa: A002
         """Begin an attempt of a round and return its number; whatever was under way is given up.
 
+        Check the round against the job's first: what is written here is the oldest round from then
+        on.
+
+        Args:
+            round: 0 to 2^31 - 1, not below the last one.
+            attempt: the server's number, above every attempt of this round and by 1000 at most; the
+                first of a round is 0 to 999. None takes the next.
+
         Raises:
-            ProtocolError: the round is older than the last one.
+            ProtocolError: a counter is no such number; nothing is written.
         """
         last_round, last_attempt = self.last or (-1, -1)
+        _check_counter("round", round)
         if round < last_round:
             raise ProtocolError(
-                f"journal: round {round} is older than {last_round}, which this client already "
-                "answered"
+                f"journal: round {round} is older than {last_round}, "
+                "which this client already answered"
             )
-        attempt = last_attempt + 1 if round == last_round else 0
-        self._append(_Entry(round, attempt, "begun"))
+        used = last_attempt if round == last_round else -1
+        number = used + 1 if attempt is None else attempt
+        _check_counter("attempt", number)
+        if not used < number <= used + LARGEST_JUMP:
+            raise ProtocolError(
+                f"journal: attempt {number} of round {round} does not follow {used}; "
+                f"give {used + 1} to {used + LARGEST_JUMP}"
+            )
+        self._append(_Entry(round, number, "begun"))
         self._open = True
-        return attempt
+        return number
 
     def record(self, stage: str, *, update: bytes = b"") -> None:
         """Write a stage durably; call it after the step and before its message leaves.
 
-        Args: stage: the next of "advertised", "shared", "masked", "confirmed", "revealed". update:
-            with "masked", the 32-byte hash of the noised update, to be refused once it is burnt.
+        Args:
+            stage: the next of "advertised", "shared", "masked", "confirmed", "revealed".
+            update: with "masked", the 32-byte hash of the noised update, to be refused once burnt.
 
-        Raises: ProtocolError: not the next stage of an attempt that this process began, or the
-            update is burnt. ConfigurationError: a hash is missing, or given where none belongs.
+        Raises:
+            ProtocolError: not the next stage of an attempt that this process began, or the update
+                is burnt.
+            ConfigurationError: a hash is missing, or given where none belongs.
         """
         if not self._open:
             raise ProtocolError("journal: no attempt is under way in this process; begin one")
         current = self._entries[-1]
-        if (
-            STAGES.index(current.stage) + 1 >= len(STAGES)
-            or stage != STAGES[STAGES.index(current.stage) + 1]
-        ):
+        at = STAGES.index(current.stage)
+        if stage not in STAGES[at + 1 : at + 2]:
             raise ProtocolError(
                 f"journal: {stage!r} does not follow {current.stage!r}; each stage happens once"
             )
@@ -125,14 +174,13 @@ class Journal:
             )
         if update.hex() in self.burnt:
             raise ProtocolError(
-                "journal: this update was uploaded in another attempt, which others may have "
-                "opened: add fresh noise"
+                "journal: this update was uploaded in another attempt, "
+                "which others may have opened: add fresh noise"
             )
         self._append(_Entry(current.round, current.attempt, stage, update.hex()))
 
     def ceremony(self, tree: bytes) -> int:
-        """Return the number of a tree's next beacon ceremony, written durably; see
-        `fedtree_secagg.beacon`.
+        """Return the number of a tree's next beacon ceremony, written durably; see `beacon`.
 
         Args:
             tree: `Plan.tree`.
@@ -148,17 +196,15 @@ class Journal:
         number = sum(held.tree == tree.hex() for held in self._ceremonies)
         if number >= CEREMONIES:
             raise ProtocolError(
-                f"journal: this tree had {CEREMONIES} ceremonies; each more is another draw: "
-                "change it"
+                f"journal: this tree had {CEREMONIES} ceremonies; "
+                "each more is another draw: change it"
             )
-        held = _Ceremony(tree.hex(), number)
-        self._write(msgspec.json.encode(held) + b"\n")
-        self._ceremonies.append(held)
+        self._append(_Ceremony(tree.hex(), number))
         return number
 
     def close(self) -> None:
-        """Release the file."""
-        os.close(self._file)
+        """Release the records."""
+        self._records.close()
 
     def __enter__(self) -> Self:
         return self
@@ -168,59 +214,41 @@ class Journal:
     ) -> None:
         self.close()
 
-    def _lock(self) -> None:
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ConfigurationError(f"{self.path}: another process uses this journal") from None
+    def _append(self, entry: _Entry | _Ceremony) -> None:
+        self._records.append(msgspec.json.encode(entry))
+        self._note(entry)
 
-    def _read(self) -> list[_Entry]:
-        data = self.path.read_bytes()
-        if not data.endswith(b"\n"):  # torn by a crash: the message of that stage never left
-            data = data[: data.rfind(b"\n") + 1]
-            os.ftruncate(self._file, len(data))
-        lines = data.splitlines()
-        if not lines:
-            self._write(FORMAT.encode() + b"\n")
-            _sync_folder(self.path.parent)
-            return []
-        if lines[0] != FORMAT.encode():
-            raise ConfigurationError(f"{self.path}: not a journal of this version")
-        try:
-            kinds = [_Ceremony if line.startswith(b'{"tree"') else _Entry for line in lines[1:]]
-            found = [
-                msgspec.json.decode(line, type=kind)
-                for line, kind in zip(lines[1:], kinds, strict=True)
-            ]
-        except msgspec.DecodeError:
-            raise ConfigurationError(
-                f"{self.path}: damaged; restore it, or take a new identity and roster"
-            ) from None
-        entries = [entry for entry in found if isinstance(entry, _Entry)]
-        self._ceremonies = [entry for entry in found if isinstance(entry, _Ceremony)]
+    def _note(self, entry: _Entry | _Ceremony) -> None:
+        if isinstance(entry, _Entry):
+            self._entries.append(entry)
+        else:
+            self._ceremonies.append(entry)
+
+    def _check_order(self) -> None:
         order = [
             (e.round, e.attempt, STAGES.index(e.stage) if e.stage in STAGES else -1)
-            for e in entries
+            for e in self._entries
         ]
-        if order != sorted(set(order)) or any(stage < 0 for *_, stage in order):
+        hashes = all(len(e.update) == 64 * (e.stage == "masked") for e in self._entries)
+        if not hashes or order != sorted(set(order)) or any(stage < 0 for *_, stage in order):
             raise ConfigurationError(
-                f"{self.path}: entries out of order; restore it, or take a new identity and roster"
+                "journal: entries out of order; restore it, or take a new identity and roster"
             )
-        return entries
-
-    def _append(self, entry: _Entry) -> None:
-        self._write(msgspec.json.encode(entry) + b"\n")
-        self._entries.append(entry)
-
-    def _write(self, data: bytes) -> None:
-        if os.write(self._file, data) != len(data):
-            raise OSError(f"{self.path}: could not write the journal; nothing may be sent")
-        os.fsync(self._file)
 
 
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
+def _decoded(line: bytes) -> _Entry | _Ceremony:
+    kind: Any = _Ceremony if line.startswith(b'{"tree"') else _Entry
     try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+        found: _Entry | _Ceremony = msgspec.json.decode(line, type=kind)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        raise ConfigurationError(
+            "journal: damaged; restore it, or take a new identity and roster"
+        ) from None
+    return found
+
+
+def _check_counter(label: str, value: object) -> None:
+    if type(value) is not int or not 0 <= value <= LARGEST_COUNTER:
+        raise ProtocolError(
+            f"journal: {label} is {shown(value)}; give a whole number from 0 to {LARGEST_COUNTER}"
+        )

@@ -94,9 +94,7 @@ class Gathered(Begun):
 
 
 class Routed(OneShot):
-    """After `route_shares`: the sharers, their bundle digests by dealer and holder, and the keys
-    agreed with them.
-    """
+    """After `route_shares`: the sharers, their digests by dealer and holder, the clients' keys."""
 
     __slots__ = ("cohort", "digests", "links", "session", "sharers")
 
@@ -138,9 +136,13 @@ def begin(
 ) -> Begun:
     """Start an attempt.
 
-    Args: roster: pinned keys. plan: what is summed. round: see `Session`. attempt: see `Session`.
+    Args:
+        roster: pinned keys.
+        plan: what is summed.
+        round: see `Session`.
+        attempt: see `Session`.
         randomness: 32 fresh bytes for the server's key; None draws them, since nothing of a client
-        depends on it.
+            depends on it.
     """
     state = Begun()
     state.session = Session(roster, plan, round, attempt)
@@ -210,18 +212,16 @@ def collect_masked(state: Routed, incoming: Incoming) -> tuple[Summed, dict[str,
         _require_committee(state.cohort, "masked", heads)
         following = Summed()
         following.inherit(state)
-        following.survivors, following.totals, following.heads = (
-            Group.of(plan.cohort, heads),
-            totals,
-            heads,
-        )
+        following.survivors = Group.of(plan.cohort, heads)
+        following.totals, following.heads = totals, heads
         broadcast = messages.encode(Survivors(state.cohort.id, following.survivors.bits))
         return following, dict.fromkeys(sorted(heads), broadcast)
 
 
 def collect_votes(state: Summed, incoming: Incoming) -> tuple[Agreed, dict[str, bytes]]:
-    """Pass on a threshold of the committee's votes, and the upload heads of a client's other
-    surviving dealers.
+    """Pass on a threshold of the committee's votes, and heads of dealers that are not among them.
+
+    A head is the signed part of an upload; each client gets those of its surviving dealers.
 
     In a full graph the committee is everyone. A vote of a client that is not in the committee only
     says that it is still there; it is not read.
@@ -242,11 +242,8 @@ def collect_votes(state: Summed, incoming: Incoming) -> tuple[Agreed, dict[str, 
                     )
         following = Agreed()
         following.inherit(state)
-        following.survivors, following.totals, following.heads = (
-            state.survivors,
-            state.totals,
-            state.heads,
-        )
+        following.survivors = state.survivors
+        following.totals, following.heads = state.totals, state.heads
         silent = {
             name: tuple(
                 state.heads[d] for d in cohort.dealers(name, state.survivors) if d not in votes
@@ -264,10 +261,10 @@ def open_sums(state: Agreed, incoming: Incoming) -> dict[str, NodeSum]:
     Of each client's holders the first t that answered are read; the others are spares for when one
     is refused.
 
-    Raises: ProtocolError: an answer is malformed, or a share contradicts what its dealer signed
-        (blames the holder), or a
-            dealer's shares rebuild another secret than it committed to (blames the dealer; the
-            attempt is lost).
+    Raises:
+        ProtocolError: an answer is malformed, or a share contradicts what its dealer signed (blames
+            the holder), or a dealer's shares rebuild another secret than it committed to (blames
+            the dealer; the attempt is lost).
         ThresholdError: too few answers; nothing is opened.
     """
     with state:
@@ -279,9 +276,8 @@ def open_sums(state: Agreed, incoming: Incoming) -> dict[str, NodeSum]:
         )
         opened = state.cohort.opened_nodes(state.survivors)
         nodes = [node for node in state.session.plan.nodes if node.name in opened]
-        masks = {
-            node.name: opener.masks(node) for node in nodes
-        }  # all that can fail, before any sum changes
+        # All that can fail, before any sum changes.
+        masks = {node.name: opener.masks(node) for node in nodes}
         return _unmasked(state, nodes, masks)
 
 
@@ -310,8 +306,8 @@ def _unmasked(
                 plan.ring.add_masks(totals[name], [(key, -sign) for key, sign in masks[name]])
             state.totals = totals
             raise ProtocolError(
-                f"node {node.name!r}: the sum is beyond {len(alive)} times the clip; someone did "
-                "not clip"
+                f"node {node.name!r}: the sum is beyond {len(alive)} times the clip; "
+                "someone did not clip"
             )
     return opened
 
@@ -348,8 +344,9 @@ def _refuse_strangers(
 ) -> None:
     strangers = received.keys() - survivors.keys()
     if strangers:
+        first = min(strangers)
         raise ProtocolError(
-            f"{stage}: from {min(strangers)!r}, who did not take part in the stage before"
+            f"{stage}: from {first!r}, who did not take part in the stage before", sender=first
         )
 
 
@@ -385,9 +382,7 @@ def _verified_shares(state: Routed, name: str, data: bytes) -> Shares:
 
 
 def _inboxes(state: Routed, uploads: Mapping[str, Shares]) -> dict[str, bytes]:
-    """Return each sharer's inbox: of each of its dealers, by name, the digest and the box
-    for it.
-    """
+    """Return each sharer's inbox: digest and box of each of its dealers, by name."""
     cohort = state.cohort
     digests: dict[str, list[bytes]] = {name: [] for name in uploads}
     boxes: dict[str, list[bytes]] = {name: [] for name in uploads}

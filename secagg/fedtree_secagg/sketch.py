@@ -14,7 +14,6 @@ differentially private before it gets here.
 """
 
 import hashlib
-import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -32,6 +31,7 @@ from fedtree_secagg.primitives.secret import OneShot, Secret, check_randomness
 from fedtree_secagg.rounds import messages
 from fedtree_secagg.rounds.messages import Hello, Hellos, Seal, Sketch
 
+SMALLEST_SCALE, LARGEST_SCALE = 2.0**-64, 2.0**64  # finite distances, whoever chose the scale
 LIMIT = 2.0**30  # |scale * P x| below this: differences stay below 2^31 and cannot wrap
 DEFAULT_SCALE = 2.0**16
 
@@ -50,6 +50,7 @@ class Group:
         self.roster = roster
         self.instance = instance_hash(roster, members, context)
         self.hellos: dict[str, Hello] = {}
+        taken: set[bytes] = set()
         known: Sequence[str | None] = senders or [None] * len(signed)
         for data, sender in zip(signed, known, strict=True):
             with message_of(sender):
@@ -58,14 +59,18 @@ class Group:
                     raise ProtocolError(
                         f"hello of {hello.sender!r}: not for this sketch", blames=hello.sender
                     )
+                keys.check_public(hello.channel_key, hello.sender)
+                if hello.channel_key in taken:
+                    raise ProtocolError(
+                        f"hellos: {hello.sender!r} shows the same key as another member"
+                    )
+            taken.add(hello.channel_key)
             self.hellos[hello.sender] = hello
         self.names = tuple(self.hellos)
         if list(self.names) != sorted(self.names) or len(self.names) != len(signed):
             raise ProtocolError(
                 "hellos: not in the order of their senders' names, or one occurs twice"
             )
-        if len({hello.channel_key for hello in self.hellos.values()}) != len(self.names):
-            raise ProtocolError("hellos: two members show the same key")
         if len(self.names) < SMALLEST_GROUP:
             raise ThresholdError("sketch", present=len(self.names), threshold=SMALLEST_GROUP)
         hashes = b"".join(hashlib.sha256(data).digest() for data in signed)
@@ -135,9 +140,14 @@ def hello(
 ) -> tuple[Greeted, bytes]:
     """Make and sign a fresh channel key.
 
-    Args: identity: this member's identity. name: this member. roster: pinned keys. members:
-        everyone who may take part, at least 3. context: SHA-256 of what the sketch serves: job,
-        rebuild number, model, layers. Never the same twice. randomness: 32 fresh bytes.
+    Args:
+        identity: this member's identity.
+        name: this member.
+        roster: pinned keys.
+        members: everyone who may take part, at least 3.
+        context: SHA-256 of what the sketch serves: job, rebuild number, model, layers. Never the
+            same twice.
+        randomness: 32 fresh bytes.
     """
     instance = instance_hash(roster, members, context)
     if name not in members or roster.keys[name] != identity.public_bytes:
@@ -154,9 +164,7 @@ def hello(
 
 
 def seal(state: Greeted, hellos: bytes, *, randomness: bytes) -> tuple[Sealed, bytes]:
-    """Check the hellos; as the leader, draw the seed and encrypt it to every other member. Others
-    return b"".
-    """
+    """Check the hellos; the leader draws the seed and encrypts it to all others, who send b""."""
     stream = keys.Stream(check_randomness(randomness), b"sketch-seal")
     with state:
         group = Group(
@@ -179,9 +187,7 @@ def unseal(state: Sealed, sealed: bytes) -> Ready:
     """Read the seed from the leader's message; the leader passes its own message and checks it."""
     with state:
         group = state.group
-        message = messages.verify(Seal, sealed, group.roster, group.id, group.leader)
-        if message.session != group.id or len(message.boxes) != len(group.names) - 1:
-            raise ProtocolError("seal: not for this sketch", blames=group.leader)
+        message = _verified_seal(group, sealed)
         seed = state.seed if state.name == group.leader else _open_seal(state, message)
         if seed is None or _commitment(group, seed) != message.commitment:
             raise ProtocolError("seal: the seed is not the one committed to", blames=group.leader)
@@ -200,9 +206,10 @@ def encode(
 ) -> bytes:
     """Project, quantise and blind one vector per layer.
 
-    Args: state: from `unseal`. vectors: one vector of shape (d_layer,) per layer, float32 or
-        float64, already differentially private; the
-            same dimensions at every member.
+    Args:
+        state: from `unseal`.
+        vectors: one vector of shape (d_layer,) per layer, float32 or float64, already
+            differentially private; the same dimensions at every member.
         size: projections per layer, k.
         scale: grid steps per unit, the same at every member. |scale * P x| must stay below 2^30,
             which for a vector of norm r holds with overwhelming probability up to r * scale of
@@ -212,9 +219,10 @@ def encode(
         ConfigurationError: values are not finite, or would wrap: use a smaller scale.
     """
     with state:
-        if not vectors or not 1 <= size <= 65535 or not (np.isfinite(scale) and scale > 0):
+        if not vectors or not 1 <= size <= 65535 or not SMALLEST_SCALE <= scale <= LARGEST_SCALE:
             raise ConfigurationError(
-                "sketch: give at least one layer, a size of 1 to 65535 and a positive scale"
+                "sketch: give at least one layer, a size of 1 to 65535, "
+                "and a scale of 2^-64 to 2^64"
             )
         words = np.stack(
             [_encode_layer(state, layer, x, size, float(scale)) for layer, x in enumerate(vectors)]
@@ -257,12 +265,15 @@ def route(
         context: as in `collect`.
         hellos: the broadcast that `collect` made.
         sealed: what the members returned from `seal`; only the leader's is read.
+
+    Raises:
+        ProtocolError: the leader's seal is malformed, missing or not for this sketch. `sender` is
+            the leader: begin again without it.
     """
     group = Group(roster, members, context, messages.decode(Hellos, hellos).hellos)
     data = sealed.get(group.leader, b"")
-    message = messages.verify(Seal, data, roster, group.id, group.leader)
-    if message.session != group.id or len(message.boxes) != len(group.names) - 1:
-        raise ProtocolError("seal: not for this sketch", blames=group.leader)
+    with message_of(group.leader):
+        _verified_seal(group, data)
     return dict.fromkeys(group.names, data)
 
 
@@ -276,15 +287,17 @@ def distances(
 ) -> tuple[tuple[str, ...], npt.NDArray[np.float64]]:
     """Server: return the senders' names, sorted, and squared distances of shape (layers, N, N).
 
-    Raises: ProtocolError: a sketch is malformed, or not of the seed, shape and scale that most
-        have; its `sender` says
-            which one to drop.
+    Raises:
+        ProtocolError: a sketch is malformed, or not of the seed, shape and scale that most have;
+            its `sender` says which one to drop.
     """
     group = Group(roster, members, context, messages.decode(Hellos, hellos).hellos)
     names = tuple(sorted(sketches))
-    if not names or not set(names) <= set(group.names):
+    strangers = sorted(set(names).difference(group.names))
+    if not names or strangers:
         raise ProtocolError(
-            "sketches: at least one is needed, and only from members that said hello"
+            "sketches: at least one is needed, and only from members that said hello",
+            sender=strangers[0] if strangers else None,
         )
     decoded = [_read_sketch(group, name, sketches[name]) for name in names]
     usual, _ = Counter(map(_terms, decoded)).most_common(1)[0]
@@ -343,10 +356,15 @@ def _seal_for_all(state: Sealed, seed: Secret, stream: keys.Stream) -> bytes:
     return messages.sign(state.identity, group.id, message, state.name)
 
 
+def _verified_seal(group: Group, data: bytes) -> Seal:
+    message = messages.verify(Seal, data, group.roster, group.id, group.leader)
+    if message.session != group.id or len(message.boxes) != len(group.names) - 1:
+        raise ProtocolError("seal: not for this sketch", blames=group.leader)
+    return message
+
+
 def _open_seal(state: Sealed, message: Seal) -> Secret | None:
-    """Return the seed; the leader signed these very bytes, so a box that does not open is the
-    leader's fault.
-    """
+    """Return the seed; the leader signed this message, so a box that stays shut is its fault."""
     group = state.group
     channel = state.channel.agree(group.id, group.leader, group.hellos[group.leader].channel_key)
     box = message.boxes[group.names.index(state.name) - 1]
@@ -390,7 +408,7 @@ def _read_sketch(group: Group, name: str, data: bytes) -> Sketch:
             raise ProtocolError(
                 f"sketch of {message.sender!r}: wrong session or length", blames=message.sender
             )
-        if not 0 < message.scale < math.inf:
+        if not SMALLEST_SCALE <= message.scale <= LARGEST_SCALE:
             raise ProtocolError(
                 f"sketch of {message.sender!r}: a scale of {message.scale}", blames=message.sender
             )

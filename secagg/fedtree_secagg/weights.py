@@ -46,9 +46,7 @@ class Weighting:
             )
 
     def plan(self, **fields: Any) -> Plan:
-        """Return the plan over the longer vector; the fields are those of `Plan` but length and
-        nodes.
-        """
+        """Return the plan over the longer vector; fields are `Plan`'s but length and nodes."""
         nodes = tuple(
             replace(node, ranges=(*node.ranges, (self.length + i, self.length + i + 1)))
             for i, node in enumerate(self.nodes)
@@ -63,8 +61,9 @@ class Weighting:
     def extend(self, vector: npt.NDArray[Any], weight: float) -> npt.NDArray[np.float64]:
         """Return what the client passes to `client.mask`: shape (length + nodes,).
 
-        Raises: ConfigurationError: the weight is not in (0, max_weight], or the vector has another
-            length.
+        Raises:
+            ConfigurationError: the weight is not in (0, max_weight], or the vector has another
+                length.
         """
         if not 0 < weight <= self.max_weight:
             raise ConfigurationError(f"weights: a weight must be in (0, {self.max_weight}]")

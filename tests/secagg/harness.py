@@ -1,8 +1,8 @@
 """Run rounds in one process, with an adversary scripted in a few lines.
 
-    world = World.nested()                        # identities, roster, plan, updates result =
-    world.run(drops={"masked": {"c02"}}) # who does not answer from that stage on result =
-    world.run(tamper={("survivors", "c01"): lambda data: forged})  # what one party gets instead
+    world = World.nested()                        # identities, roster, plan, updates
+    result = world.run(drops={"masked": {"c02"}}) # who does not answer from that stage on
+    result = world.run(tamper={("survivors", "c01"): lambda data: forged})  # what one party gets
 
 `tamper` maps (message, participant) to a function of the bytes; it is applied on the way from or to
 the participant, and None means that the message is lost.

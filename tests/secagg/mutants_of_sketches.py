@@ -47,7 +47,7 @@ SKETCHES = (
     Mutant(
         "sketch: shared keys accepted",
         "sketch.py",
-        "if len({hello.channel_key for hello in self.hellos.values()}) != len(self.names):",
+        "if hello.channel_key in taken:",
         "if False:",
         "equal_keys",
         K,
@@ -55,7 +55,7 @@ SKETCHES = (
     Mutant(
         "sketch: any scale",
         "sketch.py",
-        "if not 0 < message.scale < math.inf:",
+        "if not SMALLEST_SCALE <= message.scale <= LARGEST_SCALE:",
         "if False:",
         "another_shape",
         K,

@@ -1,4 +1,4 @@
-"""The guards of sparse graphs, of the beacon and of sets of clients; see `mutants_of_guards.py`."""
+"""The guards of sparse graphs, of the beacon and of sets of clients; see `mutants.py`."""
 
 from mutant import Mutant
 
@@ -22,7 +22,7 @@ SPARSE = (
     ),
     Mutant(
         "sparse: anybody votes",
-        "client.py",
+        "rounds/words.py",
         "not committee.issuperset(voters)",
         "False",
         "committee",
@@ -30,7 +30,7 @@ SPARSE = (
     ),
     Mutant(
         "sparse: heads of strangers",
-        "client.py",
+        "rounds/words.py",
         " or not dealers.issuperset(others)",
         "",
         "dealer_whose_word",
@@ -38,7 +38,7 @@ SPARSE = (
     ),
     Mutant(
         "sparse: dealers without a word",
-        "client.py",
+        "rounds/words.py",
         "    if silent:",
         "    if False:",
         "dealer_whose_word",
@@ -46,7 +46,7 @@ SPARSE = (
     ),
     Mutant(
         "sparse: neighbours never shown",
-        "client.py",
+        "rounds/bundles.py",
         "    if unknown:",
         "    if False:",
         "said_to_share",
@@ -114,27 +114,31 @@ SPARSE = (
         "if len(contacts) == len(self.session.plan.cohort) and computed != self.root:",
         "if False:",
         "than_their_root",
+        "test_survivors.py",
     ),
     Mutant(
         "sets with bits beyond the cohort",
         "agreed/group.py",
         " or flags[len(cohort) :].any()",
         "",
-        "row_02_own_name",
+        "split_view_own_name",
+        "test_survivors.py",
     ),
     Mutant(
         "sets of another length",
         "agreed/group.py",
-        "len(bits) != -(-len(cohort) // 8) or ",
+        "len(bits) != size or ",
         "",
-        "row_02_own_name",
+        "split_view_own_name",
+        "test_survivors.py",
     ),
     Mutant(
         "survivors that did not share",
         "client.py",
         "if not alive.within(state.sharers):",
         "if False:",
-        "row_02_a_survivor_that_never",
+        "split_view_a_survivor_that_never",
+        "test_survivors.py",
     ),
     Mutant(
         "beacon: own commitment not looked for",
@@ -187,7 +191,7 @@ SPARSE = (
     Mutant(
         "beacon: lists of another ceremony",
         "beacon.py",
-        "message.instance != state.instance or ",
+        "message.instance != instance or ",
         "",
         "another_ceremony",
         B,

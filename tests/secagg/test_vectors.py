@@ -197,6 +197,18 @@ def test_rejected_inputs_are_refused_as_published_and_leave_the_state_usable(ste
     assert (result if step == "reveal" else result[1]).hex() == accepted["output"]
 
 
+def test_published_inboxes_are_refused_before_there_is_a_vector():
+    state, _, accepted = replay("mask")
+    for row in FILES["mask.json"]["rejected"]:
+        with pytest.raises((ProtocolError, ThresholdError)) as error:
+            client.receive(state, bytes.fromhex(row["input"]))
+        assert type(error.value).__name__ == row["error"], row["why"]
+    opened = client.receive(state, bytes.fromhex(accepted["input"]))
+    fresh = bytes.fromhex(accepted["randomness"])
+    _, data = client.upload(opened, np.array(SETTING["updates"]["ann"]), randomness=fresh)
+    assert data.hex() == accepted["output"]
+
+
 def test_primitives_of_the_reference_meet_their_standards():
     # RFC 7748, 5.2
     scalar = bytes.fromhex("a546e36bf0527c9d3b16154b82465edd62144c0ac1fc5a18506a2244ba449ac4")

@@ -1,4 +1,4 @@
-"""Weighted means come out right, and no message shows a weight (row 14)."""
+"""Weighted means come out right, and no message shows a weight."""
 
 import numpy as np
 import pytest
@@ -35,7 +35,7 @@ def test_weighted_means_of_every_node():
         )
 
 
-def test_row_14_lengths_do_not_depend_on_weights():
+def test_metadata_lengths_do_not_depend_on_weights():
     first, _ = world(dict.fromkeys(names(5), 1.0))
     second, _ = world(dict.fromkeys(names(5), 1000.0))
     sizes = [

@@ -8,9 +8,8 @@ committee whose votes fix the survivors.
 
 The order comes from a `Beacon`: 32 bytes that nobody could foresee or steer when the tree was fixed
 (`fedtree_secagg.beacon` draws one from the randomness of all clients). A beacon names the tree it
-was drawn for and
-serves no other: a server that knew the rings first could choose clusters that put a client between
-its accomplices.
+was drawn for and serves no other: a server that knew the rings first could choose clusters that put
+a client between its accomplices.
 
 Why a server that chooses freely whom it calls dropped out cannot cut a node in two: see
 `Rings.holds_together`.
@@ -52,10 +51,12 @@ class Beacon:
 class Sparse:
     """Asks for a sparse graph.
 
-    Args: neighbours: k, even: holders of a client's shares, and members of the committee.
-        `find_neighbourhood` has it. dropouts: clients that may drop out while the round still
-        succeeds but with probability 2^-20, D. beacon: None in the draft of a plan;
-        `Plan.with_beacon` fills it in.
+    Args:
+        neighbours: k, even: holders of a client's shares, and members of the committee.
+            `find_neighbourhood` has it.
+        dropouts: clients that may drop out while the round still succeeds but with probability
+            2^-20, D.
+        beacon: None in the draft of a plan; `Plan.with_beacon` fills it in.
     """
 
     neighbours: int
@@ -100,9 +101,7 @@ class Graph(Protocol):
         ...
 
     def holders(self, dealer: str) -> Sequence[str]:
-        """Return who may hold the client's shares; the place in this order, from 1, is the Shamir
-        point.
-        """
+        """Return who may hold the client's shares, in the order of their Shamir points, from 1."""
         ...
 
     def dealers(self, holder: str) -> Sequence[str]:
@@ -118,9 +117,7 @@ class Graph(Protocol):
         ...
 
     def holds_together(self, node: Node, survivors: Group) -> bool:
-        """Say whether the masks between these survivors join the honest ones of the node, whoever
-        dropped out.
-        """
+        """Say whether masks join all honest ones among these survivors, whoever dropped out."""
         ...
 
 
@@ -169,16 +166,12 @@ class Rings:
         }
 
     def limits(self, n: int) -> tuple[int, int]:
-        """Return the most corrupt clients and expected dropouts in a node of n: all colluders may
-        be in one node.
-        """
+        """Return the colluders (all of them, at most n) and dropouts in a node of n."""
         plan = self._plan
         return min(plan.colluders, n), self._dropouts * n // len(plan.cohort)
 
     def ring(self, node: Node) -> RingGraph | None:
-        """Return the ring's parameters, or None for a node small enough that everybody masks with
-        everybody.
-        """
+        """Return the ring's parameters; None for a small node, where all mask with all."""
         return self._rings[len(node.members)]
 
     def holders(self, dealer: str) -> Sequence[str]:
@@ -202,8 +195,7 @@ class Rings:
         return frozenset((name, *self.holders(name), *peers))
 
     def holds_together(self, node: Node, survivors: Group) -> bool:
-        """Say whether every `half` neighbouring places of the node's ring have at least `least`
-        survivors.
+        """Say whether any `half` neighbours on the node's ring have at least `least` survivors.
 
         Two parts of the honest survivors without a mask between them lie between two gaps of at
         least `half` places without an honest survivor. Where each such stretch must have `least`

@@ -1,6 +1,4 @@
-"""Sets of clients as they travel: one bit per client of the plan, so that 10,000 clients fit into
-1,250 bytes.
-"""
+"""Sets of clients as they travel: one bit per client of the plan, 1,250 bytes for 10,000."""
 
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -11,8 +9,7 @@ from fedtree_secagg.errors import ProtocolError
 
 
 class Group:
-    """Some of the clients of a cohort. Bit i stands for the i-th name, the lowest bit of a byte
-    first.
+    """Some of the clients of a cohort: bit i is the i-th name, lowest bit of a byte first.
 
     Args:
         cohort: all names of the plan, sorted.
@@ -27,8 +24,9 @@ class Group:
 
     def __init__(self, cohort: Sequence[str], bits: bytes, stage: str = "group") -> None:
         self.cohort, self.bits = cohort, bits
-        flags = np.unpackbits(np.frombuffer(bits, np.uint8), bitorder="little")
-        if len(bits) != -(-len(cohort) // 8) or flags[len(cohort) :].any():
+        size = -(-len(cohort) // 8)
+        flags = np.unpackbits(np.frombuffer(bits[:size], np.uint8), bitorder="little")
+        if len(bits) != size or flags[len(cohort) :].any():
             raise ProtocolError(
                 f"{stage}: {len(bits)} bytes are no set of the plan's {len(cohort)} clients"
             )
@@ -46,9 +44,7 @@ class Group:
         return tuple(self.cohort[place] for place in np.flatnonzero(self.flags).tolist())
 
     def select(self, names: Iterable[str], place: Mapping[str, int]) -> tuple[str, ...]:
-        """Return those of the names that are in the group, in their order; `place` is
-        `Plan.place`.
-        """
+        """Return the names that are in the group, in their order; `place` is `Plan.place`."""
         flags = self.flags
         return tuple(name for name in names if flags[place[name]])
 
@@ -59,8 +55,7 @@ class Group:
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Group) or self.bits != other.bits:
             return False
-        return (
-            self.cohort is other.cohort or self.cohort == other.cohort
-        )  # comparing 10,000 equal names takes long
+        # Comparing 10,000 equal names takes long.
+        return self.cohort is other.cohort or self.cohort == other.cohort
 
     __hash__ = None  # type: ignore[assignment]

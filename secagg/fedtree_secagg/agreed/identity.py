@@ -19,9 +19,7 @@ NAME_BYTES_MAX = 64
 
 
 class Identity(Unprintable):
-    """A client's Ed25519 signing key. Prints nothing, does not pickle; store it with
-    `to_private_bytes`.
-    """
+    """A client's Ed25519 key: prints nothing, does not pickle; store it with `to_private_bytes`."""
 
     __slots__ = ("_key", "public_bytes")
 
@@ -47,9 +45,7 @@ class Identity(Unprintable):
         return self._key.private_bytes_raw()
 
     def sign(self, message: bytes) -> bytes:
-        """Return the 64-byte signature of a message that is already domain-separated
-        (`messages.signed_input`).
-        """
+        """Return the 64-byte signature of `messages.signed_input`, which separates the domains."""
         return self._key.sign(message)
 
 
@@ -57,9 +53,9 @@ class Identity(Unprintable):
 class Roster:
     """The pinned public keys, ordered by name.
 
-    Args: keys: 32-byte Ed25519 public key of every participant that may ever take part, by name.
-        Names have 1 to 64
-            UTF-8 bytes and are printable; no two names share a key.
+    Args:
+        keys: 32-byte Ed25519 public key of every participant that may ever take part, by name.
+            Names have 1 to 64 UTF-8 bytes and are printable; no two names share a key.
     """
 
     keys: Mapping[str, bytes]

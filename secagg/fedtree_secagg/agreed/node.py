@@ -50,9 +50,7 @@ class Node:
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
     def scatter(self, values: npt.NDArray[Any], into: npt.NDArray[Any]) -> None:
-        """Write the node's values back to their coordinates of a full-length vector: the inverse of
-        `gather`.
-        """
+        """Write the node's values back into a full-length vector: the inverse of `gather`."""
         at = 0
         for start, stop in self.ranges:
             into[start:stop] = values[at : at + stop - start]

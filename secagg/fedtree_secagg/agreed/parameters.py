@@ -87,16 +87,17 @@ def find_neighbourhood(
         sigma: bits of security.
         eta: bits of correctness.
 
-    Raises: ConfigurationError: no even k below n meets the bounds; use the full graph or fewer
-        corrupt clients.
+    Raises:
+        ConfigurationError: no even k below n meets the bounds; use the full graph or fewer corrupt
+            clients.
 
     >>> find_neighbourhood(1000, Fraction(1, 10), Fraction(1, 10), active=False)
     Neighbourhood(neighbours=48, threshold=27)
     """
     if n < 3 or not (0 <= corrupt < 1 and 0 <= dropout < 1 and sigma > 0 and eta > 0):
         raise ConfigurationError(
-            f"neighbourhood: n {n}, corrupt {corrupt}, dropout {dropout}; n must be at least 3, "
-            "the shares in [0, 1)"
+            f"neighbourhood: n {n}, corrupt {corrupt}, dropout {dropout}; "
+            "n must be at least 3, the shares in [0, 1)"
         )
     bad, gone = math.floor(Fraction(corrupt) * n), math.floor(Fraction(dropout) * n)
     for k in range(2, n, 2):
@@ -157,27 +158,21 @@ def _cumulated(n: int, marked: int, k: int) -> Iterator[tuple[int, int]]:
 
 
 def _stays_connected(n: int, removed: int, k: int, sigma: int) -> bool:
-    """Union bound: some two clients that are not neighbours are cut off by k particular removed
-    clients.
-    """
+    """Union bound: k removed clients cut off some two clients that are not neighbours."""
     if k > removed:
         return True
     return n * (n - k - 1) * math.perm(removed, k) << sigma < math.perm(n, k)  # both sides times 2
 
 
 def _most_corrupt(n: int, corrupt: int, k: int, sigma: int) -> int:
-    """Return t1: the least x that the number of corrupt neighbours exceeds with probability
-    2^-(sigma+1) / n.
-    """
+    """Return t1: the least x with P[more than x neighbours are corrupt] <= 2^-(sigma+1) / n."""
     total, tail = math.comb(n, k), 0
     counts = _hypergeometric_down(n, corrupt, k)
     return next(x for x, ways in counts if (tail := tail + ways) * n << (sigma + 1) > total)
 
 
 def _fewest_alive(n: int, alive: int, k: int, eta: int) -> int:
-    """Return t2: the largest x that the number of neighbours alive falls below with probability
-    2^-eta / n.
-    """
+    """Return t2: the largest x with P[fewer than x neighbours are alive] <= 2^-eta / n."""
     total, tail = math.comb(n, k), 0
     # neighbours alive = k - neighbours gone: walk the number gone from its largest value down
     counts = _hypergeometric_down(n, n - alive, k)

@@ -38,11 +38,12 @@ LARGEST_COHORT = 2**16 - 1
 class Plan:
     """Everything that client and server must agree on before a round; its hash salts every key.
 
-    Args: length: values in a client's full vector, at least 1. nodes: see `Node`; any two that
-        share coordinates must not share members. threshold: participants that must answer at every
-        stage, t. Must satisfy 2t > n + colluders, so that no server
-            can collect both kinds of share of one client, and t <= n. `Plan.full_threshold` gives
-            the smallest.
+    Args:
+        length: values in a client's full vector, at least 1.
+        nodes: see `Node`; any two that share coordinates must not share members.
+        threshold: participants that must answer at every stage, t. Must satisfy 2t > n + colluders,
+            so that no server can collect both kinds of share of one client, and t <= n.
+            `Plan.full_threshold` gives the smallest.
         quantiser: the grid of the values.
         min_group: members a node needs to be opened; at least 3 and at least colluders + 2. A node
             that falls below it during a round is not opened.
@@ -91,9 +92,8 @@ class Plan:
         """
         if n < SMALLEST_GROUP or not 0 <= colluders <= n - 2:
             raise ConfigurationError(
-                f"threshold: n is {n} and colluders {colluders}; n must be at least "
-                f"{SMALLEST_GROUP} "
-                "and colluders between 0 and n - 2"
+                f"threshold: n is {n} and colluders {colluders}; "
+                f"n must be at least {SMALLEST_GROUP} and colluders between 0 and n - 2"
             )
         return (n + colluders) // 2 + 1
 
@@ -126,9 +126,7 @@ class Plan:
 
     @cached_property
     def tree(self) -> bytes:
-        """SHA-256 of what a beacon is drawn for: nodes and bounds, without context, counters and
-        quantiser.
-        """
+        """SHA-256 of what a beacon is drawn for: nodes and bounds, not context or quantiser."""
         sparse = self.sparse
         bounds = [self.threshold, self.min_group, self.colluders]
         canonical = [
@@ -210,17 +208,15 @@ class Plan:
         least = max(SMALLEST_GROUP, self.colluders + 2)
         if self.colluders < 0 or self.min_group < least:
             raise ConfigurationError(
-                f"plan: min_group is {self.min_group} with colluders {self.colluders}; min_group "
-                "must be at least "
-                f"{least} (colluders + 2, and never below {SMALLEST_GROUP}): a smaller group hides "
-                "nobody"
+                f"plan: min_group is {self.min_group} with colluders {self.colluders}; "
+                f"min_group must be at least {least} (colluders + 2, "
+                f"and never below {SMALLEST_GROUP}): a smaller group hides nobody"
             )
         for node in self.nodes:
             if len(node.members) < self.min_group:
                 raise ConfigurationError(
-                    f"plan: node {node.name!r} has {len(node.members)} members, min_group is "
-                    f"{self.min_group}; "
-                    "merge it or leave its coordinates at home"
+                    f"plan: node {node.name!r} has {len(node.members)} members, "
+                    f"min_group is {self.min_group}; merge it or leave its coordinates at home"
                 )
         if len(self.cohort) > LARGEST_COHORT:
             raise ConfigurationError(
@@ -234,18 +230,17 @@ class Plan:
         elif not (n + self.colluders < 2 * self.threshold and self.threshold <= n):
             raise ConfigurationError(
                 f"plan: threshold is {self.threshold} for {n} clients and {self.colluders} "
-                "colluders; allowed are "
-                f"{(n + self.colluders) // 2 + 1} to {n}: below, a server could collect both kinds "
-                "of share"
+                f"colluders; allowed are {(n + self.colluders) // 2 + 1} to {n}: "
+                "below, a server could collect both kinds of share"
             )
 
     def _check_sparse(self, sparse: Sparse, n: int) -> None:
         k = sparse.neighbours
         if not (2 <= k < n and k % 2 == 0 and 0 <= sparse.dropouts <= n):
             raise ConfigurationError(
-                f"plan: {k} neighbours and {sparse.dropouts} dropouts for {n} clients; neighbours "
-                "must be even and "
-                "below the number of clients, dropouts at most that number; see find_neighbourhood"
+                f"plan: {k} neighbours and {sparse.dropouts} dropouts for {n} clients; "
+                "neighbours must be even and below the number of clients, "
+                "dropouts at most that number; see find_neighbourhood"
             )
         least, most = threshold_range(n, min(self.colluders, n), sparse.dropouts, k)
         if not least <= self.threshold <= most:
@@ -256,14 +251,13 @@ class Plan:
             )
             raise ConfigurationError(
                 f"plan: threshold is {self.threshold} for {k} neighbours of {n} clients, "
-                f"{self.colluders} colluders "
-                f"and {sparse.dropouts} dropouts; {allowed}; see find_neighbourhood"
+                f"{self.colluders} colluders and {sparse.dropouts} dropouts; "
+                f"{allowed}; see find_neighbourhood"
             )
         if sparse.beacon is not None and sparse.beacon.tree != self.tree:
             raise ConfigurationError(
-                "plan: the beacon was drawn for another tree; nodes, members, threshold, colluders "
-                "and neighbours must "
-                "be fixed first: draw a new beacon for this plan"
+                "plan: the beacon was drawn for another tree; nodes, members, threshold, "
+                "colluders and neighbours must be fixed first: draw a new beacon for this plan"
             )
 
     def _check_disjoint(self) -> None:
@@ -273,13 +267,12 @@ class Plan:
                 if start < stop:
                     raise ConfigurationError(
                         f"plan: {name!r} is in nodes {first!r} and {second!r}, which share "
-                        f"coordinate {start}; "
-                        "a coordinate of a client belongs to one node"
+                        f"coordinate {start}; a coordinate of a client belongs to one node"
                     )
             if where[-1][0][1] > self.length:
                 raise ConfigurationError(
-                    f"plan: node {where[-1][1]!r} ends at {where[-1][0][1]}, the vector at "
-                    f"{self.length}"
+                    f"plan: node {where[-1][1]!r} ends at {where[-1][0][1]}, "
+                    f"the vector at {self.length}"
                 )
 
     def _check_capacity(self) -> None:
@@ -290,22 +283,22 @@ class Plan:
         if largest > capacity:
             allowed = self.ring.bits - (largest - 1).bit_length()
             raise ConfigurationError(
-                f"plan: {largest} values of {self.quantiser.bits} bits overflow the ring of "
-                f"{self.ring.bits} bits; "
+                f"plan: {largest} values of {self.quantiser.bits} bits "
+                f"overflow the ring of {self.ring.bits} bits; "
                 f"use at most {allowed} bits (n * 2^(bits-1) <= 2^{self.ring.bits - 1})"
             )
 
 
 def check_succession(before: Plan, after: Plan) -> None:
-    """Refuse a change of membership that would let the difference of two rounds' sums show a few
-    clients.
+    """Refuse a change of membership where two rounds' sums would differ by a few clients.
 
     Where an old and a new node share coordinates, the members that left, that came and that stayed
     must each be none or at least `after.min_group`. This is about adjacent plans; what differencing
     over many rounds can show is bounded by each client's local noise only.
 
-    Raises: ConfigurationError: a smaller group could be isolated; keep the old membership or move a
-        larger group.
+    Raises:
+        ConfigurationError: a smaller group could be isolated; keep the old membership or move a
+            larger group.
     """
     for old in before.nodes:
         for new in after.nodes:
@@ -323,8 +316,8 @@ def _check_atoms(old: Node, new: Node, min_group: int) -> None:
         if 0 < len(group) < min_group:
             raise ConfigurationError(
                 f"succession: {len(group)} members {what} node {new.name!r} (before: "
-                f"{old.name!r}); none or at least "
-                f"{min_group} may: the difference of two rounds would show them"
+                f"{old.name!r}); none or at least {min_group} may: "
+                "the difference of two rounds would show them"
             )
 
 

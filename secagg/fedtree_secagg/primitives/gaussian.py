@@ -29,9 +29,7 @@ class Projection(Unprintable):
         self._size = size
 
     def apply(self, vector: npt.NDArray[np.floating[npt.NBitBase]]) -> Floats:
-        """Return P x, shape (size,), for x of shape (d,); memory for a few blocks of size * 256
-        values.
-        """
+        """Return P x, shape (size,), for x of shape (d,); memory: a few blocks of size * 256."""
         stream = Cipher(algorithms.AES(self._key), modes.CTR(bytes(16))).encryptor()
         total = np.zeros(self._size)
         for start in range(0, len(vector), BLOCK):

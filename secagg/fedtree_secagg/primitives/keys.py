@@ -47,9 +47,7 @@ def extract(salt: bytes, secret: bytes) -> bytes:
 
 
 def expand(key: bytes, tag: bytes, *fields: str | bytes) -> bytes:
-    """HKDF-Expand with SHA-256 to 32 bytes (RFC 5869): one block, info = tag and fields with their
-    lengths.
-    """
+    """HKDF-Expand with SHA-256 to one block (RFC 5869); info is the tag and the framed fields."""
     return hmac.digest(key, TAG + tag + b"\0" + b"".join(map(field, fields)) + b"\x01", "sha256")
 
 
@@ -64,9 +62,7 @@ def keystream(key: bytes, count: int) -> bytes:
 
 
 class Stream(Unprintable):
-    """Uniform bytes from 32 bytes of a step's fresh randomness: AES-256-CTR, one stream per
-    purpose.
-    """
+    """Uniform bytes from a step's 32 fresh ones: AES-256-CTR, a stream per purpose."""
 
     __slots__ = ("_encryptor",)
 
@@ -95,8 +91,9 @@ class Pair(Unprintable):
     def agree(self, session: bytes, peer: str, public_bytes: bytes) -> Secret:
         """Return the HKDF pseudorandom key of this pair in this session.
 
-        Raises: ProtocolError: the peer's key is refused (`check_public`); the all-zero secret is
-            thereby excluded.
+        Raises:
+            ProtocolError: the peer's key is refused (`check_public`); the all-zero secret is
+                thereby excluded.
         """
         check_public(public_bytes, peer)
         shared = self._key.exchange(X25519PublicKey.from_public_bytes(public_bytes))
@@ -107,10 +104,11 @@ def check_public(public_bytes: bytes, owner: str, *, blame: bool = True) -> None
     """Refuse X25519 keys of small order, and encodings that are not the only one of their point.
 
     X25519 ignores the top bit and reduces modulo the field: without this, a copied key could hide
-        as other bytes.
+    as other bytes.
 
-    Raises: ProtocolError: blames the owner, who signed the key; with `blame=False`, for a key
-        nobody signed, no one.
+    Raises:
+        ProtocolError: blames the owner, who signed the key; with `blame=False`, for a key nobody
+            signed, no one.
     """
     point = int.from_bytes(public_bytes, "little")
     if point >= FIELD or point in SMALL_ORDER:
@@ -131,9 +129,7 @@ def self_mask_key(seed: bytes, session: bytes, owner: str, node: str) -> bytes:
 
 
 def seed_commitment(seed: bytes, instance: bytes, owner: str, node: str) -> bytes:
-    """Return the public commitment to a self-mask seed; hiding, since the seed has 256 bits of
-    entropy.
-    """
+    """Return the commitment to a self-mask seed; hiding, since the seed has 256 bits of entropy."""
     return digest(b"seed-commitment", instance, owner, node, seed)
 
 
@@ -144,12 +140,15 @@ def share_hashes(
     holder: str,
     opened: Sequence[bool] | None = None,
 ) -> list[bytes]:
-    """Return the hash of each share of a bundle, slot by slot: what stands for a share that is not
-    opened.
+    """Return the hash of each share of a bundle: it stands for a share that is not opened.
 
-    Args: shares: the bundle; slot 0 is the key's share, the others the nodes'. session: the session
-        id. dealer: whose secrets these are. holder: whose bundle this is. opened: which of `shares`
-        are shares; the others already are hashes and are taken over. None: all are shares.
+    Args:
+        shares: the bundle; slot 0 is the key's share, the others the nodes'.
+        session: the session id.
+        dealer: whose secrets these are.
+        holder: whose bundle this is.
+        opened: which of `shares` are shares; the others already are hashes and are taken over.
+            None: all are shares.
     """
     # The same bytes as digest(b"share", session, dealer, holder, slot, share), with the common head
     # made once: a round of n clients hashes n^2 bundles on either side.
@@ -165,16 +164,12 @@ def share_hashes(
 
 
 def bundle_digest(hashes: Iterable[bytes]) -> bytes:
-    """Return the digest of a holder's bundle from its share hashes: what the dealer signs for this
-    holder.
-    """
+    """Return the digest of a holder's bundle, from its share hashes: the dealer vouches for it."""
     return digest(b"bundle", *hashes)
 
 
 def message_tag(agreed: Secret, stage: str, sender: str, payload: bytes) -> bytes:
-    """Return the HMAC-SHA-256 tag of a client's message for the server, 32 bytes; one key per stage
-    and sender.
-    """
+    """Return the 32-byte HMAC of a client's message for the server; a key per stage and sender."""
     return hmac.digest(expand(agreed.reveal(), b"message", stage, sender), payload, "sha256")
 
 
@@ -198,17 +193,13 @@ def upload_verifies(agreed: Secret, nonce: bytes, tag: bytes, body: memoryview) 
 
 
 def seal(agreed: Secret, nonce: bytes, plaintext: bytes, *binding: str | bytes) -> bytes:
-    """Return `nonce || AES-256-GCM ciphertext`; key and associated data are bound to tag, session
-    and direction.
-    """
+    """Return `nonce || AES-256-GCM ciphertext`, bound to session, direction and digest."""
     info = b"".join(map(field, binding))
     return nonce + AESGCM(expand(agreed.reveal(), b"channel", info)).encrypt(nonce, plaintext, info)
 
 
 def unseal(agreed: Secret, box: bytes, *binding: str | bytes) -> bytes | None:
-    """Return the plaintext of a box, or None when it was not sealed by this peer for this session
-    and direction.
-    """
+    """Return a box's plaintext; None if this peer did not seal it for this session."""
     info = b"".join(map(field, binding))
     if len(box) < BOX_OVERHEAD:
         return None

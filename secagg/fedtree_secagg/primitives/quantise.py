@@ -16,23 +16,23 @@ from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
 from fedtree_secagg.errors import ConfigurationError
 
-CHUNK = (
-    1 << 16
-)  # values: enough that numpy's calls cost nothing, few enough for the second-level cache
+# Values: enough that numpy's calls cost nothing, few enough for the second-level cache.
+CHUNK = 1 << 16
 
 
 @dataclass(frozen=True)
 class Quantiser:
     """The fixed-point grid that all clients of a plan share.
 
-    Args: clip: largest magnitude of a value, in the units of the update; finite and positive. bits:
-        width of a quantised value with its sign, 2 to 31. `Plan` checks that n such values fit into
-        the ring. saturate: what happens to values beyond the clip. False (default): the update is
-        refused, because silent
-            clipping hides a wrong clip and changes the sensitivity that a privacy proof was made
-            for. True: they are set to the nearest end of the range; for applications that add
-            unbounded noise after clipping, whose rare large values are allowed to be cut (cutting
-            is post-processing of the noised update).
+    Args:
+        clip: largest magnitude of a value, in the units of the update; finite and positive.
+        bits: width of a quantised value with its sign, 2 to 31. `Plan` checks that n such values
+            fit into the ring.
+        saturate: what happens to values beyond the clip. False (default): the update is refused,
+            because silent clipping hides a wrong clip and changes the sensitivity that a privacy
+            proof was made for. True: they are set to the nearest end of the range; for applications
+            that add unbounded noise after clipping, whose rare large values are allowed to be cut
+            (cutting is post-processing of the noised update).
     """
 
     clip: float
@@ -63,9 +63,7 @@ class Quantiser:
 
     @property
     def step(self) -> float:
-        """Size of a grid step in the units of the update: the bound on the error of one quantised
-        value.
-        """
+        """Size of a grid step in units of the update: no quantised value is further off."""
         return self.clip / self.max_integer
 
     def quantise(self, values: npt.NDArray[Any], key: bytes) -> npt.NDArray[np.int32]:
@@ -75,17 +73,16 @@ class Quantiser:
             values: shape (n,), float32 or float64.
             key: 32 bytes, used for this vector only.
 
-        Raises: ConfigurationError: a value is nan or infinite, or beyond the clip while `saturate`
-            is off.
+        Raises:
+            ConfigurationError: a value is nan or infinite, or beyond the clip while `saturate` is
+                off.
         """
         out = np.empty(values.shape, np.int32)
         self.quantise_into(out, values, key)
         return out
 
     def quantise_into(self, out: npt.NDArray[Any], values: npt.NDArray[Any], key: bytes) -> None:
-        """Write the integers into a vector of any integer type; narrow and unsigned ones keep the
-        low bits.
-        """
+        """Write the integers into a vector of any integer type; narrow ones keep the low bits."""
         stream = Cipher(algorithms.AES(key), modes.CTR(bytes(16))).encryptor()
         size = min(CHUNK, len(values))
         zeros, random = bytes(4 * size), bytearray(4 * size)
@@ -99,9 +96,8 @@ class Quantiser:
             # for |x| = clip: its fraction is zero.
             grid[:count] = chunk  # float32 times float64 in one pass is slower
             grid[:count] *= self.scale * 2.0**32
-            if (
-                self.clip * (self.scale * 2.0**32) > self._limit
-            ):  # rounded to one ulp beyond the last grid point
+            # The product may be rounded to one ulp beyond the last grid point.
+            if self.clip * (self.scale * 2.0**32) > self._limit:
                 np.clip(grid[:count], -self._limit, self._limit, out=grid[:count])
             wide[:count] = grid[:count]
             wide[:count] += np.frombuffer(random, "<u4", count)
@@ -122,14 +118,13 @@ class Quantiser:
             return chunk
         if not bool(np.isfinite(chunk).all()):
             raise ConfigurationError(
-                "the update holds nan or infinite values: repair the training step, nothing was "
-                "sent"
+                "the update holds nan or infinite values: "
+                "repair the training step, nothing was sent"
             )
         if not self.saturate:
             raise ConfigurationError(
-                f"values beyond the clip of {self.clip} in the update: clip it first, raise the "
-                "clip, "
-                "or give saturate=True if cutting them is meant"
+                f"values beyond the clip of {self.clip} in the update: "
+                "clip it first, raise the clip, or give saturate=True if cutting them is meant"
             )
         clipped: npt.NDArray[Any] = np.clip(chunk, -self.clip, self.clip)
         return clipped

@@ -53,9 +53,7 @@ class Ring:
         return np.dtype(f"<u{self.word_bytes}")
 
     def capacity(self, bits: int) -> int:
-        """Return how many values of that many bits can be summed: the largest n with n * 2^(bits-1)
-        <= 2^(ring-1).
-        """
+        """Return how many values fit in a sum: the largest n, n * 2^(bits-1) <= 2^(ring-1)."""
         return int(2 ** (self.bits - bits))
 
     def add_masks(self, target: Words, keys: Iterable[tuple[bytes, int]]) -> None:
@@ -87,9 +85,7 @@ def galois() -> modes.GCM:
 
 @functools.cache
 def fastest_mode() -> Callable[[], modes.CTR | modes.GCM]:
-    """Return the faster way to the keystream on this machine, after one trial of half a
-    millisecond.
-    """
+    """Return the faster way to the keystream on this machine; one trial, half a millisecond."""
     zeros, out = bytes(CHUNK_BYTES), bytearray(CHUNK_BYTES)
     spent: dict[Callable[[], modes.CTR | modes.GCM], float] = {}
     for mode in (counter, galois) * 4:
@@ -101,9 +97,7 @@ def fastest_mode() -> Callable[[], modes.CTR | modes.GCM]:
 
 
 class _Keystreams:
-    """The running keystreams of some keys, and the buffer they are written to before they are
-    added.
-    """
+    """The running keystreams of some keys, and the buffer from which they are added."""
 
     def __init__(self, ring: Ring, keys: Iterable[tuple[bytes, int]]) -> None:
         mode = fastest_mode()

@@ -2,8 +2,7 @@
 
 Any `threshold` shares rebuild a secret, fewer say nothing about it. A wrong share rebuilds a wrong
 secret silently; so every secret of the protocol has a public commitment, which the caller compares
-with (`server.open_sums`).
-Source: Shamir, "How to share a secret", CACM 1979.
+with (`server.open_sums`). Source: Shamir, "How to share a secret", CACM 1979.
 """
 
 import math
@@ -32,9 +31,7 @@ def split(
 
 
 def weights_at_zero(points: Sequence[int]) -> list[int]:
-    """Return the Lagrange weights that map the shares at these points to the secret; one call
-    serves many secrets.
-    """
+    """Return the Lagrange weights that map shares at these points to their secret."""
     everything, weights = math.prod(points), []
     for x in points:
         # points are small: plain products are cheaper than reducing after every factor
@@ -44,9 +41,7 @@ def weights_at_zero(points: Sequence[int]) -> list[int]:
 
 
 def combine(shares: Sequence[bytes], weights: Sequence[int]) -> bytes | None:
-    """Return the 32-byte secret of these shares, or None when what they rebuild is no such
-    secret.
-    """
+    """Return the 32-byte secret of these shares, or None if they rebuild none."""
     total = (
         sum(
             int.from_bytes(share, "big") * weight

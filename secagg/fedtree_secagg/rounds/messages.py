@@ -18,7 +18,7 @@ from typing import Annotated, TypeVar
 import msgspec
 from msgspec import Meta
 
-from fedtree_secagg.agreed.identity import Identity, Roster
+from fedtree_secagg.agreed.identity import NAME_BYTES_MAX, Identity, Roster
 from fedtree_secagg.errors import ProtocolError
 from fedtree_secagg.primitives import keys
 from fedtree_secagg.primitives.secret import Secret
@@ -38,9 +38,7 @@ class Message(msgspec.Struct, array_like=True, frozen=True, forbid_unknown_field
 
 
 class Advert(Message, frozen=True, tag="advert"):
-    """A client's fresh keys of one attempt, and the commitments to its self-mask seeds in the order
-    of its nodes.
-    """
+    """A client's fresh keys of one attempt, and commitments to its seeds, in node order."""
 
     instance: Hash
     sender: Name
@@ -130,9 +128,7 @@ class Votes(Message, frozen=True, tag="votes"):
 
 
 class Reveal(Message, frozen=True, tag="reveal"):
-    """A client's answer: for every sharer's bundle, in order, each slot either opened or only
-    hashed. MAC.
-    """
+    """A client's answer: of every sharer's bundle, each slot either opened or only hashed. MAC."""
 
     session: Hash
     sender: Name
@@ -154,9 +150,7 @@ class Hellos(Message, frozen=True, tag="sketch-hellos"):
 
 
 class Seal(Message, frozen=True, tag="sketch-seal"):
-    """Sketch: the leader's encrypted seed for every other member, in order, and the seed's
-    commitment.
-    """
+    """Sketch: the leader's encrypted seed for each other member, by name, and its commitment."""
 
     session: Hash
     sender: Name
@@ -185,9 +179,7 @@ def encode(message: Message) -> bytes:
 
 
 def decode(kind: type[M], data: bytes) -> M:
-    """Return the message in these bytes; refuse another type, extra bytes and any other encoding of
-    it.
-    """
+    """Return the message in these bytes; refuse another type, more bytes, another encoding."""
     if not isinstance(data, bytes):
         raise ProtocolError(f"{kind.__name__.lower()}: expected bytes, got {type(data).__name__}")
     try:
@@ -201,9 +193,7 @@ def decode(kind: type[M], data: bytes) -> M:
 
 
 def signed_input(context: bytes, stage: str, sender: str, payload: bytes) -> bytes:
-    """Return what is signed: version, stage and sender with their lengths, the session or instance,
-    the hash.
-    """
+    """Return what is signed: version, stage, session or instance, sender, the payload's hash."""
     name, tag = sender.encode(), stage.encode()
     head = VERSION + b"/signature\0" + bytes([len(tag)]) + tag + context + bytes([len(name)]) + name
     return head + hashlib.sha256(payload).digest()
@@ -231,11 +221,15 @@ def verify(
 ) -> M:
     """Return a signed message after checking type, encoding, sender, context and signature.
 
-    Args: kind: the message type expected. data: `signature || payload`. roster: the pinned keys.
-        context: the session or instance that the message must be bound to, 32 bytes. sender: who
-        must have sent it; None takes the name in the message, which the signature then has to
-        match. own: what the reader signed itself in this context: these very bytes need no look at
-        the signature.
+    Args:
+        kind: the message type expected.
+        data: `signature || payload`.
+        roster: the pinned keys.
+        context: the session or instance that the message must be bound to, 32 bytes.
+        sender: who must have sent it; None takes the name in the message, which the signature then
+            has to match.
+        own: what the reader signed itself in this context: these very bytes need no look at the
+            signature.
 
     Raises:
         ProtocolError: blames nobody, since anyone on the way may have changed the bytes.
@@ -253,16 +247,15 @@ def verify(
 
 
 def authenticate(link: Secret, message: Message, sender: str) -> bytes:
-    """Return `tag || payload` of a message for the server; `link` is what client and server agreed
-    on.
-    """
+    """Return `tag || payload` of a message for the server, under the key agreed with it."""
     payload = encode(message)
     return keys.message_tag(link, _stage(type(message)), sender, payload) + payload
 
 
 def verify_for_server(kind: type[M], data: bytes, link: Secret, sender: str) -> M:
-    """Return a client's message after checking type, encoding, sender and tag; the key stands for
-    the session.
+    """Return a client's message, its type, encoding, sender and tag checked.
+
+    The key stands for the session.
 
     Raises:
         ProtocolError: blames nobody, since anyone on the way may have changed the bytes.
@@ -283,6 +276,8 @@ def _opened(kind: type[M], data: bytes, lead: int, sender: str | None) -> tuple[
     payload = data[lead:]
     message = decode(kind, payload)
     name = str(message.sender)  # type: ignore[attr-defined]
+    if len(name.encode()) > NAME_BYTES_MAX:  # the decoder counts characters
+        raise ProtocolError(f"{_stage(kind)}: its sender is no name")
     if sender is not None and name != sender:
         raise ProtocolError(
             f"{_stage(kind)}: names {name!r} as its sender where {sender!r} is expected"
@@ -297,17 +292,19 @@ def attach(head_bytes: int, body_bytes: int, write: Callable[[memoryview], bytes
     is written where it is sent from: an update of many megabytes is not copied, nor is fresh memory
     asked for twice.
 
-    Args: head_bytes: length of the signed head. body_bytes: length of the body. write: fills the
-        body, which is zero before, keeps no view of it, and returns the signed head.
+    Args:
+        head_bytes: length of the signed head.
+        body_bytes: length of the body.
+        write: fills the body, which is zero before, keeps no view of it, and returns the signed
+            head.
     """
     end = 2 + head_bytes
     start = end + -end % ALIGNMENT
     upload = io.BytesIO(bytes(start + body_bytes))
     whole = upload.getbuffer()
     body = whole[start:]
-    signed = write(
-        body
-    )  # when it fails, its frame still holds the views: nothing is released here then
+    # When it fails, its frame still holds the views: nothing is released here then.
+    signed = write(body)
     whole[:end] = len(signed).to_bytes(2, "big") + signed
     body.release()
     whole.release()

@@ -1,6 +1,4 @@
-"""What the holders opened: secrets rebuilt from their shares, the masks they make, and whose fault
-a wrong one is.
-"""
+"""What the holders opened: rebuilt secrets, the masks they make, and who is to blame."""
 
 import struct
 from collections.abc import Iterable, Mapping
@@ -54,9 +52,8 @@ class Opener:
         self._pairs: dict[str, keys.Pair] = {}
         plan = cohort.session.plan
         self._holders: dict[str, tuple[str, ...]] = {}
-        same: dict[
-            int, tuple[str, ...]
-        ] = {}  # by identity of the holders' order: in a full graph all dealers share it
+        # By identity of the holders' order: in a full graph all dealers share it.
+        same: dict[int, tuple[str, ...]] = {}
         for dealer in digests:
             order = cohort.graph.holders(dealer)
             if id(order) not in same or order is not plan.cohort:
@@ -78,9 +75,7 @@ class Opener:
                 )
 
     def masks(self, node: Node) -> list[tuple[bytes, int]]:
-        """Return the keys of the masks that are left in a node's sum, with the signs that take them
-        out.
-        """
+        """Return the keys of the masks left in a node's sum, with the signs that take them out."""
         cohort, plan = self._cohort, self._cohort.session.plan
         alive = self._survivors.select(node.members, plan.place)
         masks = [(self._self_mask_key(name, node), -1) for name in alive]
@@ -130,8 +125,7 @@ class Opener:
         return shamir.combine(shares, self._weights[points])
 
     def _guilty(self, owner: str) -> ProtocolError:
-        """Return whose fault a wrong secret is: a holder's whose answer is not what the dealer
-        sent, or the dealer's.
+        """Return whose fault a wrong secret is: a holder's that answers falsely, or the dealer's.
 
         Every holder checked its bundle against the dealer's digest before it uploaded, so a holder
         that answers something else lies; when all answers are genuine, the dealer dealt shares of

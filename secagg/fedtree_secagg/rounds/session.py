@@ -18,7 +18,13 @@ from fedtree_secagg.agreed.group import Group
 from fedtree_secagg.agreed.identity import Roster
 from fedtree_secagg.agreed.node import Node
 from fedtree_secagg.agreed.plan import Plan
-from fedtree_secagg.errors import ConfigurationError, ProtocolError, ThresholdError, message_of
+from fedtree_secagg.errors import (
+    ConfigurationError,
+    ProtocolError,
+    ThresholdError,
+    message_of,
+    shown,
+)
 from fedtree_secagg.primitives import keys
 from fedtree_secagg.primitives.shamir import SHARE_BYTES
 from fedtree_secagg.rounds import messages
@@ -48,7 +54,7 @@ class Session:
         for label, value in (("round", self.round), ("attempt", self.attempt)):
             if not isinstance(value, int) or not 0 <= value < 2**63:
                 raise ConfigurationError(
-                    f"session: {label} is {value!r}; give an integer from 0 to 2^63 - 1"
+                    f"session: {label} is {shown(value)}; give an integer from 0 to 2^63 - 1"
                 )
         if self.plan.sparse is not None and self.plan.sparse.beacon is None:
             raise ConfigurationError(
@@ -62,9 +68,7 @@ class Session:
 
     @cached_property
     def instance(self) -> bytes:
-        """Hash of roster, plan, round and attempt: binds adverts, which come before there is a
-        session id.
-        """
+        """Hash of roster, plan, round and attempt: binds adverts, which precede the session id."""
         counters = self.round.to_bytes(8, "big") + self.attempt.to_bytes(8, "big")
         return keys.digest(b"instance", self.roster.hash, self.plan.hash, counters)
 
@@ -72,8 +76,11 @@ class Session:
 class Cohort:
     """The verified adverts of one attempt, as far as a party was shown them.
 
-    Attributes: adverts: by name, in the order of names: of all that take part (server), of one's
-        contacts (client). root: the hash over all adverts. id: the session id, 32 bytes.
+    Attributes:
+        adverts: by name, in the order of names: of all that take part (server), of one's contacts
+            (client).
+        root: the hash over all adverts.
+        id: the session id, 32 bytes.
     """
 
     def __init__(
@@ -88,20 +95,22 @@ class Cohort:
     ) -> None:
         """Verify adverts.
 
-        Args: session: the attempt. server_key: the server's X25519 key of the attempt: with it, it
-            authenticates uploads. signed: the signed adverts, by sender (server) or in the order of
-            the senders' names (client). reader: the client that reads; None for the server. root:
-            what the server told this client to be the hash over all adverts. own: what the reader
-            signed itself, see `messages.verify`.
+        Args:
+            session: the attempt.
+            server_key: the server's X25519 key of the attempt: with it, it authenticates uploads.
+            signed: the signed adverts, by sender (server) or in the order of the senders' names
+                (client).
+            reader: the client that reads; None for the server.
+            root: what the server told this client to be the hash over all adverts.
+            own: what the reader signed itself, see `messages.verify`.
 
         Raises:
             ProtocolError: one is malformed, foreign, duplicated or out of order.
             ThresholdError: too few.
         """
         self.session, self.graph = session, session.plan.graph
-        self._opened: tuple[Group, frozenset[str]] | None = (
-            None  # of the survivor set asked for last
-        )
+        # Of the survivor set asked for last.
+        self._opened: tuple[Group, frozenset[str]] | None = None
         expected = list(signed) if isinstance(signed, Mapping) else [None] * len(signed)
         raw = list(signed.values()) if isinstance(signed, Mapping) else list(signed)
         self.adverts: dict[str, Advert] = {}
@@ -114,7 +123,7 @@ class Cohort:
         if list(self.adverts) != sorted(self.adverts):
             raise ProtocolError("adverts: not in the order of their senders' names")
         self.server_key = server_key
-        _refuse_shared_keys(server_key, self.adverts.values())
+        _refuse_shared_keys(server_key, self.adverts.values(), expected)
         computed = hashlib.sha256(b"".join(hashlib.sha256(data).digest() for data in raw)).digest()
         self.root = computed if root is None else root
         if reader is not None:
@@ -132,9 +141,7 @@ class Cohort:
             raise ProtocolError("adverts: not those that their root stands for")
 
     def points(self, dealer: str, holders: Iterable[str]) -> tuple[int, ...]:
-        """Return the holders' Shamir points: their places among all possible holders of the dealer,
-        from 1.
-        """
+        """Return the holders' Shamir points: places among the dealer's possible holders, from 1."""
         possible = self.graph.holders(dealer)
         if possible is self.session.plan.cohort:
             return tuple(self.session.plan.place[holder] + 1 for holder in holders)
@@ -150,9 +157,7 @@ class Cohort:
         return self.session.plan.nodes_of(name)
 
     def holders(self, dealer: str) -> tuple[str, ...]:
-        """Return who holds the dealer's shares: of its possible holders those that advertised, in
-        order of points.
-        """
+        """Return who holds the dealer's shares: possible holders that advertised, by point."""
         return tuple(name for name in self.graph.holders(dealer) if name in self.adverts)
 
     def dealers(self, holder: str, sharers: Group) -> tuple[str, ...]:
@@ -164,9 +169,7 @@ class Cohort:
         return among.select(self.graph.peers(name, node), self.session.plan.place)
 
     def slots(self, dealer: str) -> int:
-        """Return the shares in a bundle of this dealer: its mask key's, then its seeds' in node
-        order.
-        """
+        """Return the shares in a bundle of this dealer: of its mask key, then of each seed."""
         return 1 + len(self.nodes_of(dealer))
 
     def bundle_bytes(self, dealer: str) -> int:
@@ -188,9 +191,7 @@ class Cohort:
         return (any(opens), *(False for _ in opens))
 
     def opened_nodes(self, survivors: Group) -> frozenset[str]:
-        """Return the names of the nodes that are opened: enough survivors, and masks that hold them
-        together.
-        """
+        """Return the names of the nodes that open: enough survivors, held together by masks."""
         if self._opened is None or self._opened[0] != survivors:
             plan = self.session.plan
             enough = (
@@ -206,9 +207,7 @@ class Cohort:
 def verify_advert(
     session: Session, data: bytes, sender: str | None, *, own: Container[bytes] = ()
 ) -> Advert:
-    """Return a signed advert after checking that it belongs to this attempt and has the right
-    commitments.
-    """
+    """Return a signed advert, checked to be of this attempt, with a commitment per node."""
     advert = messages.verify(Advert, data, session.roster, session.instance, sender, own=own)
     if advert.instance != session.instance:
         raise ProtocolError(
@@ -249,17 +248,21 @@ def require(plan: Plan, stage: str, present: int) -> None:
         raise ThresholdError(stage, present=present, threshold=plan.threshold)
 
 
-def _refuse_shared_keys(server_key: bytes, adverts: Iterable[Advert]) -> None:
+def _refuse_shared_keys(
+    server_key: bytes, adverts: Iterable[Advert], senders: Iterable[str | None]
+) -> None:
+    """Refuse weak and equal keys; of two equal ones, the later advert is the one to drop."""
     keys.check_public(server_key, "the server", blame=False)
     seen = {server_key: "the server"}
-    for advert in adverts:
-        for key in (advert.mask_key, advert.channel_key):
-            keys.check_public(key, advert.sender)
-            if key in seen:
-                alone = (
-                    advert.sender if seen[key] == advert.sender else None
-                )  # of two, either may be the copy
-                raise ProtocolError(
-                    f"adverts: {advert.sender!r} and {seen[key]!r} show the same key", blames=alone
-                )
-            seen[key] = advert.sender
+    for advert, sender in zip(adverts, senders, strict=True):
+        with message_of(sender):
+            for key in (advert.mask_key, advert.channel_key):
+                keys.check_public(key, advert.sender)
+                if key in seen:
+                    # Of two, either may be the copy.
+                    alone = advert.sender if seen[key] == advert.sender else None
+                    raise ProtocolError(
+                        f"adverts: {advert.sender!r} and {seen[key]!r} show the same key",
+                        blames=alone,
+                    )
+                seen[key] = advert.sender
