@@ -20,12 +20,14 @@ from fedtree_dp.errors import (
     ConfigurationError,
     DPError,
     LedgerError,
+    LedgerRolledBack,
     LedgerTampered,
     TrainingError,
 )
 from fedtree_dp.ledger.checkpoint import Checkpoint
 from fedtree_dp.ledger.entries import Entry
 from fedtree_dp.ledger.ledger import Ledger
+from fedtree_dp.ledger.transaction import Transaction
 
 if TYPE_CHECKING:
     from fedtree_dp.randomness.discrete import discrete_gaussian
@@ -58,6 +60,7 @@ __all__ = [
     "Gaussian",
     "Ledger",
     "LedgerError",
+    "LedgerRolledBack",
     "LedgerTampered",
     "NoiseSource",
     "PoissonGaussian",
@@ -68,6 +71,7 @@ __all__ = [
     "Statement",
     "StepReport",
     "TrainingError",
+    "Transaction",
     "TruncatedPoissonGaussian",
     "calibrate",
     "discrete_gaussian",

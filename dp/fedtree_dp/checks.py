@@ -27,8 +27,9 @@ def real(
 ) -> float:
     """Return `value` as a finite float inside the stated range.
 
-    Raises: ConfigurationError: `value` is no real number (a bool is none), is not finite, or is
-        outside the range.
+    Raises:
+        ConfigurationError: `value` is no real number (a bool is none), is not finite, or is outside
+            the range.
     """
     allowed = _range_text(above, at_least, below, at_most)
     if isinstance(value, bool) or not isinstance(value, numbers.Real):

@@ -33,6 +33,7 @@ def test_sums_are_those_of_plain_autograd_on_the_cpu(device, engine, kind):
     optimizer = m.recorder(model, 1e-5)
     settings = {**SETTINGS, "max_grad_norm": 0.5, "engine": engine, "noise": m.noise()}
     with DPSGD(model, optimizer, m.loss, physical_batch_size=3, **settings) as trainer:
+        trainer.rehearse(m.batch(kind))
         trainer.step(on(device, m.batch(kind)))
     assert {g.device.type for g in optimizer.seen[0]} == {device}
     assert m.gap([g.cpu() for g in optimizer.seen[0]], expected) < 1e-6
@@ -51,6 +52,7 @@ def test_noise_is_the_same_on_every_device_and_added_there(device, engine):
             "noise": m.noise("device"),
         }
         with DPSGD(model, optimizer, m.loss, **settings) as trainer:
+            trainer.rehearse(m.batch("bert"))
             trainer.step(on(place, m.batch("bert")))
         moved[place] = [g.cpu() for g in optimizer.seen[0]]
     assert m.gap(moved[device], moved["cpu"]) < 1e-6

@@ -34,17 +34,17 @@ def test_epsilons(plan, accountant):
 
 
 def test_the_specification_names_what_the_code_does():
-    from fedtree_dp.ledger import entries
-    from fedtree_dp.ledger import file as store
+    from fedtree_dp.ledger import entries, head, schema, state
 
     spec = (VECTORS.parent / "SPEC.md").read_text()
     for mechanism, kind in events.MECHANISMS.items():
         assert f"`{mechanism}`" in spec
         assert all(f"`{name}`" in spec for name in kind.__dataclass_fields__)
-    for number in (store.APPLICATION_ID, store.SNAPSHOT_ID):
+    for number in (schema.APPLICATION_ID, schema.SNAPSHOT_ID):
         assert f"{number:#X}".replace("X", "x") in spec
-    assert entries._TAG.decode().strip() in spec
-    assert f"schema, {store.SCHEMA_VERSION}." in spec
+    for tag in (entries._TAG, state._TAG, state._ROW_TAG, head._TAG):
+        assert tag.decode().strip() in spec
+    assert f"schema, {schema.SCHEMA_VERSION}." in spec
 
 
 def test_the_readme_s_example_runs(tmp_path, monkeypatch):

@@ -108,20 +108,23 @@ def epsilon_of(
 
     With a truncated event among them the neighbours are those of `TruncatedPoissonGaussian`.
 
-    Args: events: what was or would be released; fixed beforehand, or at least not chosen from
-        earlier outputs. delta: from 1e-12 to below 1. accountant: `"pld"` (the one that budgets are
-        held to), `"rdp"` (an upper bound, usually 5 to 20% larger) or
-            `"prv"` (Opacus; about .01 above PLD).
+    Args:
+        events: what was or would be released; fixed beforehand, or at least not chosen from earlier
+            outputs.
+        delta: from 1e-12 to below 1.
+        accountant: `"pld"` (the one that budgets are held to), `"rdp"` (an upper bound, usually 5
+            to 20% larger) or `"prv"` (Opacus; about .01 above PLD).
         discretization: grid of the privacy loss in nats, PLD only. It is coarsened where one step
             would need more than a million buckets (noise below about .02). Where RDP bounds epsilon
             by no less than 1,000, that bound is returned.
 
-    Returns: 0.0 for no events, `inf` if any release has no noise, or so little that no finite value
-        is claimed.
+    Returns:
+        0.0 for no events, `inf` if any release has no noise, or so little that no finite value is
+        claimed.
 
-    Raises: ConfigurationError: delta, discretisation or accountant outside what is stated here, or
-        truncated batches with
-            another accountant than PLD.
+    Raises:
+        ConfigurationError: delta, discretisation or accountant outside what is stated here, or
+            truncated batches with another accountant than PLD.
     """
     checks.real("delta", delta, at_least=SMALLEST_DELTA, below=1.0)
     checks.real("discretization", discretization, above=0.0, at_most=1.0)

@@ -18,8 +18,10 @@ class PrivacyBudget:
     """An (epsilon, delta) allowance: add-or-remove-one-record differential privacy of everything
     that is released.
 
-    Attributes: epsilon: finite and above 0, in nats. delta: above 0 and below 1; meaningful only
-        below one over the number of records (`check_records`).
+    Attributes:
+        epsilon: finite and above 0, in nats.
+        delta: above 0 and below 1; meaningful only below one over the number of records
+            (`check_records`).
 
     Raises:
         ConfigurationError: a value outside these ranges.
@@ -41,8 +43,9 @@ class PrivacyBudget:
         Args:
             records: number of records of the client (or its public, declared number).
 
-        Raises: ConfigurationError: delta is at least `1 / records`, or `records` is no whole number
-            of at least 1.
+        Raises:
+            ConfigurationError: delta is at least `1 / records`, or `records` is no whole number of
+                at least 1.
         """
         size = checks.count("records", records)
         if self.delta * size >= 1.0:

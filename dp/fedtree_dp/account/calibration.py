@@ -50,19 +50,24 @@ def calibrate(
 ) -> tuple[Event, ...]:
     """Scale the noise of all events of a plan by one common factor so that the budget is just kept.
 
-    Args: template: the plan; its noise multipliers give relative shares (1 and 2: the second gets
-        twice the noise). budget: what `spent` and the plan together may cost. spent: what was
-        charged before, from the ledger. discretization: grid of the search, in nats. verify: grid
-        of statements and ledgers, on which the result is judged where the search's grid is too
-        coarse to
-            be tight; `None` to stop after the search, for tables.
+    Args:
+        template: the plan; its noise multipliers give relative shares (1 and 2: the second gets
+            twice the noise).
+        budget: what `spent` and the plan together may cost.
+        spent: what was charged before, from the ledger.
+        discretization: grid of the search, in nats.
+        verify: grid of statements and ledgers, on which the result is judged where the search's
+            grid is too coarse to be tight; `None` to stop after the search, for tables.
 
-    Returns: The plan's events in their order with their final noise multipliers; PLD epsilon of
-        `spent` and them together is at most `budget.epsilon`, and within .1% of it unless `verify`
-        is `None`.
+    Returns:
+        The plan's events in their order with their final noise multipliers; PLD epsilon of `spent`
+        and them together is at most `budget.epsilon`, and within .1% of it unless `verify` is
+        `None`.
 
-    Raises: BudgetExceeded: what was spent leaves less than a thousandth of the budget, or no noise
-        is enough. ConfigurationError: an empty plan, or one with an event without noise.
+    Raises:
+        BudgetExceeded: what was spent leaves less than a thousandth of the budget, or no noise is
+            enough.
+        ConfigurationError: an empty plan, or one with an event without noise.
     """
     plan, before = tuple(template), tuple(spent)
     checks.real("discretization", discretization, above=0.0, at_most=0.5)

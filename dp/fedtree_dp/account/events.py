@@ -28,14 +28,16 @@ class PoissonGaussian:
     noised.
 
     Formal guarantee: that of `steps` compositions of the Poisson-subsampled Gaussian mechanism,
-    every step's noised sum released (Abadi et al. 2016; Koskela et al. 2020). It holds for Poisson
-    sampling only: shuffled or fixed-size batches are another mechanism with a larger epsilon (Chua
-    et al. 2403.17673).
+        every step's noised sum
+    released (Abadi et al. 2016; Koskela et al. 2020). It holds for Poisson sampling only: shuffled
+    or fixed-size batches are another mechanism with a larger epsilon (Chua et al. 2403.17673).
 
-    Attributes: noise_multiplier: noise standard deviation over the clipping norm; 0 means no noise
-        and an infinite epsilon. sample_rate: probability that one record joins one step, above 0
-        and at most 1; a public constant. steps: number of such steps, 1 to 1,000,000; steps with an
-        empty batch count.
+    Attributes:
+        noise_multiplier: noise standard deviation over the clipping norm; 0 means no noise and an
+            infinite epsilon.
+        sample_rate: probability that one record joins one step, above 0 and at most 1; a public
+            constant.
+        steps: number of such steps, 1 to 1,000,000; steps with an empty batch count.
 
     Raises:
         ConfigurationError: a value outside these ranges.
@@ -68,9 +70,9 @@ class Gaussian:
     Formal guarantee: that of the Gaussian mechanism (Balle and Wang 2018); no sampling, no
         amplification.
 
-    Attributes: noise_multiplier: noise standard deviation over the L2 distance by which one record
-        more or less can move the
-            function; 0 means no noise and an infinite epsilon.
+    Attributes:
+        noise_multiplier: noise standard deviation over the L2 distance by which one record more or
+            less can move the function; 0 means no noise and an infinite epsilon.
 
     Raises:
         ConfigurationError: a value outside this range.
@@ -98,12 +100,16 @@ class TruncatedPoissonGaussian:
     2508.15089).
 
     Formal guarantee: as for `PoissonGaussian`, for neighbours in which one record is replaced by an
-    empty one ("replace special"), so that the number of records is the same, and public.
+        empty one
+    ("replace special"), so that the number of records is the same, and public.
 
-    Attributes: noise_multiplier: noise standard deviation over the clipping norm. sample_rate:
-        probability that one record is drawn for one step, above 0 and at most 1; a public constant.
-        steps: number of such steps, 1 to 1,000,000. records: exact, public number of records, at
-        least 1. cap: most records that stay in a step, at least 1.
+    Attributes:
+        noise_multiplier: noise standard deviation over the clipping norm.
+        sample_rate: probability that one record is drawn for one step, above 0 and at most 1; a
+            public constant.
+        steps: number of such steps, 1 to 1,000,000.
+        records: exact, public number of records, at least 1.
+        cap: most records that stay in a step, at least 1.
 
     Raises:
         ConfigurationError: a value outside these ranges.

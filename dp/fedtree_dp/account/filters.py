@@ -108,8 +108,9 @@ class RenyiFilter:
     def __init__(self, budget: PrivacyBudget, *, order: int) -> None:
         """Start empty.
 
-        Raises: ConfigurationError: the order is no whole number from 2, or too low to reach this
-            budget's delta.
+        Raises:
+            ConfigurationError: the order is no whole number from 2, or too low to reach this
+                budget's delta.
         """
         self.budget = budget
         self.order = checks.count("order", order, at_least=2)
@@ -129,8 +130,9 @@ class RenyiFilter:
         The plan is a guess made before anything ran; the filter is valid for whatever is run
         instead.
 
-        Raises: ConfigurationError: an empty plan, one without noise or with truncated batches, or
-            no usable order.
+        Raises:
+            ConfigurationError: an empty plan, one without noise or with truncated batches, or no
+                usable order.
         """
         orders = [order for order in _ORDERS if renyi_share(budget, order) > 0.0]
         if not plan or not orders:

@@ -13,7 +13,11 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from fedtree_dp import checks
-from fedtree_dp.account.accounting import PLANNING_DISCRETIZATION, epsilon_of
+from fedtree_dp.account.accounting import (
+    PLANNING_DISCRETIZATION,
+    STATEMENT_DISCRETIZATION,
+    epsilon_of,
+)
 from fedtree_dp.account.budget import PrivacyBudget
 from fedtree_dp.account.calibration import calibrate
 from fedtree_dp.account.events import Event, PoissonGaussian
@@ -27,13 +31,15 @@ Axis = Literal["rounds", "batch", "noise"]
 class Plan:
     """The public numbers of a training run of one client.
 
-    Attributes: records: declared number of records, at least 1. sample_rate: probability that one
-        record joins one step, above 0 and at most 1. rounds: rounds of the federation, at least 1.
-        steps_per_round: DP-SGD steps in each round, at least 1. warm_up_steps: steps before the
-        first round, at least 0, with the same noise and rate. parameters: number of trainable
-        values, at least 1; only the signal ratio needs it. stages: further steps whose noise
-        multipliers are relative to that of the rounds' steps, such as a head's own
-            with 1.25; they are scaled along.
+    Attributes:
+        records: declared number of records, at least 1.
+        sample_rate: probability that one record joins one step, above 0 and at most 1.
+        rounds: rounds of the federation, at least 1.
+        steps_per_round: DP-SGD steps in each round, at least 1.
+        warm_up_steps: steps before the first round, at least 0, with the same noise and rate.
+        parameters: number of trainable values, at least 1; only the signal ratio needs it.
+        stages: further steps whose noise multipliers are relative to that of the rounds' steps,
+            such as a head's own with 1.25; they are scaled along.
         releases: further events of the plan, such as a fingerprint; their noise is taken as it is.
 
     Raises:
@@ -89,10 +95,14 @@ class Plan:
 class PlanRow:
     """One line of the table of choices.
 
-    Attributes: plan: the public numbers. delta: delta of the budget. epsilon: PLD epsilon of the
-        plan (with what was spent before), at most the budget's. noise_multiplier: noise standard
-        deviation of a step over the clipping norm; `inf` when no noise is enough. signal_ratio:
-        norm of the noise over the clipping norm in an averaged step; smaller is better.
+    Attributes:
+        plan: the public numbers.
+        delta: delta of the budget.
+        epsilon: PLD epsilon of the plan (with what was spent before), at most the budget's.
+        noise_multiplier: noise standard deviation of a step over the clipping norm; `inf` when no
+            noise is enough.
+        signal_ratio: norm of the noise over the clipping norm in an averaged step; smaller is
+            better.
     """
 
     plan: Plan
@@ -143,16 +153,9 @@ def price(
 
 
 def plan_table(
+    plan: Plan,
     budget: PrivacyBudget,
     *,
-    records: int,
-    rounds: int,
-    sample_rate: float | None = None,
-    batch: float | None = None,
-    steps_per_round: int = 1,
-    warm_up_steps: int = 0,
-    parameters: int = 1,
-    releases: Sequence[Event] = (),
     spent: Sequence[Event] = (),
     epsilons: Iterable[float] = (1.0, 3.0, 8.0),
     factors: Iterable[float] = (0.5, 2.0),
@@ -161,42 +164,23 @@ def plan_table(
     and of batch.
 
     Args:
+        plan: the plan asked about.
         budget: the budget asked about.
-        records: declared number of records of the client.
-        rounds: rounds of the federation.
-        sample_rate: probability that a record joins a step; give this or `batch`.
-        batch: expected number of records in a step, at most `records`.
-        steps_per_round: DP-SGD steps in each round.
-        warm_up_steps: steps before the first round.
-        parameters: number of trainable values.
-        releases: further events of the plan with their final noise.
         spent: what was charged before.
         epsilons: other budgets to show, at the same delta.
         factors: other numbers of rounds and other batches to show, as multiples of the asked ones.
 
-    Raises: ConfigurationError: a value out of range, both or neither of `sample_rate` and `batch`,
-        or delta too large.
+    Raises:
+        ConfigurationError: a value out of range, or delta too large.
     """
-    rate = _rate(records, sample_rate, batch)
-    asked = Plan(records, rate, rounds, steps_per_round, warm_up_steps, parameters, tuple(releases))
-    choices = [(asked, budget)]
-    choices += [(asked, PrivacyBudget(epsilon, budget.delta)) for epsilon in epsilons]
+    choices = [(plan, budget)]
+    choices += [(plan, PrivacyBudget(epsilon, budget.delta)) for epsilon in epsilons]
     for factor in factors:
-        choices.append((replace(asked, rounds=max(1, round(rounds * factor))), budget))
-        choices.append((replace(asked, sample_rate=min(1.0, rate * factor)), budget))
+        choices.append((replace(plan, rounds=max(1, round(plan.rounds * factor))), budget))
+        rate = min(1.0, plan.sample_rate * factor)
+        choices.append((replace(plan, sample_rate=rate), budget))
     unique = dict.fromkeys(choices)  # keeps the order
-    return tuple(price(plan, allowed, spent=spent) for plan, allowed in unique)
-
-
-def _rate(records: int, sample_rate: float | None, batch: float | None) -> float:
-    if (sample_rate is None) == (batch is None):
-        raise ConfigurationError(
-            "give either sample_rate or batch (the expected number of records in a step)"
-        )
-    if batch is None:
-        return checks.real("sample_rate", sample_rate, above=0.0, at_most=1.0)
-    size = checks.count("records", records)
-    return checks.real("batch", batch, above=0.0, at_most=size) / size
+    return tuple(price(choice, allowed, spent=spent) for choice, allowed in unique)
 
 
 def solve(
@@ -209,19 +193,21 @@ def solve(
 ) -> PlanRow:
     """Return the plan completed by the best value of one unknown, the others being given.
 
-    Args: unknown: `"noise"`: the least that keeps the budget. `"epsilon"`: what plan and noise
-        cost, whatever the
-            budget's epsilon. `"rounds"` and `"batch"`: the most whole rounds, or the largest whole
-            expected batch, that plan and noise allow; the plan's own number is not looked at.
+    Args:
+        unknown: `"noise"`: the least that keeps the budget. `"epsilon"`: what plan and noise cost,
+            whatever the budget's epsilon. `"rounds"` and `"batch"`: the most whole rounds, or the
+            largest whole expected batch, that plan and noise allow; the plan's own number is not
+            looked at.
         plan: the public numbers.
         budget: what may be spent, at which delta.
         noise_multiplier: noise of the steps over the clipping norm; needed unless it is the
             unknown.
         spent: what was charged before.
 
-    Raises: BudgetExceeded: not even one round, or a batch of one, keeps the budget.
+    Raises:
+        BudgetExceeded: not even one round, or a batch of one, keeps the budget.
         ConfigurationError: another unknown, noise missing or given where it is asked for, or delta
-        too large.
+            too large.
     """
     if unknown not in {"noise", "epsilon", "rounds", "batch"}:
         raise ConfigurationError(
@@ -234,14 +220,14 @@ def solve(
     budget.check_records(plan.records)
     noise = checks.real("noise_multiplier", noise_multiplier, above=0.0)
     if unknown == "epsilon":
-        return _costed(plan, budget, noise, spent)
+        return _costed(plan, budget, noise, spent, STATEMENT_DISCRETIZATION)
 
-    def row(number: int) -> PlanRow:
+    def row(number: int, grid: float = PLANNING_DISCRETIZATION) -> PlanRow:
         rate = number / plan.records
         changed = (
             replace(plan, rounds=number) if unknown == "rounds" else replace(plan, sample_rate=rate)
         )
-        return _costed(changed, budget, noise, spent)
+        return _costed(changed, budget, noise, spent, grid)
 
     return _largest(row, plan.records if unknown == "batch" else 10**6, budget, unknown)
 
@@ -257,10 +243,13 @@ def sweep(
     """Return what a plan costs when one of its numbers is another and the rest stay: epsilon
     against each of them.
 
-    Args: plan: the public numbers. budget: only its delta is used. noise_multiplier: of the rounds'
-        steps. spent: what was charged before. factors: multiples of the plan's own number, above 0;
-        rounds stay whole and rates at most 1, so that fewer rows
-            than factors can come back.
+    Args:
+        plan: the public numbers.
+        budget: only its delta is used.
+        noise_multiplier: of the rounds' steps.
+        spent: what was charged before.
+        factors: multiples of the plan's own number, above 0; rounds stay whole and rates at most 1,
+            so that fewer rows than factors can come back.
 
     Returns:
         Rows in the order of the factors, without repetitions.
@@ -285,22 +274,29 @@ def sweep(
     }
 
 
-def _costed(plan: Plan, budget: PrivacyBudget, noise: float, spent: Sequence[Event]) -> PlanRow:
-    epsilon = epsilon_of(
-        (*spent, *plan.events(noise)), budget.delta, discretization=PLANNING_DISCRETIZATION
-    )
+def _costed(
+    plan: Plan,
+    budget: PrivacyBudget,
+    noise: float,
+    spent: Sequence[Event],
+    grid: float = PLANNING_DISCRETIZATION,
+) -> PlanRow:
+    epsilon = epsilon_of((*spent, *plan.events(noise)), budget.delta, discretization=grid)
     return PlanRow(
         plan, budget.delta, epsilon, noise, signal_ratio(noise, plan.parameters, plan.batch)
     )
 
 
 def _largest(
-    row: Callable[[int], PlanRow], most: int, budget: PrivacyBudget, unknown: str
+    row: Callable[..., PlanRow], most: int, budget: PrivacyBudget, unknown: str
 ) -> PlanRow:
     """Return the row of the largest number that keeps the budget: doubling, then bisection (epsilon
     is monotone).
     """
     best, high = row(1), 2
+    if best.epsilon > budget.epsilon:
+        # the search's grid overstates; only the one of statements and ledgers may refuse
+        best = row(1, STATEMENT_DISCRETIZATION)
     if best.epsilon > budget.epsilon:
         raise BudgetExceeded(
             f"{unknown} 1 already reaches epsilon {best.epsilon:.4g} of {budget.epsilon:g} allowed "

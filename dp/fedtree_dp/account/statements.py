@@ -41,14 +41,20 @@ _PUBLIC_SIZE = "the exact number of records is public"
 class Statement:
     """The hyperparameters of one formal privacy statement.
 
-    Attributes: unit: what is protected. neighbours: the neighbouring relation. delta: at which all
-        epsilons here hold. epsilon: the claim: by privacy loss distributions, rounded up by the
-        accountant. epsilon_without_amplification: the same with every record in every batch, or for
-        who knows the batches. epsilon_rdp: cross-check by Rényi DP, an upper bound; `None` for
-        truncated batches. epsilon_prv: cross-check by Opacus' accountant; `None` for truncated
-        batches, or when not asked for. discretization: grid of the privacy loss, in nats.
-        accountants: libraries and their versions. releases: the events, equal ones merged, in their
-        canonical form. assumptions: what has to be true.
+    Attributes:
+        unit: what is protected.
+        neighbours: the neighbouring relation.
+        delta: at which all epsilons here hold.
+        epsilon: the claim: by privacy loss distributions, rounded up by the accountant.
+        epsilon_without_amplification: the same with every record in every batch, or for who knows
+            the batches.
+        epsilon_rdp: cross-check by Rényi DP, an upper bound; `None` for truncated batches.
+        epsilon_prv: cross-check by Opacus' accountant; `None` for truncated batches, or when not
+            asked for.
+        discretization: grid of the privacy loss, in nats.
+        accountants: libraries and their versions.
+        releases: the events, equal ones merged, in their canonical form.
+        assumptions: what has to be true.
     """
 
     unit: str

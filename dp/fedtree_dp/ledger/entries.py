@@ -97,8 +97,9 @@ def digest(body: bytes) -> bytes:
 def read_chain(rows: Iterable[Row], after: tuple[Entry, ...] = ()) -> tuple[Entry, ...]:
     """Check rows that follow the already checked lines `after`, and return all lines.
 
-    Raises: LedgerTampered: a gap, a hash that does not fit, a body that is not canonical or says
-        what no writer writes.
+    Raises:
+        LedgerTampered: a gap, a hash that does not fit, a body that is not canonical or says what
+            no writer writes.
     """
     entries = list(after)
     for row in rows:
@@ -116,9 +117,9 @@ def to_line(entry: Entry) -> str:
 def read_lines(lines: Iterable[str]) -> tuple[Entry, ...]:
     """Check an export and return its entries.
 
-    Raises: LedgerTampered: it is not a whole export from the first line on, or was changed. Missing
-        last lines show only
-            against a checkpoint.
+    Raises:
+        LedgerTampered: it is not a whole export from the first line on, or was changed. Missing
+            last lines show only against a checkpoint.
     """
     return read_chain(_row(number, line) for number, line in enumerate(lines))
 

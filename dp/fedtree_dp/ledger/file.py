@@ -12,34 +12,15 @@ import contextlib
 import os
 import secrets
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from urllib.parse import quote
 
 from fedtree_dp.errors import LedgerError, LedgerTampered
+from fedtree_dp.ledger import schema
 from fedtree_dp.ledger.entries import Row
 
-APPLICATION_ID = 0x46544450  # "FTDP"
-SNAPSHOT_ID = 0x46544453  # "FTDS": a copy, which must never be charged
-SCHEMA_VERSION = 1
-_PATIENCE_S = 60.0
-
-_SCHEMA: dict[str, str] = {
-    "entries": "CREATE TABLE entries (sequence INTEGER PRIMARY KEY CHECK (sequence >= 0), "
-    "body BLOB NOT NULL CHECK (typeof(body) = 'blob'), hash BLOB NOT NULL CHECK (length(hash) = "
-    "32))",
-    "head": "CREATE TABLE head (one INTEGER PRIMARY KEY CHECK (one = 1), size INTEGER NOT NULL, "
-    "hash BLOB NOT NULL)",
-    "entries_stay": "CREATE TRIGGER entries_stay BEFORE DELETE ON entries "
-    "BEGIN SELECT RAISE(ABORT, 'ledger lines are never removed'); END",
-    "entries_hold": "CREATE TRIGGER entries_hold BEFORE UPDATE ON entries "
-    "BEGIN SELECT RAISE(ABORT, 'ledger lines are never changed'); END",
-}
-
-# Tables of each schema that can be read, and the statements that lead from it to the next. Lines of
-# the chain never change their form: a migration may add tables, indices or triggers, nothing else.
-SCHEMAS: dict[int, dict[str, str]] = {1: _SCHEMA}
-MIGRATIONS: dict[int, tuple[str, ...]] = {}
+PATIENCE_S = 60.0
 
 
 def create(path: Path, first: Row) -> None:
@@ -52,11 +33,8 @@ def create(path: Path, first: Row) -> None:
     temporary = path.with_name(f".{path.name}.creating-{secrets.token_hex(8)}")
     try:
         os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
-        with contextlib.closing(connect(temporary)) as connection, immediate(connection):
-            connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
-            connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
-            for statement in SCHEMAS[SCHEMA_VERSION].values():
-                connection.execute(statement)
+        with contextlib.closing(connect(temporary)) as connection, immediate(connection, path):
+            schema.install(connection, schema.APPLICATION_ID)
             append(connection, first)
         flush(temporary)
         os.link(temporary, path)  # unlike a rename, this never replaces a ledger
@@ -81,6 +59,48 @@ def flush(path: Path) -> None:
         os.close(descriptor)
 
 
+def write_durably(path: Path, content: bytes) -> None:
+    """Write a file of its owner alone, and wait until its content is on the disk.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with os.fdopen(descriptor, "wb") as handle:
+        handle.write(content)
+        handle.flush()
+        os.fsync(descriptor)
+
+
+def replace_durably(path: Path, content: bytes) -> None:
+    """Write a file of its owner alone, completely or not at all.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    temporary = path.with_name(f"{path.name}.next")
+    write_durably(temporary, content)
+    temporary.replace(path)
+    flush(path.parent)
+
+
+def make_private(path: Path) -> None:
+    """Take a store away from other users, if it is this user's.
+
+    Raises:
+        LedgerError: others may read or write it, and it belongs to somebody else.
+    """
+    found = path.stat()
+    if not found.st_mode & 0o077:
+        return
+    if found.st_uid != os.geteuid():
+        raise LedgerError(
+            f"{path}: other users may read or write it, and it is not yours to change. Ask its "
+            "owner to run chmod 600 on it"
+        )
+    path.chmod(0o600)  # by name: opening and closing the file would drop SQLite's locks on it
+
+
 def connect(path: Path, *, read_only: bool = False) -> sqlite3.Connection:
     """Open an existing database file; its content is not looked at yet.
 
@@ -93,7 +113,7 @@ def connect(path: Path, *, read_only: bool = False) -> sqlite3.Connection:
             f"file:{quote(str(path.absolute()))}?mode={mode}",
             uri=True,
             isolation_level=None,
-            timeout=_PATIENCE_S,
+            timeout=PATIENCE_S,
             check_same_thread=False,
         )
         for pragma in (
@@ -101,6 +121,7 @@ def connect(path: Path, *, read_only: bool = False) -> sqlite3.Connection:
             "fullfsync = ON",
             "trusted_schema = OFF",
             "cell_size_check = ON",
+            "secure_delete = ON",  # a seed or key that was deleted must not stay in a free page
         ):
             connection.execute(f"PRAGMA {pragma}")
     return connection
@@ -117,7 +138,7 @@ def explained(path: Path) -> Iterator[None]:
         raise LedgerError(
             f"{path}: cannot be used now ({error}); nothing was charged. Check permissions, free "
             "space and whether "
-            f"another process has held it for more than {_PATIENCE_S:.0f} s"
+            f"another process has held it for more than {PATIENCE_S:.0f} s"
         ) from error
     except sqlite3.DatabaseError as error:
         raise LedgerTampered(
@@ -127,14 +148,16 @@ def explained(path: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def immediate(connection: sqlite3.Connection) -> Iterator[None]:
+def immediate(connection: sqlite3.Connection, path: Path) -> Iterator[None]:
     """Hold the only write lock of the file from here to a durable commit; roll back on any
     exception.
     """
-    connection.execute("BEGIN IMMEDIATE")
+    with explained(path):
+        connection.execute("BEGIN IMMEDIATE")
     try:
         yield
-        connection.execute("COMMIT")
+        with explained(path):
+            connection.execute("COMMIT")
     finally:
         _roll_back(connection)
 
@@ -171,37 +194,6 @@ def head(connection: sqlite3.Connection) -> tuple[int, bytes]:
     return found
 
 
-def check_file(connection: sqlite3.Connection, path: Path, *, snapshot_allowed: bool) -> None:
-    """Check that the file is a whole ledger of this schema.
-
-    Raises:
-        LedgerError: another program's file, a snapshot where a ledger is needed, or a newer schema.
-        LedgerTampered: pages or tables are not as they were written.
-    """
-    kind, version = _number(connection, "application_id"), _number(connection, "user_version")
-    if kind not in {APPLICATION_ID, SNAPSHOT_ID}:
-        raise LedgerError(f"{path}: a database, but not a privacy ledger. Name another file")
-    if kind == SNAPSHOT_ID and not snapshot_allowed:
-        raise LedgerError(
-            f"{path}: a snapshot of a ledger, which may lack later charges. Name the ledger itself"
-        )
-    if version not in SCHEMAS:
-        raise LedgerError(
-            f"{path}: schema {version} is not known here (known: {max(SCHEMAS)}). Update this "
-            "package"
-        )
-    (verdict,) = connection.execute("PRAGMA integrity_check(1)").fetchone()
-    if verdict != "ok":
-        raise LedgerTampered(
-            f"{path}: damaged ({verdict}). Keep the file, and compare with a snapshot or checkpoint"
-        )
-    if (
-        dict(connection.execute("SELECT name, sql FROM sqlite_master").fetchall())
-        != SCHEMAS[version]
-    ):
-        raise LedgerTampered(f"{path}: its tables or triggers were changed")
-
-
 @contextlib.contextmanager
 def deferred(connection: sqlite3.Connection) -> Iterator[None]:
     """See one state of the file throughout; inside a write transaction, that one."""
@@ -215,19 +207,6 @@ def deferred(connection: sqlite3.Connection) -> Iterator[None]:
         _roll_back(connection)
 
 
-def migrate(connection: sqlite3.Connection) -> None:
-    """Bring a checked ledger of an older schema to the present one, all at once or not at all."""
-    if _number(connection, "user_version") == SCHEMA_VERSION:
-        return
-    with immediate(connection):
-        for version in range(
-            _number(connection, "user_version"), SCHEMA_VERSION
-        ):  # nothing if another was faster
-            for statement in MIGRATIONS[version]:
-                connection.execute(statement)
-            connection.execute(f"PRAGMA user_version = {version + 1}")
-
-
 def write_text(target: Path, text: str) -> None:
     """Write a file completely or not at all; a ledger or snapshot is never overwritten.
 
@@ -236,7 +215,7 @@ def write_text(target: Path, text: str) -> None:
     """
     temporary = target.with_name(f".{target.name}.writing-{secrets.token_hex(8)}")
     try:
-        if os.path.lexists(target) and _kind(target) in {APPLICATION_ID, SNAPSHOT_ID}:
+        if os.path.lexists(target) and _kind(target) in {schema.APPLICATION_ID, schema.SNAPSHOT_ID}:
             raise LedgerError(
                 f"{target}: a ledger or snapshot, so it is not overwritten. Name another file"
             )
@@ -250,23 +229,25 @@ def write_text(target: Path, text: str) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def copy(source: sqlite3.Connection, target: Path) -> None:
-    """Write a consistent, marked copy of a ledger; an earlier snapshot under that name is replaced
-    at once.
+def write_snapshot(rows: Iterable[Row], target: Path) -> None:
+    """Write lines into a marked copy of their ledger; an earlier snapshot under that name is
+    replaced at once. State rows stay behind: they may hold values, and a copy of lines is for
+    others to read.
 
     Raises:
         LedgerError: the name holds anything else, or cannot be written.
     """
     temporary = target.with_name(f".{target.name}.copying-{secrets.token_hex(8)}")
     try:
-        if os.path.lexists(target) and _kind(target) != SNAPSHOT_ID:
+        if os.path.lexists(target) and _kind(target) != schema.SNAPSHOT_ID:
             raise LedgerError(
                 f"{target}: not an earlier snapshot, so it is not overwritten. Name another file"
             )
         os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
-        with contextlib.closing(connect(temporary)) as connection:
-            source.backup(connection)
-            connection.execute(f"PRAGMA application_id = {SNAPSHOT_ID}")
+        with contextlib.closing(connect(temporary)) as connection, immediate(connection, target):
+            schema.install(connection, schema.SNAPSHOT_ID)
+            for row in rows:
+                append(connection, row)
         flush(temporary)
         temporary.replace(target)
         flush(target.parent)
@@ -284,11 +265,6 @@ def _kind(path: Path) -> int:
     """
     try:
         with contextlib.closing(connect(path, read_only=True)) as connection:
-            return _number(connection, "application_id")
+            return schema.number(connection, "application_id")
     except (LedgerError, sqlite3.Error):
         return 0
-
-
-def _number(connection: sqlite3.Connection, pragma: str) -> int:
-    (value,) = connection.execute(f"PRAGMA {pragma}").fetchone()
-    return int(value)

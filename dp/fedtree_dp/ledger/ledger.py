@@ -1,14 +1,17 @@
-"""The ledger of one data set: what was spent on it, by all jobs together, and the refusal of what
-is too much.
+"""The ledger of one data set: what was spent on it, by all jobs together, the refusal of what is
+too much, and what a run must not forget beside it.
 
 A charge is durable before `charge` returns, and a release may leave only after that: a crash can
 overcount, never undercount. The budget is checked inside the same exclusive transaction that writes
 the charge, so processes that race cannot exceed it together. What is stored are events; epsilon is
-always recomputed from them.
+always recomputed from them. Values that belong to a charge are put in its transaction, so that a
+crash leaves both or neither.
 
-Limits: who can write the file can replace it by an older copy or by none; only a checkpoint kept
-elsewhere shows that. Copy a ledger with `snapshot`, never with `cp`, and never charge two copies.
-An odometer's epsilon holds for charges fixed beforehand (see `fedtree_dp.account.accounting`).
+Limits: who can write the file can replace it by an older copy or by none. A signed head
+(`fedtree_dp.ledger.head`) shows that on opening, unless it was set back as well; a checkpoint kept
+elsewhere shows it to whoever keeps it. Copy a ledger with `snapshot`, never with `cp`, and never
+charge two copies. An odometer's epsilon holds for charges fixed beforehand (see
+`fedtree_dp.account.accounting`).
 """
 
 from __future__ import annotations
@@ -16,33 +19,26 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
-import threading
 from collections.abc import Iterator, Mapping
-from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 from fedtree_dp import checks
-from fedtree_dp.account.accounting import PLANNING_DISCRETIZATION, epsilon_of
 from fedtree_dp.account.budget import PrivacyBudget
 from fedtree_dp.account.events import Event
-from fedtree_dp.errors import BudgetExceeded, ConfigurationError, LedgerError, LedgerTampered
+from fedtree_dp.errors import ConfigurationError, LedgerError, LedgerRolledBack, LedgerTampered
 from fedtree_dp.ledger import file as store
-from fedtree_dp.ledger.checkpoint import Checkpoint, keep, kept
-from fedtree_dp.ledger.entries import GENESIS, Entry, Row, read_chain, seal, to_line
-from fedtree_dp.ledger.odometer import Reading, readings
-
-if TYPE_CHECKING:
-    from cryptography.hazmat.primitives.asymmetric.ed25519 import (
-        Ed25519PrivateKey,
-        Ed25519PublicKey,
-    )
+from fedtree_dp.ledger import locks, schema, state
+from fedtree_dp.ledger.entries import GENESIS, Entry, Row, read_chain, seal
+from fedtree_dp.ledger.head import Head, HeadFile
+from fedtree_dp.ledger.transaction import Transaction
+from fedtree_dp.ledger.view import LedgerView
 
 
-class Ledger:
-    """A durable, append-only account of one data set. Make one with `Ledger.open`, and close it or
-    use `with`.
+class Ledger(LedgerView):
+    """A durable, append-only account of one data set, and the store of its runs. Make one with
+    `Ledger.open`, and close it or use `with`.
 
     Threads may share it; a forked process must open its own.
 
@@ -52,18 +48,21 @@ class Ledger:
     the current budget's epsilon and delta.
     """
 
-    def __init__(self, path: Path, *, read_only: bool) -> None:
+    def __init__(
+        self,
+        path: Path,
+        *,
+        read_only: bool,
+        head: HeadFile | None = None,
+        exclusive: bool = False,
+    ) -> None:
         """Open an existing file; use `open` or `inspect` instead."""
-        self.path = path
-        self._read_only = read_only
-        self._pid = os.getpid()
-        self._lock = threading.RLock()
-        self._entries: tuple[Entry, ...] = ()
-        self._connection = store.connect(path, read_only=read_only)
+        self._head = head
+        self._held = locks.hold(path) if exclusive else None
         try:
-            self.verify()
+            super().__init__(path, read_only=read_only)
         except BaseException:
-            self._connection.close()
+            self._let_go()
             raise
 
     @classmethod
@@ -74,54 +73,70 @@ class Ledger:
         dataset: str,
         budget: PrivacyBudget | None = None,
         create: bool = True,
+        head: str | os.PathLike[str] | None = None,
+        exclusive: bool = False,
     ) -> Self:
         """Open the ledger of `dataset`, or create it.
 
-        Args: path: the file; its folder must exist, on a local disk. dataset: the owner's name of
-            the data set, 1 to 200 printable characters; never a digest of its rows. budget: what
-            may be spent; must equal what the ledger says. `None`: take the ledger's. create:
-            whether a missing file may be created; pass `False` when resuming, so that a lost ledger
-            is noticed.
+        A file of this user that others may read or write is made private (mode 600); somebody
+        else's is refused. No folder is made.
 
-        Raises: LedgerError: missing and not to be created, not a ledger, of another data set, with
-            another budget, or a
-                snapshot.
-            LedgerTampered: damaged or changed; it is left as it is.
-            ConfigurationError: `dataset` is no such name.
+        Args:
+            path: the file; its folder must exist, on a local disk.
+            dataset: the owner's name of the data set, 1 to 200 printable characters; never a digest
+                of its rows.
+            budget: what may be spent; must equal what the ledger says. `None`: take the ledger's.
+            create: whether a missing file may be created; pass `False` when resuming, so that a
+                lost ledger is noticed.
+            head: file of the signed head, with `.key` appended that of its key; in an existing
+                folder, best on another disk. A ledger without a head gets one here, once; from then
+                on it can be written only with it.
+            exclusive: whether to keep every other writer out until `close`.
+
+        Raises:
+            LedgerError: missing and not to be created, not a ledger, of another data set, with
+                another budget, a snapshot, in use, or with a head that was not named.
+            LedgerRolledBack: the ledger or its head is an older copy, or the ledger of a head is
+                gone.
+            LedgerTampered: ledger or head are damaged, changed or foreign; both are left as they
+                are.
+            ConfigurationError: `dataset` is no such name, or `head` names the ledger itself.
         """
         file = Path(path)
         checks.label("dataset", dataset)
+        place = None if head is None else HeadFile(head)
+        if place is not None and file.resolve() in {place.path, place.key_path}:
+            raise ConfigurationError(f"head must be another file than the ledger {file}")
+        # asked first, because a head is only ever made after its ledger
+        had_one = place is not None and place.exists()
         if not os.path.lexists(file):
-            if not create or budget is None:
-                raise LedgerError(
-                    f"{file}: there is no ledger of {dataset!r} here; was it moved or deleted?"
+            if had_one:
+                raise LedgerRolledBack(
+                    f"{file}: there is no ledger of {dataset!r} here, but there is a head of one: "
+                    "it was moved or deleted. Put it back, because a new one would forget what was "
+                    "spent; or name another head"
                 )
-            fields = {
-                "dataset": dataset,
-                "budget": budget.to_dict(),
-                "ledger": secrets.token_hex(16),
-            }
-            with contextlib.suppress(
-                FileExistsError
-            ):  # a process that was faster created the same ledger
-                store.create(file, seal("opened", fields, sequence=0, previous=GENESIS))
-        ledger = cls(_existing(file), read_only=False)
+            _create(file, dataset, budget if create else None)
+        file = _existing(file)
+        store.make_private(file)
+        ledger = cls(file, read_only=False, head=place, exclusive=exclusive)
         try:
             ledger._refuse_foreign(dataset, budget)
-            with store.explained(file):
-                store.migrate(ledger._connection)
-        except LedgerError:
+            ledger._begin()
+        except BaseException:
             ledger.close()
             raise
         return ledger
 
     @classmethod
     def inspect(cls, path: str | os.PathLike[str]) -> Self:
-        """Open any ledger or snapshot for reading, whatever its data set and budget; charging it is
-        refused.
+        """Open any ledger or snapshot for reading, whatever its data set, budget and head; charging
+        it is refused.
 
-        Raises: LedgerError: missing, not a ledger, or interrupted in a write that only `open` may
-            roll back. LedgerTampered: damaged or changed.
+        Raises:
+            LedgerError: missing, not a ledger, or interrupted in a write that only `open` may roll
+                back.
+            LedgerTampered: damaged or changed.
         """
         return cls(_existing(Path(path)), read_only=True)
 
@@ -138,70 +153,45 @@ class Ledger:
                 "with set_budget"
             )
 
-    # --- what it says -----------------------------------------------------------------------------
-
-    @property
-    def dataset(self) -> str:
-        """The owner's name of the data set."""
-        return self._entries[0].dataset or ""
-
-    @property
-    def identifier(self) -> str:
-        """The random identifier that the ledger got when it was created."""
-        return self._entries[0].ledger or ""
-
-    @property
-    def budget(self) -> PrivacyBudget:
-        """The budget in force: the last one recorded."""
-        return next(entry.budget for entry in reversed(self.entries()) if entry.budget is not None)
-
-    def entries(self) -> tuple[Entry, ...]:
-        """Return all lines, other processes' included."""
-        with self._reading():
-            return self._entries
-
-    def events(self, job: str | None = None) -> tuple[Event, ...]:
-        """Return everything charged, or what one job was charged, in order."""
-        wanted = (entry for entry in self.entries() if job is None or entry.job == job)
-        return tuple(entry.event for entry in wanted if entry.event is not None)
-
-    def spent(self) -> float:
-        """Return epsilon of everything charged, at the budget's delta, by PLD on the grid of
-        statements.
-        """
-        return epsilon_of(self.events(), self.budget.delta)
-
-    @property
-    def remaining(self) -> float:
-        """Epsilon of the budget less `spent`; not what an event may cost, because epsilons do not
-        add up.
-        """
-        return max(0.0, self.budget.epsilon - self.spent())
-
-    def odometer(self) -> tuple[Reading, ...]:
-        """Return, for each job in the order of its first charge, what it cost alone and what the
-        total was after it.
-        """
-        return readings(self.entries(), self.budget.delta)
-
-    def affords(self, *events: Event) -> bool:
-        """Say whether all these events together would be accepted now."""
-        return self._excess(events) is None
-
-    def require(self, *events: Event) -> None:
-        """Refuse a job before it starts unless all its events together would be accepted now;
-        nothing is charged.
-
-        Raises:
-            BudgetExceeded: they would not; the text says what is left.
-        """
-        self._refuse_excess(*events)
+    def _begin(self) -> None:
+        """Bring an older schema up to date, and compare with the head or make it."""
+        with self._lock, store.explained(self.path):
+            if schema.number(self._connection, "user_version") != schema.SCHEMA_VERSION:
+                with store.immediate(self._connection, self.path):
+                    schema.migrate(self._connection)
+        if self._head is not None:
+            with self._writing():
+                pass
+        elif self._where().key is not None:
+            raise self._headless()
 
     # --- what it does -----------------------------------------------------------------------------
 
+    @contextlib.contextmanager
+    def transaction(self) -> Iterator[Transaction]:
+        """Charge events and change values together: all of it is on the disk, and in the signed
+        head, when the block ends, or nothing of it is.
+
+        Any exception rolls everything back, one that an operation raised and the block swallowed
+        included. Other writers wait meanwhile: compute elsewhere, and ask `require` before.
+
+        Raises:
+            LedgerError: it could not be written, this ledger was opened with `inspect`, another
+                process holds it, a transaction is open already, or an operation inside failed.
+            LedgerRolledBack: ledger or head were set back since.
+            LedgerTampered: the file changed in a way that no transaction makes.
+        """
+        with self._writing():
+            current = Transaction(self._connection, self.path, self._charge)
+            try:
+                yield current
+                current.refuse_failed()
+            finally:
+                current.end()
+
     def charge(self, event: Event, *, job: str, purpose: str) -> Entry:
         """Charge one event before its result may leave; when this returns the charge is on the
-        disk.
+        disk. A transaction of one charge.
 
         Args:
             event: what is about to be released.
@@ -210,23 +200,15 @@ class Ledger:
 
         Raises:
             BudgetExceeded: everything together would exceed the budget; nothing was written.
-            LedgerError: it could not be written, or this ledger was opened with `inspect`.
+            LedgerError: as for `transaction`.
             LedgerTampered: the file changed in a way that no charge makes.
             ConfigurationError: an unusable name, or not an event.
         """
-        if not isinstance(event, Event):
-            raise ConfigurationError(f"only events can be charged, not {event!r:.80}")
-        fields = {
-            "event": event.to_dict(),
-            "job": checks.label("job", job),
-            "purpose": checks.label("purpose", purpose),
-        }
-        self._refuse_excess(
-            event
-        )  # most of the work, before the lock is taken; repeated below from the cache
-        with self._writing():
-            self._refuse_excess(event)
-            return self._append("charge", fields)
+        _charge_fields(event, job, purpose)
+        # most of the work, before the lock is taken; repeated under it from the cache
+        self._refuse_excess(event)
+        with self.transaction() as current:
+            return current.charge(event, job=job, purpose=purpose)
 
     def set_budget(self, budget: PrivacyBudget, *, reason: str) -> Entry:
         """Record another budget, for all later charges; what was spent stays spent.
@@ -239,102 +221,11 @@ class Ledger:
         with self._writing():
             return self._append("budget", fields)
 
-    def verify(
-        self, checkpoint: Checkpoint | None = None, *, public_key: Ed25519PublicKey | None = None
-    ) -> None:
-        """Check the whole file from its first byte, and against a checkpoint kept elsewhere.
-
-        Args: checkpoint: an earlier `checkpoint()`; without one, removed last lines or a replaced
-            file stay unseen. public_key: the key that must have signed the checkpoint.
-
-        Raises:
-            LedgerTampered: anything does not fit.
-            LedgerError: the file cannot be read, or is no ledger.
-            ConfigurationError: a key without a checkpoint.
-        """
-        if public_key is not None:
-            if checkpoint is None:
-                raise ConfigurationError("public_key needs the checkpoint that it signed")
-            checkpoint.check_signature(public_key)
-        with self._lock:
-            self._check_process()
-            self._entries = ()
-            with store.explained(self.path), store.deferred(self._connection):
-                store.check_file(self._connection, self.path, snapshot_allowed=self._read_only)
-                self._refresh()
-            if checkpoint is not None:
-                self._compare(checkpoint)
-
-    def checkpoint(self, key: Ed25519PrivateKey | None = None) -> Checkpoint:
-        """Return size and head hash, signed when a key is given. Keep it where this ledger's
-        writers cannot write.
-        """
-        entries = self.entries()
-        made = Checkpoint(
-            ledger=self.identifier,
-            dataset=self.dataset,
-            size=len(entries),
-            head=entries[-1].hash,
-            time=datetime.now(UTC).isoformat(timespec="seconds"),
-        )
-        return made if key is None else made.signed(key)
-
-    def snapshot(self, path: str | os.PathLike[str]) -> None:
-        """Write a consistent copy for reading; the copy is marked, so that it can never be charged.
-
-        Raises:
-            LedgerError: `path` holds something else than an earlier snapshot, or cannot be written.
-        """
-        with self._lock:
-            self._check_process()
-            with store.explained(self.path):
-                store.copy(self._connection, Path(path))
-
-    def export(self, path: str | os.PathLike[str]) -> None:
-        """Write all lines as JSON lines with their hashes, for people and other programs; replaces
-        the file.
-
-        `fedtree_dp.ledger.entries.read_lines` checks such a file. It is no ledger and cannot be
-        charged.
-
-        Raises:
-            LedgerError: the file is a ledger or snapshot, or cannot be written.
-        """
-        store.write_text(Path(path), "".join(f"{to_line(entry)}\n" for entry in self.entries()))
-
-    def keep_checkpoint(
-        self, path: str | os.PathLike[str], key: Ed25519PrivateKey | None = None
-    ) -> Checkpoint:
-        """Add a checkpoint to a file at a second place, durably, and return it.
-
-        Raises:
-            LedgerError: the file cannot be written.
-        """
-        made = self.checkpoint(key)
-        keep(made, path)
-        return made
-
-    def verify_kept(
-        self, path: str | os.PathLike[str], *, public_key: Ed25519PublicKey | None = None
-    ) -> None:
-        """Check the whole file, and against every checkpoint of the second place.
-
-        Raises:
-            LedgerError: the checkpoints cannot be read.
-            LedgerTampered: anything does not fit, or a signature is missing where a key is given.
-        """
-        found = kept(path)
-        for checkpoint in found:
-            if public_key is not None:
-                checkpoint.check_signature(public_key)
-        self.verify()
-        for checkpoint in found:
-            self._compare(checkpoint)
-
     def close(self) -> None:
         """Close the file; charges are on the disk already."""
         if self._pid == os.getpid():
             self._connection.close()
+            self._let_go()
 
     def __enter__(self) -> Self:
         return self
@@ -352,99 +243,91 @@ class Ledger:
 
     # --- inside -----------------------------------------------------------------------------------
 
-    def _excess(self, events: tuple[Event, ...]) -> float | None:
-        """Return the epsilon that these events would bring the total to, if that is too much."""
-        budget, total = self.budget, (*self.events(), *events)
-        # Both grids only overstate, so the quick one may accept; only the fine one may refuse.
-        if (
-            epsilon_of(total, budget.delta, discretization=PLANNING_DISCRETIZATION)
-            <= budget.epsilon
-        ):
-            return None
-        reached = epsilon_of(total, budget.delta)
-        return reached if reached > budget.epsilon else None
-
-    def _refuse_excess(self, *events: Event) -> None:
-        reached = self._excess(events)
-        if reached is None:
-            return
-        budget, spent = self.budget, self.spent()
-        left = max(0.0, budget.epsilon - spent)
-        raise BudgetExceeded(
-            f"data set {self.dataset!r}: this would bring epsilon to {reached:.4g} of "
-            f"{budget.epsilon:g} "
-            f"allowed at delta {budget.delta:g}; {spent:.4g} is spent, {left:.2g} is left. Nothing "
-            "was charged. Plan "
-            "more noise or fewer steps, or stop here",
-            spent=spent,
-            requested_total=reached,
-            allowed=budget.epsilon,
-        )
+    def _charge(self, event: Event, job: str, purpose: str) -> Entry:
+        fields = _charge_fields(event, job, purpose)
+        self._refuse_excess(event)
+        return self._append("charge", fields)
 
     def _append(self, kind: str, fields: Mapping[str, Any]) -> Entry:
-        row: Row = seal(kind, fields, sequence=len(self._entries), previous=self._entries[-1].hash)
-        (*_, entry) = read_chain([row], after=self._entries)
+        lines = self.entries()
+        row: Row = seal(kind, fields, sequence=len(lines), previous=lines[-1].hash)
+        (*_, entry) = read_chain([row], after=lines)
         store.append(self._connection, row)
         return entry
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:
-        """Hold the file's write lock, with all lines known, until the commit."""
+        """Hold the write lock, with all lines known, from here to a durable commit and its head."""
         if self._read_only:
             raise LedgerError(
                 f"{self.path}: opened for reading only; open it with Ledger.open to charge it"
             )
-        with self._lock:
+        with self._lock, contextlib.ExitStack() as stack:
             self._check_process()
-            with store.explained(self.path), store.immediate(self._connection):
-                self._refresh()
-                yield
+            if self._connection.in_transaction:
+                raise LedgerError(
+                    f"{self.path}: a transaction is open already; use that one, nothing was charged"
+                )
+            if self._held is None:
+                stack.enter_context(locks.unheld(self.path))
+            if self._head is not None:
+                stack.enter_context(self._head.turn())
+            known, changes = self._entries, self._connection.total_changes
+            try:
+                with store.immediate(self._connection, self.path):
+                    with store.explained(self.path):
+                        self._refresh()
+                        self._settle_head()
+                    yield
+                    changed = self._connection.total_changes != changes
+                    if changed:
+                        self._count()
+            except BaseException:
+                self._entries = known  # lines that were read inside are gone
+                raise
+            if changed and self._head is not None:
+                self._head.publish()
 
-    @contextlib.contextmanager
-    def _reading(self) -> Iterator[None]:
-        with self._lock:
-            self._check_process()
-            with store.explained(self.path), store.deferred(self._connection):
-                self._refresh()
-                yield
+    def _settle_head(self) -> None:
+        where = self._where()
+        if self._head is None:
+            if where.key is not None:
+                raise self._headless()
+        elif where.key is None:
+            key = self._head.adopt(self._now(where, len(self._entries), self._entries[-1].hash))
+            state.record_key(self._connection, key)
+        else:
+            now = self._now(where, len(self._entries), self._entries[-1].hash)
+            self._head.settle(now, where.key, self._entries)
 
-    def _refresh(self) -> None:
-        """Read the lines that are not known yet, inside the caller's transaction, and compare with
-        the head.
-        """
-        known = self._entries
-        start = max(len(known) - 1, 0)
-        rows = store.rows_from(self._connection, start)
-        if known and (not rows or rows[0][2].hex() != known[-1].hash):
-            raise LedgerTampered(f"{self.path}: lines that were there are gone or changed")
-        entries = read_chain(rows[1:] if known else rows, after=known)
-        if store.head(self._connection) != (len(entries), bytes.fromhex(entries[-1].hash)):
-            raise LedgerTampered(
-                f"{self.path}: the last line is not the recorded one; lines were removed"
-            )
-        self._entries = entries
+    def _count(self) -> None:
+        """Count the transaction and prepare its head; the commit follows."""
+        with store.explained(self.path):
+            where = state.advance(self._connection)
+            size, last = store.head(self._connection)
+        if self._head is not None:
+            self._head.prepare(self._now(where, size, last.hex()))
 
-    def _compare(self, checkpoint: Checkpoint) -> None:
-        if checkpoint.ledger != self.identifier:
-            raise LedgerTampered(
-                f"{self.path}: not the ledger of this checkpoint; it was replaced or made anew"
-            )
-        if checkpoint.size > len(self._entries):
-            raise LedgerTampered(
-                f"{self.path}: {len(self._entries)} lines where the checkpoint of "
-                f"{checkpoint.time} saw "
-                f"{checkpoint.size}; lines at the end were removed"
-            )
-        if self._entries[checkpoint.size - 1].hash != checkpoint.head:
-            raise LedgerTampered(
-                f"{self.path}: line {checkpoint.size - 1} is not the one that the checkpoint saw"
-            )
+    def _now(self, where: state.Position, size: int, last: str) -> Head:
+        return Head(
+            ledger=self.identifier,
+            dataset=self.dataset,
+            generation=where.generation,
+            size=size,
+            hash=last,
+            state=where.state.hex(),
+        )
 
-    def _check_process(self) -> None:
-        if self._pid != os.getpid():
-            raise LedgerError(
-                f"{self.path}: opened by another process; after a fork each process opens its own"
-            )
+    def _headless(self) -> LedgerError:
+        return LedgerError(
+            f"{self.path}: this ledger has a signed head, which shows whether it was set back; "
+            "name its file as head, or open the ledger with inspect to read it"
+        )
+
+    def _let_go(self) -> None:
+        if self._held is not None:
+            os.close(self._held)
+            self._held = None
 
 
 def _existing(path: Path) -> Path:
@@ -458,3 +341,24 @@ def _existing(path: Path) -> Path:
             "owner"
         )
     return path.resolve()
+
+
+def _create(path: Path, dataset: str, budget: PrivacyBudget | None) -> None:
+    if budget is None:
+        raise LedgerError(
+            f"{path}: there is no ledger of {dataset!r} here; was it moved or deleted?"
+        )
+    fields = {"dataset": dataset, "budget": budget.to_dict(), "ledger": secrets.token_hex(16)}
+    # a process that was faster created the same ledger
+    with contextlib.suppress(FileExistsError):
+        store.create(path, seal("opened", fields, sequence=0, previous=GENESIS))
+
+
+def _charge_fields(event: Event, job: str, purpose: str) -> dict[str, Any]:
+    if not isinstance(event, Event):
+        raise ConfigurationError(f"only events can be charged, not {event!r:.80}")
+    return {
+        "event": event.to_dict(),
+        "job": checks.label("job", job),
+        "purpose": checks.label("purpose", purpose),
+    }

@@ -38,9 +38,10 @@ _DOUBT = 2.0**-40  # far above float64's error in any probability used here, whi
 def discrete_gaussian(n: int, sigma: float, noise: NoiseSource) -> Ints:
     """Draw `n` independent integers x with probability proportional to exp(-x^2 / (2 sigma^2)).
 
-    Args: n: how many, at least 0. sigma: above 0 and at most 2^40; its float value is taken as an
-        exact fraction. The standard deviation is below
-            it where sigma is below 1, and equal to it to 1e-8 from 1.1 on.
+    Args:
+        n: how many, at least 0.
+        sigma: above 0 and at most 2^40; its float value is taken as an exact fraction. The standard
+            deviation is below it where sigma is below 1, and equal to it to 1e-8 from 1.1 on.
         noise: where the coins come from.
 
     Returns:

@@ -25,15 +25,19 @@ def gaussian_mean(
     """Release the mean of one vector per record.
 
     Formal guarantee: adding or removing one record moves the sum by at most `max_norm` in L2, so
-    the result is one Gaussian event with `noise_multiplier`, whatever the records hold: rows with a
-    NaN or an infinity count as zero.
+        the result is one
+    Gaussian event with `noise_multiplier`, whatever the records hold: rows with a NaN or an
+        infinity count as zero.
 
-    Args: vectors: shape (records, d), one row a record; zero rows are allowed and give noise alone.
-        max_norm: rows longer than this are scaled down to it. divisor: a public number to divide
-        by, such as the declared size; never the true number of records. noise_multiplier: standard
-        deviation of the noise on the sum, over `max_norm`. 0 is no privacy. noise: where the noise
-        comes from. normalise: scale every row to exactly `max_norm`, short ones up; zero rows stay
-        zero.
+    Args:
+        vectors: shape (records, d), one row a record; zero rows are allowed and give noise alone.
+        max_norm: rows longer than this are scaled down to it.
+        divisor: a public number to divide by, such as the declared size; never the true number of
+            records.
+        noise_multiplier: standard deviation of the noise on the sum, over `max_norm`. 0 is no
+            privacy.
+        noise: where the noise comes from.
+        normalise: scale every row to exactly `max_norm`, short ones up; zero rows stay zero.
 
     Returns:
         Shape (d,), float64.

@@ -22,16 +22,18 @@ class PoissonSampler:
     """Draws each step's batch; one `draw` a step.
 
     Formal guarantee: every record is in a batch independently of all other records and steps, with
-    a probability that is at most `sample_rate` and less than 2^-64 below it. Adding a record
-    changes no other record's probability, because the rate is a public constant and not computed
-    from `size`.
+        a probability that
+    is at most `sample_rate` and less than 2^-64 below it. Adding a record changes no other record's
+    probability, because the rate is a public constant and not computed from `size`.
 
-    Args: size: number of records, at least 0. Private: it shapes nothing but the number of coins.
+    Args:
+        size: number of records, at least 0. Private: it shapes nothing but the number of coins.
         sample_rate: in (0, 1]; a constant of the configuration, never `batch / len(dataset)` of a
-        private data set. source: where the coins come from. cap: a public bound on the batch, for
-        hardware that needs one: of a larger batch a uniformly random `cap`
-            records stay. Then the guarantee above does not hold, and the event of every step is
-            `TruncatedPoissonGaussian` (2508.15089), no longer `PoissonGaussian`.
+            private data set.
+        source: where the coins come from.
+        cap: a public bound on the batch, for hardware that needs one: of a larger batch a uniformly
+            random `cap` records stay. Then the guarantee above does not hold, and the event of
+            every step is `TruncatedPoissonGaussian` (2508.15089), no longer `PoissonGaussian`.
 
     Raises:
         ConfigurationError: a value out of range, or another source of randomness.

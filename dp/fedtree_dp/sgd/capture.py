@@ -59,12 +59,15 @@ class _Hooks(GradSampleHooks):  # type: ignore[misc]
 class HookCapture:
     """Opacus' own computation, unchanged: the reference for everything faster.
 
-    Args: model: with at least one trainable parameter, all of them in modules with a registered
-        grad sampler. parameters: the trainable parameters, as (name, parameter), in the order that
-        `backward` answers.
+    Args:
+        model: with at least one trainable parameter, all of them in modules with a registered grad
+            sampler.
+        parameters: the trainable parameters, as (name, parameter), in the order that `backward`
+            answers.
 
-    Raises: ConfigurationError: the model's checkpointing runs every forward pass twice under
-        Opacus' hooks.
+    Raises:
+        ConfigurationError: the model's checkpointing runs every forward pass twice under Opacus'
+            hooks.
     """
 
     def __init__(self, model: nn.Module, parameters: Sequence[tuple[str, nn.Parameter]]) -> None:

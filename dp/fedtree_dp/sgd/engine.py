@@ -6,9 +6,10 @@ Abadi et al. (1607.00133): each record's gradient is scaled to a joint L2 norm o
 sum gets Gaussian noise once, and a public constant divides it. The batch must come from a
 `PoissonSampler`; the accountant's claim holds for nothing else.
 
-    with DPSGD( model, optimizer, loss, noise_multiplier=1.0, max_grad_norm=1.0,
+    with DPSGD(model, optimizer, loss, noise_multiplier=1.0, max_grad_norm=1.0,
         expected_batch_size=64, noise=noise
     ) as trainer:
+        trainer.rehearse(public_dummies)
         for _ in range(steps):
             trainer.step(collate(sampler.draw()))
 
@@ -16,17 +17,19 @@ The model stays the caller's object. While a `DPSGD` is open the model is in eva
 dropout is off (noise already regularises, and a forward pass is deterministic); only layers with
 gradient checkpointing are flagged as training, because Hugging Face checkpoints in no other mode.
 
-What it never does: sample, count privacy, release anything, or look at the data's size.
+What it never does: sample, count privacy, release anything, look at the data's size, or let rows
+decide whether a step raises: everything that can be refused is refused in `rehearse`, on public
+records.
 """
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
+import logging
 import weakref
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import TracebackType
-from typing import Literal
+from typing import Any, Literal, NoReturn, TypedDict, Unpack
 
 import torch
 from torch import Tensor, nn
@@ -44,26 +47,55 @@ _CAPTURES: Mapping[str, Callable[[nn.Module, guards.Named], Capture]] = {
     "fused": FusedCapture,
     "hooks": HookCapture,
 }
+
+
+class Passes(TypedDict, total=False):
+    """How gradients are computed; none of it changes what a step releases.
+
+    Attributes:
+        physical_batch_size: most records in one forward pass, 64 if not given; bounds memory.
+        engine: how per-sample gradients are obtained: "fused" (fast, if not given) or "hooks"
+            (Opacus' own code, the reference).
+    """
+
+    physical_batch_size: int
+    engine: Literal["fused", "hooks"]
+
+
 _open_models: weakref.WeakSet[nn.Module] = weakref.WeakSet()
-# What was compared with plain autograd before: one model object serves many clients and rounds.
-_verified: weakref.WeakKeyDictionary[nn.Module, set[Hashable]] = weakref.WeakKeyDictionary()
+_log = logging.getLogger("fedtree_dp")
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class StepReport:
     """What one step saw. Private: computed from records without noise; for the data's owner, never
-    to be released.
+    to be released. It prints no value and is neither copied nor pickled.
 
-    Attributes: records: size of the Poisson batch, 0 for a step of noise alone. clipped_fraction:
-        share of the contributing records whose gradient was scaled down; 0 without records.
+    Attributes:
+        records: size of the Poisson batch, 0 for an empty one.
+        clipped_fraction: share of the contributing records whose gradient was scaled down; 0
+            without records.
         dropped_nonfinite: records that contributed zero because their loss or gradient was not
-        finite. mean_loss: over records with a finite loss; None without any.
+            finite.
+        mean_loss: over records with a finite loss; None without any.
+        failed: the pass raised on some records, which contributed zero and are not counted.
     """
 
     records: int
     clipped_fraction: float
     dropped_nonfinite: int
     mean_loss: float | None
+    failed: bool = False
+
+    def __repr__(self) -> str:
+        return "StepReport(private)"
+
+    def _refuse(self, *_: Any) -> NoReturn:
+        raise TypeError(
+            "a StepReport is computed from records without noise: it is neither copied nor pickled"
+        )
+
+    __copy__ = __deepcopy__ = __reduce__ = __reduce_ex__ = __getstate__ = _refuse
 
 
 class DPSGD:
@@ -72,17 +104,24 @@ class DPSGD:
     Formal guarantee: with batches from a `PoissonSampler`, the sequence of weights after each
     `step` is the adaptive composition of one Poisson-subsampled Gaussian event (`noise_multiplier`,
     the sampler's rate) a step, provided that the loss of a record depends on no other record. A
-    scalar loss is refused; on the first records one of them is compared with plain autograd on it
-    alone, a net for the commonest mistakes. Beyond that it is the caller's duty.
+    scalar loss is refused; `rehearse` compares one dummy record with plain autograd on it alone, a
+    net for the commonest mistakes. Beyond that it is the caller's duty.
 
-    Args: model: any module; every trainable parameter sits in a module with an Opacus grad sampler.
+    Where somebody else chooses the weights, also the shape of a forward pass must not depend on
+    other records: give physical batches from `fedtree_dp.sgd.shapes.plan_slots`, with dummies
+    marked in `present`. A record on which the pass raises contributes zero, and the others as
+    much as without it.
+
+    Args:
+        model: any module; every trainable parameter sits in a module with an Opacus grad sampler.
         optimizer: over exactly the model's trainable parameters. Its state must be fresh or from
-        private steps. loss: `(model, batch) -> losses` of shape (records,). noise_multiplier: noise
-        standard deviation over `max_grad_norm`; 0 is no privacy. max_grad_norm: clipping norm,
-        above 0. expected_batch_size: the public divisor, above 0: sample rate times the declared
-        size. noise: a `NoiseSource`. physical_batch_size: most records in one forward pass; bounds
-        memory and changes no result. engine: how per-sample gradients are obtained: "fused" (fast)
-        or "hooks" (Opacus' own code, the reference).
+            private steps.
+        loss: `(model, batch) -> losses` of shape (records,).
+        noise_multiplier: noise standard deviation over `max_grad_norm`; 0 is no privacy.
+        max_grad_norm: clipping norm, above 0.
+        expected_batch_size: the public divisor, above 0: sample rate times the declared size.
+        noise: a `NoiseSource`.
+        passes: see `Passes`.
 
     Raises:
         ConfigurationError: anything that cannot be trained privately; nothing is changed then.
@@ -98,12 +137,14 @@ class DPSGD:
         max_grad_norm: float,
         expected_batch_size: float,
         noise: NoiseSource,
-        physical_batch_size: int = 64,
-        engine: Literal["fused", "hooks"] = "fused",
+        **passes: Unpack[Passes],
     ) -> None:
+        if unknown := sorted(set(passes) - set(Passes.__annotations__)):
+            raise TypeError(f"DPSGD takes no argument {unknown[0]!r}")
+        engine = passes.get("engine", "fused")
         if engine not in _CAPTURES:
             raise ConfigurationError(f"engine must be one of {sorted(_CAPTURES)}, not {engine!r}")
-        self._limit = count("physical_batch_size", physical_batch_size)
+        self._limit = count("physical_batch_size", passes.get("physical_batch_size", 64))
         if model in _open_models:
             raise ConfigurationError(
                 "this model is already being trained by a DPSGD: close() that one first"
@@ -120,10 +161,7 @@ class DPSGD:
         self._loss = loss
         self._modes = {module: module.training for module in model.modules()}
         self._device = self._named[0][1].device
-        self._known = _verified.setdefault(model, set())
-        self._signature = (engine, tuple(name for name, _ in self._named), _code(loss))
-        self._verified = self._signature in self._known
-        self._checked = False
+        self._rehearsed = False
         self._closed = False
         try:
             self._capture: Capture = _CAPTURES[engine](model, self._named)
@@ -133,29 +171,71 @@ class DPSGD:
         _set_modes(model)
         _open_models.add(model)
 
+    def rehearse(self, batch: Batch) -> None:
+        """Run every guard on public dummy records under the current weights; weights and optimizer
+        stay as they are, bit for bit.
+
+        Call it whenever weights come from somewhere else, before private records are read: `step`
+        does none of these checks. A rehearsal holds until the trainer is closed.
+
+        Args:
+            batch: at least two public records, run in one pass: constants, or drawn from a public
+                seed; never anything of a private data set. Its shape should be the largest that
+                steps will have, so that what does not fit is found here.
+
+        Raises:
+            ConfigurationError: the batch, the loss or the optimizer has a form that cannot be
+                private.
+            TrainingError: nothing, or the wrong thing, would be trained, or the weights give no
+                finite gradient.
+        """
+        self._prepare()
+        guards.check_batch(batch)
+        part, present = self._placed(batch)
+        if int(present.sum()) < 2:
+            raise ConfigurationError("a rehearsal needs at least two public records")
+        try:
+            with torch.enable_grad():
+                losses, per_sample = self._gradients(part, len(present))
+                clipped = self.optimizer.accumulate(per_sample, losses.isfinite(), present)
+                guards.check_usable(clipped.dropped)
+                self._compare(part, per_sample, present)
+            sums = [p.summed_grad for _, p in self._named]  # type: ignore[attr-defined]
+            guards.check_signal(self._named, sums)
+            clip, inner = self.optimizer.max_grad_norm, self.optimizer.original_optimizer
+            guards.check_moves(self._named, [clip * _unit(total) for total in sums], inner)
+        finally:
+            self._capture.reset()
+            self.optimizer.discard()
+        self._rehearsed = True
+
     def step(self, batch: Batch | Iterable[Batch] | None) -> StepReport:
         """Take one private step.
 
-        Args: batch: tensors with one row for each record, on any device, or several such mappings
-            that together are the
-                Poisson batch (each may be padded to its own length; an iterator is read lazily).
-                `None` or no rows is a step of noise alone, which must be taken too: the accountant
-                counts it.
+        Args:
+            batch: tensors with one row for each record, on any device, or several such mappings
+                that together are the Poisson batch (an iterator is read lazily). Rows that are
+                False in an optional bool tensor `present`, which the loss does not see, are
+                dummies: they contribute exactly zero and are not counted. `None` or no rows is a
+                step of noise alone, which must be taken too: the accountant counts it.
 
-        Raises: ConfigurationError: the batch or the loss has a shape that cannot be private.
-            TrainingError: the first records show that nothing, or the wrong thing, is trained. The
-            weights must not be
-                released then; what was charged stays charged.
+        Returns:
+            What happened. A record on which the pass raises contributes zero, with `failed` set and
+            a line in the log "fedtree_dp": an error would be an answer about rows.
+
+        Raises:
+            ConfigurationError: the trainer is closed or was not rehearsed, or the batch's tensors
+                do not have one row for each record.
         """
-        if self._closed:
-            raise ConfigurationError("this DPSGD is closed")
-        if self.model.training:
-            _set_modes(self.model)
+        self._prepare()
+        if not self._rehearsed:
+            raise ConfigurationError(
+                "call rehearse() with public dummy records before the first step: a step checks "
+                "nothing on private ones"
+            )
         try:
-            with torch.enable_grad():
-                parts = [self._part(part) for part in _split(batch, self._limit)]
-            with self._first_step_check(any(part.records > part.dropped for part, _ in parts)):
-                self.optimizer.noisy_step()
+            parts, failed = self._sum(batch)
+            self.optimizer.noisy_step()
             # Inside a caller's autocast torch keeps casts of weights until its end, and would train
             # on stale ones.
             torch.clear_autocast_cache()
@@ -163,7 +243,7 @@ class DPSGD:
             self._capture.reset()
             self.optimizer.discard()
             raise
-        return _report(parts)
+        return _report(parts, failed)
 
     def close(self) -> None:
         """Remove hooks and attributes, restore training flags, drop gradients. The model is as it
@@ -178,41 +258,98 @@ class DPSGD:
             module.training = training
         _open_models.discard(self.model)
 
+    def _prepare(self) -> None:
+        if self._closed:
+            raise ConfigurationError("this DPSGD is closed")
+        if self.model.training:
+            _set_modes(self.model)
+
+    def _sum(
+        self, batch: Batch | Iterable[Batch] | None
+    ) -> tuple[list[tuple[Clipped, Tensor]], bool]:
+        """Accumulate all micro-batches; return what each saw, and whether one failed."""
+        parts: list[tuple[Clipped, Tensor]] = []
+        failed = False
+        wholes = iter([batch] if isinstance(batch, Mapping) else batch or ())
+        while True:
+            try:
+                whole = next(wholes)
+            except StopIteration:
+                return parts, failed
+            except Exception as error:  # what it would have given is unknown: nothing counts
+                self.optimizer.discard()
+                return parts, _failure(error)
+            for part in _split(whole, self._limit):
+                summed = self.optimizer.snapshot()
+                try:
+                    parts.append(self._part(part))
+                except Exception as error:
+                    failed = _failure(error)
+                    self._capture.reset()
+                    self.optimizer.put_back(summed)
+                    parts += self._rows_alone(part)
+
+    def _rows_alone(self, part: Batch) -> Iterator[tuple[Clipped, Tensor]]:
+        """Compute a part that raised row by row, and leave out the rows that raise.
+
+        Each row fills a physical batch of the same shape by itself. So a record on which the pass
+        breaks down takes its own share out of the sum and nobody else's.
+        """
+        rows = len(next(iter(part.values())))
+        present = part.get(guards.PRESENT, torch.ones(rows, dtype=torch.bool))
+        # A last row that is a dummy stays one: its padding decides which kernels run (`shapes`).
+        filled = rows if bool(present[-1]) else rows - 1
+        for row in present.nonzero()[:, 0].tolist():
+            alone = {name: value.clone() for name, value in part.items()}
+            for name, value in part.items():
+                alone[name][:filled] = value[row]
+            alone[guards.PRESENT] = torch.arange(rows, device=present.device) == row
+            summed = self.optimizer.snapshot()
+            try:
+                yield self._part(alone)
+            except Exception as error:
+                _failure(error)
+                self._capture.reset()
+                self.optimizer.put_back(summed)
+
     def _part(self, part: Batch) -> tuple[Clipped, Tensor]:
         """Forward and backward of one micro-batch; its clipped gradients join the sum."""
-        part = {name: value.to(self._device, non_blocking=True) for name, value in part.items()}
-        losses = self._loss(self.model, part)
-        guards.check_losses(losses, guards.check_batch(part))
-        per_sample = self._capture.backward(losses)
-        finite = losses.detach().isfinite()
-        clipped = self.optimizer.accumulate(per_sample, finite)
-        if not self._verified and clipped.dropped == 0:
-            self._verify(part, per_sample)
-            self._known.add(self._signature)
-        return clipped, losses.detach()[finite]
+        part, present = self._placed(part)
+        with torch.enable_grad():
+            losses, per_sample = self._gradients(part, len(present))
+        finite = losses.isfinite()
+        clipped = self.optimizer.accumulate(per_sample, finite, present)
+        return clipped, losses[finite & present.to(finite.device)]
 
-    def _verify(self, part: Batch, per_sample: list[Tensor]) -> None:
-        record = {name: value[:1] for name, value in part.items()}
-        row = [g[0] for g in per_sample]
+    def _placed(self, part: Batch) -> tuple[dict[str, Tensor], Tensor]:
+        """Return the tensors on the model's device, and which rows are present."""
+        moved = {name: value.to(self._device, non_blocking=True) for name, value in part.items()}
+        rows = len(next(iter(moved.values()), ()))
+        present = moved.pop(guards.PRESENT, None)
+        if present is None:
+            present = torch.ones(rows, dtype=torch.bool, device=self._device)
+        return moved, present
+
+    def _gradients(self, part: Batch, rows: int) -> tuple[Tensor, list[Tensor]]:
+        losses = self._loss(self.model, part)
+        guards.check_losses(losses, rows)
+        return losses.detach(), self._capture.backward(losses)
+
+    def _compare(self, part: Batch, per_sample: list[Tensor], present: Tensor) -> None:
+        """Hold the largest gradient of a dummy record inside its batch against its gradient
+        alone.
+        """
+        norms = torch.stack(
+            [g.reshape(len(g), -1).double().norm(dim=1).to(self._device) for g in per_sample]
+        )
+        row = int(norms.norm(dim=0).masked_fill(~present, -1.0).argmax())
+        record = {name: value[row : row + 1] for name, value in part.items()}
         with self._capture.paused():
             alone = guards.gradient_alone(self.model, self._loss, record, self._named)
         low = torch.bfloat16 in {p.dtype for p in self.model.parameters()}
-        guards.check_alone(self._named, row, alone, self.optimizer.max_grad_norm, low_precision=low)
-        self._verified = True
-
-    @contextlib.contextmanager
-    def _first_step_check(self, contributed: bool) -> Iterator[None]:
-        """Around the first noisy step with a contributing record: signal before noise, and weights
-        that move.
-        """
-        if self._checked or not contributed:
-            yield
-            return
-        guards.check_signal(self._named, [p.summed_grad for _, p in self._named])  # type: ignore[attr-defined]
-        before = [p.detach().clone() for _, p in self._named]
-        yield
-        guards.check_moved(self._named, before, self.optimizer.original_optimizer)
-        self._checked = True
+        inside = [g[row] for g in per_sample]
+        clip = self.optimizer.max_grad_norm
+        guards.check_alone(self._named, inside, alone, clip, low_precision=low)
 
     def __enter__(self) -> DPSGD:
         return self
@@ -226,13 +363,6 @@ class DPSGD:
         self.close()
 
 
-def _code(loss: Loss) -> Hashable:
-    """Return what tells one loss from another: its code, which outlives a lambda that is made anew
-    for each client.
-    """
-    return getattr(loss, "__code__", None) or getattr(type(loss).__call__, "__code__", type(loss))
-
-
 def _set_modes(model: nn.Module) -> None:
     """Set evaluation mode everywhere, but training flags on the layers that checkpoint (on
     themselves alone).
@@ -243,14 +373,30 @@ def _set_modes(model: nn.Module) -> None:
             module.training = True
 
 
-def _split(batch: Batch | Iterable[Batch] | None, limit: int) -> Iterator[Batch]:
-    """Yield micro-batches of 1 to `limit` records."""
-    for whole in [batch] if isinstance(batch, Mapping) else batch or ():
-        for start in range(0, guards.check_batch(whole), limit):
-            yield {name: value[start : start + limit] for name, value in whole.items()}
+def _unit(total: Tensor) -> Tensor:
+    """Scale to norm 1, unless zero: noise will be of one size for all, so how large a dummy's
+    gradient is says nothing about whether weights will move.
+    """
+    largest = total.abs().max()
+    scaled = total / largest if largest else total
+    unit: Tensor = scaled / scaled.norm().clamp(min=1.0)
+    return unit
 
 
-def _report(parts: list[tuple[Clipped, Tensor]]) -> StepReport:
+def _failure(error: Exception) -> Literal[True]:
+    """Log a failure by its class, for its text may hold values."""
+    kind = type(error).__name__
+    _log.warning("a private pass failed (%s): what it failed on contributes zero", kind)
+    return True
+
+
+def _split(whole: Batch, limit: int) -> Iterator[Batch]:
+    """Yield micro-batches of 1 to `limit` rows."""
+    for start in range(0, guards.check_batch(whole), limit):
+        yield {name: value[start : start + limit] for name, value in whole.items()}
+
+
+def _report(parts: list[tuple[Clipped, Tensor]], failed: bool) -> StepReport:
     records = sum(clipped.records for clipped, _ in parts)
     dropped = sum(clipped.dropped for clipped, _ in parts)
     clipped_records = sum(clipped.clipped for clipped, _ in parts)
@@ -260,4 +406,5 @@ def _report(parts: list[tuple[Clipped, Tensor]]) -> StepReport:
         clipped_fraction=clipped_records / max(records - dropped, 1),
         dropped_nonfinite=dropped,
         mean_loss=float(losses.mean()) if len(losses) else None,
+        failed=failed,
     )

@@ -1,11 +1,13 @@
-"""What is refused before and during training because it would make the claim false or the training
-pointless.
+"""What is refused before training because it would make the claim false or the training pointless.
 
-Messages name parameters, modules and public settings, never values computed from records.
+Guards that compute run on public dummy records (`DPSGD.rehearse`): on private ones whether they
+raise would be an answer about rows, without noise. Messages name parameters, modules and public
+settings, never values computed from records.
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
@@ -17,6 +19,8 @@ from fedtree_dp.errors import ConfigurationError, TrainingError
 Batch = Mapping[str, Tensor]
 Loss = Callable[[nn.Module, Batch], Tensor]
 Named = list[tuple[str, nn.Parameter]]
+
+PRESENT = "present"
 
 _TRAINABLE_DTYPES = (torch.float32, torch.float64, torch.bfloat16)
 _HINTS = {
@@ -32,9 +36,9 @@ _HINTS = {
 def check_model(model: nn.Module, optimizer: torch.optim.Optimizer) -> Named:
     """Return the trainable parameters as (name, parameter), in the optimizer's order.
 
-    Raises: ConfigurationError: nothing to train, a type or module that is not supported, or an
-        optimizer over other
-            parameters than the model's.
+    Raises:
+        ConfigurationError: nothing to train, a type or module that is not supported, or an
+            optimizer over other parameters than the model's.
     """
     names = {p: name for name, p in model.named_parameters() if p.requires_grad}
     if not names:
@@ -108,10 +112,11 @@ def _check_modules(model: nn.Module) -> None:
 
 
 def check_batch(batch: Batch) -> int:
-    """Return the number of records.
+    """Return the number of rows.
 
     Raises:
-        ConfigurationError: a value without one row for each record.
+        ConfigurationError: a value without one row for each record, or a mask of present rows that
+            is no vector of bools.
     """
     if not isinstance(batch, Mapping):
         raise ConfigurationError(
@@ -123,6 +128,9 @@ def check_batch(batch: Batch) -> int:
             raise ConfigurationError(
                 f"batch[{name!r}] must be a tensor with one row for each record"
             )
+    mask = batch.get(PRESENT)
+    if mask is not None and (mask.dtype != torch.bool or mask.ndim != 1):
+        raise ConfigurationError(f"batch[{PRESENT!r}] must be bool, one value for each row")
     sizes = {name: len(value) for name, value in batch.items()}
     if len(set(sizes.values())) > 1:
         raise ConfigurationError(
@@ -198,7 +206,7 @@ def check_alone(
         if torch.float32 in dtypes
         else 1e-6
     )
-    if gap.norm() > loose * (size + 1e-3 * max_grad_norm):
+    if not gap.norm() <= loose * (size + 1e-3 * max_grad_norm):  # NaN is a difference, too
         worst = named[int(gap.argmax())][0]
         raise TrainingError(
             f"a record's gradient inside its batch is not its gradient alone (most in {worst}): "
@@ -208,8 +216,21 @@ def check_alone(
         )
 
 
+def check_usable(dropped: int) -> None:
+    """Every dummy record's gradient must be finite.
+
+    Raises:
+        TrainingError: some are not.
+    """
+    if dropped:
+        raise TrainingError(
+            "the weights received are unusable: public dummy records have no finite gradient under "
+            "them; train from weights that their sender did not damage"
+        )
+
+
 def check_signal(named: Named, sums: Sequence[Tensor | None]) -> None:
-    """After the first records: some gradient must have reached the adapter, before any noise.
+    """Some gradient of dummy records must have reached the adapter, before any noise.
 
     A LoRA whose B is zero gives its A a zero gradient, rightly, so a family of parameters is judged
     as a whole.
@@ -229,15 +250,25 @@ def check_signal(named: Named, sums: Sequence[Tensor | None]) -> None:
         )
 
 
-def check_moved(named: Named, before: Sequence[Tensor], optimizer: torch.optim.Optimizer) -> None:
-    """After the first step: the weights must have changed, unless the learning rate is zero.
+def check_moves(
+    named: Named, gradients: Sequence[Tensor], optimizer: torch.optim.Optimizer
+) -> None:
+    """A step with these gradients must move the weights, unless the learning rate is zero.
+
+    The step is taken by a copy of the optimizer on copies of the weights, so that neither is
+    touched, whatever happens.
 
     Raises:
+        ConfigurationError: the optimizer cannot be copied.
         TrainingError: no weight, or no LoRA weight, moved.
     """
     if all(float(group.get("lr", 1.0)) == 0 for group in optimizer.param_groups):
         return
-    moved = {name: not torch.equal(p, old) for (name, p), old in zip(named, before, strict=True)}
+    trial, weights = _trial(optimizer, [p for _, p in named])
+    for w, g in zip(weights, gradients, strict=True):
+        w.grad = g.to(w.dtype)
+    trial.step()
+    moved = {name: not torch.equal(w, p) for (name, p), w in zip(named, weights, strict=True)}
     adapter = [moved[name] for name in moved if "lora_" in name]
     if not any(moved.values()) or (adapter and not any(adapter)):
         raise TrainingError(
@@ -245,3 +276,29 @@ def check_moved(named: Named, before: Sequence[Tensor], optimizer: torch.optim.O
             "update is below the "
             "parameters' precision (Opacus issue 820)"
         )
+
+
+def _trial(
+    optimizer: torch.optim.Optimizer, params: Sequence[nn.Parameter]
+) -> tuple[torch.optim.Optimizer, list[nn.Parameter]]:
+    """Return a copy of the optimizer over copies of `params`, and these; what is frozen is shared.
+
+    Not `copy.deepcopy(optimizer)`: torch leaves attributes of subclasses out of it. A `step` on the
+    instance is a learning rate scheduler's and would step the original.
+    """
+    weights = [nn.Parameter(p.detach().clone()) for p in params]
+    trial: torch.optim.Optimizer = object.__new__(type(optimizer))
+    memo: dict[int, object] = {
+        id(p): p for group in optimizer.param_groups for p in group["params"]
+    }
+    memo |= {id(p): w for p, w in zip(params, weights, strict=True)}
+    memo[id(optimizer)] = trial
+    held = {name: value for name, value in vars(optimizer).items() if name != "step"}
+    try:
+        vars(trial).update(copy.deepcopy(held, memo))
+    except (TypeError, RuntimeError, copy.Error) as error:
+        raise ConfigurationError(
+            f"{type(optimizer).__name__} cannot be copied for a rehearsal of its step: "
+            f"{type(error).__name__}; keep locks, files and graphs out of an optimizer"
+        ) from error
+    return trial, weights

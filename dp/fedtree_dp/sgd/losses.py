@@ -27,17 +27,18 @@ LARGE_BLOCK = 1 << 26
 def per_sequence_loss(logits: Tensor, labels: Tensor, *, causal: bool = False) -> Tensor:
     """Cross entropy of each sequence, averaged over its own labelled positions.
 
-    Args: logits: (records, classes) with labels (records,), or (records, positions, classes) with
-        labels
-            (records, positions).
+    Args:
+        logits: (records, classes) with labels (records,), or (records, positions, classes) with
+            labels (records, positions).
         labels: class numbers; -100 is left out. A record without labels has loss 0.
         causal: the logits of a position predict the label of the next one, as a causal language
             model's do. Pass logits and labels whole: `logits[:, :-1]` and `labels[:, 1:]` say the
             same and cost two copies of the logits.
 
-    Returns: Shape (records,), float32 or wider. With a vocabulary of tens of thousands the logits
-        are the largest tensor of a step; they are read once, and what is kept for the backward pass
-        is their gradient, in their own type.
+    Returns:
+        Shape (records,), float32 or wider. With a vocabulary of tens of thousands the logits are
+        the largest tensor of a step; they are read once, and what is kept for the backward pass is
+        their gradient, in their own type.
 
     Raises:
         ConfigurationError: the shapes do not fit together.

@@ -33,7 +33,7 @@ class Clipped:
     released.
 
     Attributes:
-        records: records seen.
+        records: records seen; dummies are none.
         clipped: records whose gradient was scaled down.
         dropped: records that contributed zero because their loss or gradient was not finite.
     """
@@ -47,14 +47,18 @@ class PrivateOptimizer(DPOptimizer):  # type: ignore[misc]
     """An optimizer whose step is one Gaussian event with sensitivity `max_grad_norm`.
 
     Formal guarantee: between two calls of `noisy_step`, every record enters the sum once with a
-    joint L2 norm, over all parameters, of at most `max_grad_norm`; the sum then receives
-    independent Gaussian noise of standard deviation `noise_multiplier * max_grad_norm` in each
-    coordinate, once, and is divided by a public constant.
+        joint L2 norm, over
+    all parameters, of at most `max_grad_norm`; the sum then receives independent Gaussian noise of
+    standard deviation `noise_multiplier * max_grad_norm` in each coordinate, once, and is divided
+    by a public constant.
 
-    Args: optimizer: what takes the noisy gradient; its parameters that require gradients are those
-        that are clipped. noise_multiplier: at least 0; 0 is no privacy, for tests and research
-        references only. max_grad_norm: clipping norm, above 0. expected_batch_size: the public
-        divisor, above 0: sample rate times the *declared* size. noise: where the noise comes from.
+    Args:
+        optimizer: what takes the noisy gradient; its parameters that require gradients are those
+            that are clipped.
+        noise_multiplier: at least 0; 0 is no privacy, for tests and research references only.
+        max_grad_norm: clipping norm, above 0.
+        expected_batch_size: the public divisor, above 0: sample rate times the *declared* size.
+        noise: where the noise comes from.
 
     Raises:
         ConfigurationError: a value out of range.
@@ -96,12 +100,19 @@ class PrivateOptimizer(DPOptimizer):  # type: ignore[misc]
             p.grad_sample = None
 
     @torch.no_grad()
-    def accumulate(self, per_sample: Sequence[Tensor], valid: Tensor | None = None) -> Clipped:
+    def accumulate(
+        self,
+        per_sample: Sequence[Tensor],
+        valid: Tensor | None = None,
+        present: Tensor | None = None,
+    ) -> Clipped:
         """Clip each record's gradient and add it to the sum of the current step.
 
         Args:
-            per_sample: for each of `params`, in order, shape (records, *parameter shape).
-            valid: optional, shape (records,), bool: records that may contribute at all.
+            per_sample: for each of `params`, in order, shape (rows, *parameter shape).
+            valid: optional, shape (rows,), bool: records that may contribute at all.
+            present: optional, shape (rows,), bool: False for dummies, which contribute exactly zero
+                and are not counted.
         """
         rows = [_wide(g).reshape(g.shape[0], math.prod(g.shape[1:])) for g in per_sample]
         norms = torch.stack(
@@ -110,17 +121,20 @@ class PrivateOptimizer(DPOptimizer):  # type: ignore[misc]
         finite = norms.isfinite()
         if valid is not None:
             finite &= valid.to(finite.device)
+        if present is not None:
+            finite &= present.to(finite.device)
         # A hair below the bound, so that rounding of norm and product cannot lift a record above
         # it.
         bound = self.max_grad_norm * (1 - 8 * torch.finfo(norms.dtype).eps)
         factor = torch.where(finite, bound / norms.clamp(min=bound), 0.0)
-        dropped = finite.shape[0] - int(finite.sum())
+        records = len(finite) if present is None else int(present.sum())
+        dropped = records - int(finite.sum())
         for p, g in zip(self.params, rows, strict=True):
             # 0 * NaN is NaN, so rows that are left out are cleared first.
-            clean = g.masked_fill(~finite.to(g.device)[:, None], 0.0) if dropped else g
+            clean = g if finite.all() else g.masked_fill(~finite.to(g.device)[:, None], 0.0)
             total = (factor.to(g) @ clean).view(p.shape)
             p.summed_grad = total if p.summed_grad is None else p.summed_grad + total
-        return Clipped(len(finite), int((finite & (norms > bound)).sum()), dropped)
+        return Clipped(records, int((finite & (norms > bound)).sum()), dropped)
 
     @torch.no_grad()
     def add_noise(self) -> None:
@@ -148,6 +162,15 @@ class PrivateOptimizer(DPOptimizer):  # type: ignore[misc]
         self.scale_grad()
         self.original_optimizer.step()
         self.discard()
+
+    def snapshot(self) -> list[Tensor | None]:
+        """Return the sums of the current step; they are replaced, never changed in place."""
+        return [p.summed_grad for p in self.params]
+
+    def put_back(self, sums: Sequence[Tensor | None]) -> None:
+        """Forget what joined the sums since `snapshot`."""
+        for p, total in zip(self.params, sums, strict=True):
+            p.summed_grad = total
 
     def discard(self) -> None:
         """Forget all gradients: after a step, and after an error in one."""

@@ -31,14 +31,8 @@ def test_measured_signal_ratios():
 
 
 def test_table_rows_are_sound_and_ordered():
-    choices = {
-        "rounds": 10,
-        "batch": 400,
-        "steps_per_round": 3,
-        "warm_up_steps": 6,
-        "parameters": 900,
-    }
-    rows = plan_table(PrivacyBudget(3, 1e-5), records=2000, epsilons=(0.5, 1, 3), **choices)
+    plan = Plan(2000, 0.2, rounds=10, steps_per_round=3, warm_up_steps=6, parameters=900)
+    rows = plan_table(plan, PrivacyBudget(3, 1e-5), epsilons=(0.5, 1, 3))
     assert len({(row.plan, row.epsilon) for row in rows}) == len(rows) == 7
     asked = rows[0]
     assert (asked.plan.steps, asked.plan.batch, asked.delta) == (36, 400, 1e-5)
@@ -80,20 +74,21 @@ def test_no_room_is_a_row_not_an_error():
 @pytest.mark.parametrize(
     ("changes", "text"),
     [
-        ({"batch": None}, "either sample_rate or batch"),
-        ({"sample_rate": 0.1}, "either sample_rate or batch"),
-        ({"batch": 3000}, "batch must be a finite number above 0 and at most 2000"),
-        ({"batch": None, "sample_rate": 2.0}, "sample_rate"),
+        ({"sample_rate": 2.0}, "sample_rate"),
         ({"rounds": 0}, "rounds"),
         ({"warm_up_steps": -1}, "warm_up_steps"),
         ({"records": 200_000}, "delta 1e-05 is not below 1/200000"),
-        ({"epsilons": [-1]}, "epsilon"),
     ],
 )
 def test_refused(changes, text):
-    arguments = {"records": 2000, "rounds": 3, "batch": 20} | changes
+    arguments = {"records": 2000, "rounds": 3, "sample_rate": 0.01} | changes
     with pytest.raises(ConfigurationError, match=text):
-        plan_table(BUDGET, **arguments)
+        plan_table(Plan(**arguments), BUDGET)
+
+
+def test_another_epsilon_out_of_range_is_refused():
+    with pytest.raises(ConfigurationError, match="epsilon"):
+        plan_table(Plan(2000, 0.01, rounds=3), BUDGET, epsilons=[-1])
 
 
 def test_solves_for_each_unknown():
@@ -176,3 +171,17 @@ def test_a_sweep_refuses():
         sweep(plan, BUDGET, noise_multiplier=0.0)
     with pytest.raises(ConfigurationError, match="not below 1/200000"):
         sweep(Plan(200_000, 0.4, rounds=2), BUDGET, noise_multiplier=1.0)
+
+
+def test_only_the_grid_of_statements_may_refuse():
+    """Half a million steps: the search's grid makes more than 8 of what is 7.998."""
+    budget = PrivacyBudget(8, 1e-5)
+    (event,) = calibrate([PoissonGaussian(1, 0.001, 500_000)], budget)
+    exact = epsilon_of([event], 1e-5)
+    assert exact <= 8 < epsilon_of([event], 1e-5, discretization=1e-3)
+    plan = Plan(records=1000, sample_rate=0.001, rounds=1, steps_per_round=500_000)
+    for unknown in ("epsilon", "rounds"):
+        row = solve(unknown, plan, budget, noise_multiplier=event.noise_multiplier)
+        assert (row.epsilon, row.plan.rounds) == (exact, 1)
+    with pytest.raises(BudgetExceeded, match=r"already reaches epsilon 8\.0"):
+        solve("rounds", plan, budget, noise_multiplier=0.999 * event.noise_multiplier)

@@ -21,6 +21,7 @@ from fedtree_dp import (
     epsilon_of,
 )
 from fedtree_dp.ledger import file as store
+from fedtree_dp.ledger import schema
 
 BUDGET = PrivacyBudget(epsilon=8, delta=1e-5)
 ROUND = PoissonGaussian(noise_multiplier=2.5, sample_rate=0.2, steps=3)
@@ -133,11 +134,11 @@ def test_the_budget_is_checked_again_under_the_lock(path, monkeypatch):
     ):
         locked = store.immediate
 
-        def late(connection):
+        def late(connection, path):
             if connection is slow._connection:
                 while quick.affords(Gaussian(10)):
                     quick.charge(Gaussian(10), job="quick", purpose="p")
-            return locked(connection)
+            return locked(connection, path)
 
         monkeypatch.setattr(store, "immediate", late)
         with pytest.raises(BudgetExceeded):
@@ -277,11 +278,11 @@ def test_a_failing_disk_charges_nothing_and_says_so(path, monkeypatch):
 
 
 def test_a_ledger_that_another_process_holds(path, monkeypatch):
-    monkeypatch.setattr(store, "_PATIENCE_S", 0.05)
+    monkeypatch.setattr(store, "PATIENCE_S", 0.05)
     with (
         opened(path) as holder,
         opened(path) as waiting,
-        store.immediate(holder._connection),
+        store.immediate(holder._connection, path),
         pytest.raises(LedgerError, match="database is locked"),
     ):
         waiting.charge(Gaussian(3), job="j", purpose="p")
@@ -362,9 +363,9 @@ def test_an_older_schema_is_migrated_when_opened_for_writing(path, monkeypatch):
         ledger.charge(Gaussian(9), job="j", purpose="p")
         before = ledger.checkpoint()
     index = "CREATE INDEX by_hash ON entries (hash)"
-    monkeypatch.setattr(store, "SCHEMA_VERSION", 2)
-    monkeypatch.setitem(store.SCHEMAS, 2, store.SCHEMAS[1] | {"by_hash": index})
-    monkeypatch.setitem(store.MIGRATIONS, 1, (index,))
+    monkeypatch.setattr(schema, "SCHEMA_VERSION", 3)
+    monkeypatch.setitem(schema.SCHEMAS, 3, schema.SCHEMAS[2] | {"by_hash": index})
+    monkeypatch.setitem(schema.MIGRATIONS, 2, (index,))
     old = path.read_bytes()
     with Ledger.inspect(path) as ledger:
         ledger.verify(before)
@@ -374,7 +375,7 @@ def test_an_older_schema_is_migrated_when_opened_for_writing(path, monkeypatch):
     with opened(path) as ledger, opened(path) as second:
         for handle in (ledger, second):
             handle.verify(before)
-            assert handle._connection.execute("PRAGMA user_version").fetchone() == (2,)
+            assert handle._connection.execute("PRAGMA user_version").fetchone() == (3,)
         ledger.charge(Gaussian(9), job="j", purpose="p")
 
 
@@ -382,8 +383,8 @@ def test_a_migration_that_fails_changes_nothing(path, monkeypatch):
     opened(path).close()
     old = path.read_bytes()
     with monkeypatch.context() as patch:
-        patch.setattr(store, "SCHEMA_VERSION", 2)
-        patch.setitem(store.MIGRATIONS, 1, ("CREATE TABLE extra (x)", "CREATE TABLE head (x)"))
+        patch.setattr(schema, "SCHEMA_VERSION", 3)
+        patch.setitem(schema.MIGRATIONS, 2, ("CREATE TABLE extra (x)", "CREATE TABLE head (x)"))
         with pytest.raises(LedgerError, match="already exists"):
             opened(path)
     assert path.read_bytes() == old

@@ -19,7 +19,7 @@ from fedtree_dp import (
     LedgerTampered,
     PrivacyBudget,
 )
-from fedtree_dp.ledger import file as store
+from fedtree_dp.ledger import schema
 
 BUDGET = PrivacyBudget(epsilon=8, delta=1e-5)
 
@@ -45,7 +45,7 @@ def edit(path, *statements, triggers=False):
             )
         if not triggers:
             for name in ("entries_stay", "entries_hold"):
-                connection.execute(store._SCHEMA[name])
+                connection.execute(schema.SCHEMAS[1][name])
 
 
 def refused(path, text, kind=LedgerTampered):

@@ -60,7 +60,9 @@ def test_a_nonfinite_record_contributes_exactly_zero(bad, limit):
     poisoned = {**data, "x": data["x"].clone()}
     poisoned["x"][3, 0, 0] = bad
     rest = {k: torch.cat([v[:3], v[4:]]) for k, v in data.items()}
-    got, report = clipped_sum(m.mixed(), m.mixed_loss, poisoned, 0.5, physical_batch_size=limit)
+    got, report = clipped_sum(
+        m.mixed(), m.mixed_loss, poisoned, 0.5, dummies=data, physical_batch_size=limit
+    )
     expected, _ = clipped_sum(m.mixed(), m.mixed_loss, rest, 0.5, physical_batch_size=1)
     assert report.dropped_nonfinite == 1
     assert report.records == 9
@@ -70,9 +72,11 @@ def test_a_nonfinite_record_contributes_exactly_zero(bad, limit):
 
 def test_a_finite_gradient_under_an_infinite_loss_is_dropped_too():
     def loss(model, part):
-        return m.mixed_loss(model, part) + torch.where(part["y"] == part["y"], math.inf, 0.0)
+        return m.mixed_loss(model, part) + part["added"]
 
-    got, report = clipped_sum(m.mixed(), loss, m.mixed_batch(), 0.5)
+    data = m.mixed_batch()
+    infinite, none = ({**data, "added": torch.full((9,), v)} for v in (math.inf, 0.0))
+    got, report = clipped_sum(m.mixed(), loss, infinite, 0.5, dummies=none)
     assert report.dropped_nonfinite == 9
     assert report.mean_loss is None
     assert all(not g.any() for g in got)
@@ -93,7 +97,8 @@ def test_rounding_cannot_lift_a_record_above_the_bound():
     model = m.mixed().float()
     data = {k: v.float() if v.is_floating_point() else v for k, v in m.mixed_batch(60).items()}
     for i in range(60):
-        got, _ = clipped_sum(model, m.mixed_loss, {k: v[i : i + 1] for k, v in data.items()}, 0.7)
+        one = {k: v[i : i + 1] for k, v in data.items()}
+        got, _ = clipped_sum(model, m.mixed_loss, one, 0.7, dummies=data)
         assert math.fsum(float(g.double().square().sum()) for g in got) <= 0.7**2
 
 
@@ -104,8 +109,9 @@ def test_a_logical_batch_may_come_in_parts():
     rest = {k: v[3:] for k, v in data.items()}
     one, _ = clipped_sum(m.lora("bert"), m.loss, short, 1.0)
     two, _ = clipped_sum(m.lora("bert"), m.loss, rest, 1.0)
+    parts = (part for part in (short, rest))
     both, report = clipped_sum(
-        m.lora("bert"), m.loss, (part for part in (short, rest)), 1.0, physical_batch_size=2
+        m.lora("bert"), m.loss, parts, 1.0, dummies=data, physical_batch_size=2
     )
     assert m.gap(both, [a + b for a, b in zip(one, two, strict=True)]) < 1e-9
     assert report.records == 7
@@ -119,12 +125,18 @@ def test_an_empty_batch_is_a_step_of_noise(nothing):
     model = m.mixed()
     optimizer, before = m.recorder(model), [p.detach().clone() for p in model.parameters()]
 
-    def never(model, part):
-        raise AssertionError("no forward pass without records")
+    calls = []
 
-    with trainer(model, never, optimizer=optimizer, noise_multiplier=1.0) as t:
+    def counted(model, part):
+        calls.append(len(part["y"]))
+        return m.mixed_loss(model, part)
+
+    dummies = m.mixed_batch()
+    with trainer(model, counted, optimizer=optimizer, noise_multiplier=1.0, dummies=dummies) as t:
         report = t.step(nothing)
+    assert calls == [9, 1]  # the rehearsal's; no forward pass without records
     assert (report.records, report.clipped_fraction, report.mean_loss) == (0, 0.0, None)
+    assert not report.failed
     assert all(g.any() for g in optimizer.seen[0])
     moved = [not torch.equal(a, b) for a, b in zip(model.parameters(), before, strict=True)]
     assert moved == [p.requires_grad for p in model.parameters()]
@@ -156,7 +168,13 @@ class Wide(nn.Module):
 def test_noise_has_the_stated_scale_and_the_test_has_power():
     model = Wide()
     got, _ = clipped_sum(
-        model, m.mixed_loss, None, 2.0, noise_multiplier=0.75, expected_batch_size=8.0
+        model,
+        m.mixed_loss,
+        None,
+        2.0,
+        dummies={"x": torch.eye(500)[:2], "y": torch.tensor([0, 1])},
+        noise_multiplier=0.75,
+        expected_batch_size=8.0,
     )
     x = got[0].flatten().double().numpy() * 8.0
 
@@ -230,7 +248,7 @@ def test_the_hugging_face_loss_is_refused_by_name():
         trainer(model, token_mean) as t,
         pytest.raises(ConfigurationError, match="one record changes every other"),
     ):
-        t.step(m.batch("llama"))
+        t.rehearse(m.batch("llama"))
 
 
 def test_a_token_mean_in_disguise_is_found():
@@ -247,7 +265,7 @@ def test_a_token_mean_in_disguise_is_found():
         trainer(m.lora("llama"), disguised) as t,
         pytest.raises(TrainingError, match="couples records"),
     ):
-        t.step(m.batch("llama"))
+        t.rehearse(m.batch("llama"))
 
 
 def test_bad_losses():
@@ -259,12 +277,12 @@ def test_bad_losses():
         (lambda model, part: part["y"], "floating-point tensor"),
     ):
         with trainer(model, loss) as t, pytest.raises(ConfigurationError, match=error):
-            t.step(data)
+            t.rehearse(data)
     with (
         trainer(model, lambda model, part: part["x"].sum((1, 2))) as t,
         pytest.raises(TrainingError, match="any train"),
     ):
-        t.step(data)
+        t.rehearse(data)
 
 
 @pytest.mark.parametrize(
@@ -274,11 +292,17 @@ def test_bad_losses():
         {"x": [1, 2]},
         {"x": torch.tensor(1.0)},
         {"x": torch.zeros(2, 4, 6), "y": torch.zeros(3)},
+        {**m.mixed_batch(2), "present": torch.tensor([1, 0])},
+        {**m.mixed_batch(2), "present": torch.ones(2, 1, dtype=torch.bool)},
+        {**m.mixed_batch(2), "present": torch.ones(3, dtype=torch.bool)},
     ],
 )
 def test_bad_batches(data):
-    with trainer(m.mixed(), m.mixed_loss) as t, pytest.raises(ConfigurationError, match="row"):
-        t.step(data)
+    with trainer(m.mixed(), m.mixed_loss, dummies=m.mixed_batch()) as t:
+        with pytest.raises(ConfigurationError, match="row"):
+            t.step(data)
+        with pytest.raises(ConfigurationError, match="row"):
+            t.rehearse(data)
 
 
 def test_an_error_in_a_step_leaves_nothing_for_the_next():
@@ -289,12 +313,13 @@ def test_an_error_in_a_step_leaves_nothing_for_the_next():
     def breaks(model, part):
         calls.append(1)
         out = m.mixed_loss(model, part)
-        if len(calls) == 3:
-            raise MemoryError
+        if len(calls) == 2 + 3:
+            raise KeyboardInterrupt
         return out
 
-    with trainer(model, breaks, optimizer=optimizer, max_grad_norm=0.5, physical_batch_size=4) as t:
-        with pytest.raises(MemoryError):
+    settings = {"max_grad_norm": 0.5, "physical_batch_size": 4, "dummies": data}
+    with trainer(model, breaks, optimizer=optimizer, **settings) as t:
+        with pytest.raises(KeyboardInterrupt):
             t.step(data)
         t.step(data)
     assert m.gap(optimizer.seen[0], expected) < 1e-12

@@ -16,8 +16,20 @@ from fedtree_dp import DPSGD, ConfigurationError, NoiseSource, TrainingError, pe
 from fedtree_dp.sgd import fused as fused_module
 
 
-def clipped_sum(model, engine, loss=m.loss, data=None, kind="bert", bound=0.5, lr=1e-5, **settings):
+def clipped_sum(
+    model,
+    engine,
+    loss=m.loss,
+    data=None,
+    kind="bert",
+    bound=0.5,
+    lr=1e-5,
+    *,
+    dummies=None,
+    **settings,
+):
     optimizer = m.recorder(model, lr)
+    dummies = data if dummies is None else dummies
     with DPSGD(
         model,
         optimizer,
@@ -29,6 +41,7 @@ def clipped_sum(model, engine, loss=m.loss, data=None, kind="bert", bound=0.5, l
         engine=engine,
         **settings,
     ) as t:
+        t.rehearse(m.batch(kind) if dummies is None else dummies)
         t.step(m.batch(kind) if data is None else data)
     return optimizer.seen[0]
 
@@ -74,7 +87,8 @@ def test_a_nan_in_a_transformer_stays_in_its_record(engine, kind):
     rest = {k: torch.cat([v[:2], v[3:]]) for k, v in data.items()}
     expected = clipped_sum(m.lora(kind), engine, scaled, rest)
     data["scale"][2] = torch.nan
-    assert m.gap(clipped_sum(m.lora(kind), engine, scaled, data), expected) < 1e-9
+    got = clipped_sum(m.lora(kind), engine, scaled, data, dummies=rest)
+    assert m.gap(got, expected) < 1e-9
 
 
 @both
@@ -261,6 +275,7 @@ def test_steps_inside_autocast_see_the_weights_of_the_step_before(engine):
                 engine=engine,
             ) as trainer,
         ):
+            trainer.rehearse(data)
             losses.append([trainer.step(data).mean_loss for _ in range(3)])
     assert losses[1] == pytest.approx(
         losses[0], rel=1e-2
@@ -301,6 +316,7 @@ def test_other_passes_through_the_model_while_it_is_open(engine):
         noise=m.noise(),
         engine=engine,
     ) as t:
+        t.rehearse(data)
         t.step(data)
         with torch.no_grad():
             first = m.loss(model, data)

@@ -97,7 +97,7 @@ def test_token_mean_loss():
         dpsgd(model.eval(), token_mean) as t,
         pytest.raises(ConfigurationError, match="one record changes every other"),
     ):
-        t.step(data)
+        t.rehearse(data)
     sums = []
     for part in (data, rest):
         optimizer = m.recorder(model, lr=1e-9)
@@ -109,6 +109,7 @@ def test_token_mean_loss():
             max_grad_norm=clip,
             expected_batch_size=1.0,
         ) as t:
+            t.rehearse(part)
             t.step(part)
         sums.append(optimizer.seen[0])
     assert distance(*sums) <= clip * (1 + 1e-6)
@@ -142,7 +143,8 @@ def test_seeded_noise():
     for _ in range(2):
         torch.manual_seed(42)
         optimizer = m.recorder(m.mixed())
-        with dpsgd(m.mixed(), None, None, noise=NoiseSource.from_os()) as t:
+        with dpsgd(m.mixed(), m.mixed_loss, noise=NoiseSource.from_os()) as t:
+            t.rehearse(m.mixed_batch())
             t.step(None)
             runs.append(t.optimizer.original_optimizer.seen[0])
         assert optimizer.seen == []
@@ -157,6 +159,7 @@ def test_nonfinite_record(bad):
     assert any(g.isnan().any() for g in total)
     model = m.mixed()
     with dpsgd(model, m.mixed_loss) as t:
+        t.rehearse(m.mixed_batch())
         assert t.step(data).dropped_nonfinite == 1
     assert all(p.isfinite().all() for p in model.parameters())
 
@@ -171,6 +174,7 @@ def test_empty_poisson_batch(kind):
     model = wrapped.to_standard_module()
     before = [p.detach().clone() for p in model.parameters()]
     with dpsgd(model, m.loss) as t:
+        t.rehearse(m.batch(kind))
         assert t.step(none).records == 0
     moved = [not torch.equal(a, b) for a, b in zip(model.parameters(), before, strict=True)]
     assert moved == [p.requires_grad for p in model.parameters()]
@@ -232,7 +236,7 @@ def test_lora_that_does_not_train():
         if p.requires_grad:
             nn.init.zeros_(p)
     with dpsgd(model, m.loss) as t, pytest.raises(TrainingError, match="820"):
-        t.step(m.batch("bert"))
+        t.rehearse(m.batch("bert"))
 
 
 def test_optimizer_over_stale_parameters():
@@ -263,7 +267,7 @@ def test_implicit_position_ids():
         dpsgd(wrapped.to_standard_module(), m.loss) as t,
         pytest.raises(TrainingError, match=r"position_embeddings.*implicit position ids"),
     ):
-        t.step(m.batch("bert"))
+        t.rehearse(m.batch("bert"))
 
 
 def test_non_reentrant_checkpointing():
@@ -283,6 +287,7 @@ def test_non_reentrant_checkpointing():
     with dpsgd(
         model, m.loss, recorder, noise_multiplier=0.0, max_grad_norm=0.5, expected_batch_size=1.0
     ) as t:
+        t.rehearse(m.batch("bert"))
         t.step(m.batch("bert"))
     assert m.gap(recorder.seen[0], expected) < 1e-6
 
@@ -311,6 +316,7 @@ def test_tied_weights_under_ghost_clipping():
     with dpsgd(
         model, m.loss, recorder, noise_multiplier=0.0, max_grad_norm=0.5, expected_batch_size=1.0
     ) as t:
+        t.rehearse(data)
         t.step(data)
     assert m.gap(recorder.seen[0], expected) < 1e-6
 
@@ -323,7 +329,7 @@ def test_weight_used_outside_its_module():
         m.gap(total, m.reference(model, loss, data, 1e9)) > 0.1
     )  # half of the gradient is missing, silently
     with dpsgd(model, loss) as t, pytest.raises(TrainingError, match="outside its module"):
-        t.step(data)
+        t.rehearse(data)
 
 
 def test_save_pretrained(tmp_path):
@@ -333,6 +339,7 @@ def test_save_pretrained(tmp_path):
         wrapped.save_pretrained(tmp_path)
     model = wrapped.to_standard_module()
     with dpsgd(model, m.loss) as t:
+        t.rehearse(m.batch("bert"))
         t.step(m.batch("bert"))
         model.save_pretrained(tmp_path)
     assert (tmp_path / "adapter_model.safetensors").exists()
@@ -349,6 +356,7 @@ def test_evaluation_mode():
     model = wrapped.to_standard_module()
     model.train()
     with dpsgd(model, m.loss) as t:
+        t.rehearse(m.batch("bert"))
         assert t.step(m.batch("bert")).records == 7
         assert not model.training
     assert model.training
@@ -376,6 +384,7 @@ def test_the_divisor_grows_with_micro_batches():
             "physical_batch_size": limit,
         }
         with dpsgd(model, m.mixed_loss, recorder, **settings) as t:
+            t.rehearse(data)
             t.step(data)
         ours.append(recorder.seen[0])
     assert m.gap(*ours) < 1e-12
