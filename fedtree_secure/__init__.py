@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from fedtree_dp import BudgetExceeded, Ledger, LedgerError, PrivacyBudget
     from fedtree_secure.client.data import Client
-    from fedtree_secure.config import Lora, Masking, Topology, Training
+    from fedtree_secure.config import Lora, Masking, Pacing, Server, Topology, Training
     from fedtree_secure.errors import (
         BackboneError,
         ConfigurationError,
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
         FedTreeError,
         RunFolderError,
         RunStopped,
+        StoreError,
     )
     from fedtree_secure.federation import Federation
     from fedtree_secure.report.summary import Result
@@ -25,6 +26,8 @@ _HOMES = {
     "PrivacyBudget": "fedtree_dp",
     "Lora": "fedtree_secure.config",
     "Masking": "fedtree_secure.config",
+    "Pacing": "fedtree_secure.config",
+    "Server": "fedtree_secure.config",
     "Topology": "fedtree_secure.config",
     "Training": "fedtree_secure.config",
     "Client": "fedtree_secure.client.data",
@@ -34,6 +37,7 @@ _HOMES = {
     "FedTreeError": "fedtree_secure.errors",
     "RunFolderError": "fedtree_secure.errors",
     "RunStopped": "fedtree_secure.errors",
+    "StoreError": "fedtree_secure.errors",
     "Federation": "fedtree_secure.federation",
     "Result": "fedtree_secure.report.summary",
 }
@@ -50,10 +54,13 @@ __all__ = [
     "LedgerError",
     "Lora",
     "Masking",
+    "Pacing",
     "PrivacyBudget",
     "Result",
     "RunFolderError",
     "RunStopped",
+    "Server",
+    "StoreError",
     "Topology",
     "Training",
 ]

@@ -20,10 +20,11 @@ import rfc8785
 
 from fedtree_dp import PrivacyBudget
 from fedtree_secure.errors import ConfigurationError, suggest
+from fedtree_secure.names import check_name
 
 Task = Literal["classification", "causal-lm"]
 HeadMode = Literal["auto", "local", "shared", "frozen"]
-Source = Literal["fingerprint", "lora_b", "single", "alone"]
+Source = Literal["fingerprint", "lora_b", "one_group", "none"]
 Linkage = Literal["ward", "average", "complete", "single"]
 
 
@@ -45,21 +46,24 @@ def _count(name: str, given: int, least: int = 1) -> None:
 class Lora:
     """Where adapters sit and how large they are.
 
-    Attributes: rank: Rank r of each factor pair; A is (r, d_in), B is (d_out, r). alpha: The
-        adapter's output is scaled by alpha / rank. targets: Names of the linear modules that get an
-        adapter; empty means query and value of the architecture. freeze_a: Keep A at its public
-        initial value (FFA-LoRA). Halves what is trained, noised and uploaded. last_layers: Adapters
-        sit in this many of the last transformer layers; None for all of them.
+    Attributes:
+        r: Rank of each factor pair; A is (r, d_in), B is (d_out, r).
+        alpha: The adapter's output is scaled by alpha / r.
+        targets: Names of the linear modules that get an adapter; empty means query and value of the
+            architecture.
+        freeze_a: Keep A at its public initial value (FFA-LoRA). Halves what is trained, noised and
+            uploaded.
+        last_layers: Adapters sit in this many of the last transformer layers; None for all.
     """
 
-    rank: int = 4
+    r: int = 4
     alpha: float = 64.0
     targets: tuple[str, ...] = ()
     freeze_a: bool = True
     last_layers: int | None = None
 
     def __post_init__(self) -> None:
-        _count("lora.rank", self.rank)
+        _count("lora.r", self.r)
         _positive("lora.alpha", self.alpha)
         if self.last_layers is not None:
             _count("lora.last_layers", self.last_layers)
@@ -69,10 +73,10 @@ class Lora:
 class Training:
     """How a client trains in a round. All of it runs inside DP-SGD.
 
-    Attributes: records: Declared size of a client's training set: a rounded public constant, never
-        measured. The divisor of
-            an averaged gradient is ``sample_rate * records``. A client can declare its own
-            (`Client.records`).
+    Attributes:
+        records: Declared size of a client's training set: a rounded public constant, never
+            measured. The divisor of an averaged gradient is ``sample_rate * records``. A client can
+            declare its own (`Client.records`).
         sample_rate: Poisson sampling rate of a local step, in (0, 1].
         local_steps: DP-SGD steps a round. 1: the noisy gradient itself is uploaded and the server's
             Adam moves the expert. More: a local Adam moves it and the server averages the changes
@@ -127,10 +131,10 @@ class Topology:
     """How the tree of client groups is found (FedTreeLoRA, section "layer-wise cuts", and its
     private form).
 
-    Attributes: source: ``fingerprint``: DP means of the frozen backbone's hidden states;
-        ``lora_b``: the B factors after a
-            private warm-up alone (the paper); ``single``: one group for every layer (FedIT);
-            ``alone``: no group.
+    Attributes:
+        source: ``fingerprint``: DP means of the frozen backbone's hidden states; ``lora_b``: the B
+            factors after a private warm-up alone (the paper); ``one_group``: one group for every
+            layer (FedIT); ``none``: no group.
         fingerprint_share: Share of epsilon that the fingerprint may cost by itself.
         warmup_steps: DP-SGD steps that each client trains alone before the distances are taken
             (``lora_b``).
@@ -140,9 +144,10 @@ class Topology:
             groups-free clients with the same noise reach.
         sketch_size: Rows k of the secret projection; the relative error of a squared distance is
             sqrt(2 / k).
-        initial_lam: Weight of a client's own cluster against the external expert before the first
-            round, in (0, 1); each client trains it on. The paper's is .5, which halves what a step
-            on the own expert can do, while the noise stays (docs/utility.md).
+        mixing_weight: Weight (lam in the paper) of a client's own cluster against the external
+            expert before the first round, in (0, 1); each client trains it on. The paper's is .5,
+            which halves what a step on the own expert can do, while the noise stays
+            (docs/utility.md).
     """
 
     source: Source = "fingerprint"
@@ -152,7 +157,7 @@ class Topology:
     window: int = 3
     significance: float = 0.99
     sketch_size: int = 256
-    initial_lam: float = 0.9
+    mixing_weight: float = 0.9
 
     def __post_init__(self) -> None:
         _require(
@@ -174,7 +179,10 @@ class Topology:
             "between 0 and 1",
         )
         _require(
-            0 < self.initial_lam < 1, "topology.initial_lam", self.initial_lam, "between 0 and 1"
+            0 < self.mixing_weight < 1,
+            "topology.mixing_weight",
+            self.mixing_weight,
+            "between 0 and 1",
         )
         _require(
             0.5 <= self.significance < 1,
@@ -211,13 +219,55 @@ class Masking:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Server:
+    """Who may ask the clients for anything.
+
+    Attributes:
+        key: Its Ed25519 public key, 64 hexadecimal digits, pinned like the roster. Empty only in
+            the embedded form, where the run makes the key.
+    """
+
+    key: str = ""
+
+    def __post_init__(self) -> None:
+        digits = len(self.key) in (0, 64) and all(c in "0123456789abcdef" for c in self.key)
+        _require(digits, "server.key", self.key, "64 lower-case hexadecimal digits, or empty")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pacing:
+    """When the replies to private steps leave a client (`client.pacing`).
+
+    Attributes:
+        minimum: Seconds that such a reply takes at least.
+        interval: After that, it leaves at multiples of so many seconds; 0 sends it at once, which
+            shows how long the step took.
+    """
+
+    minimum: float = 0.0
+    interval: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name in ("minimum", "interval"):
+            value = getattr(self, name)
+            holds = math.isfinite(value) and value >= 0
+            _require(holds, f"pacing.{name}", value, "a finite number of at least 0")
+        paced = self.interval > 0 or self.minimum == 0
+        _require(paced, "pacing.interval", self.interval, "above 0 where there is a minimum")
+
+
+@dataclass(frozen=True, kw_only=True)
 class Job:
     """The public description of a federated job; equal on the server and on every client.
 
-    Attributes: backbone: Local folder, GGUF file or hub id of the frozen model. privacy: Budget of
-        each client, for its data set, over all jobs on the same ledger. rounds: Aggregation rounds.
+    Attributes:
+        backbone: Local folder, GGUF file or hub id of the frozen model.
+        privacy: Budget of each client, for its data set, over all jobs on the same ledger.
+        rounds: Aggregation rounds.
+        task: What the model learns.
         seed: Public seed of the initial adapter and head values. Never reaches noise, sampling or
-        keys.
+            keys.
+        lora, training, topology, masking, server, pacing: See there.
     """
 
     backbone: str
@@ -229,6 +279,8 @@ class Job:
     training: Training = field(default_factory=Training)
     topology: Topology = field(default_factory=Topology)
     masking: Masking = field(default_factory=Masking)
+    server: Server = field(default_factory=Server)
+    pacing: Pacing = field(default_factory=Pacing)
 
     def __post_init__(self) -> None:
         _require(
@@ -275,20 +327,31 @@ class Job:
         )
 
     def digest(self) -> bytes:
-        """SHA-256 over the canonical JSON (RFC 8785) of all settings."""
-        return hashlib.sha256(b"fedtree-secure/job/v1\n" + rfc8785.dumps(self.to_dict())).digest()
+        """SHA-256 over the canonical JSON (RFC 8785) of all settings but the backbone's place.
+
+        The same model may lie in another folder of every party; that it is the same model is
+        compared by `ModelFacts.digest`.
+        """
+        settings = {name: value for name, value in self.to_dict().items() if name != "backbone"}
+        return hashlib.sha256(b"fedtree-secure/job/v2\n" + rfc8785.dumps(settings)).digest()
 
 
 @dataclass(frozen=True, kw_only=True)
 class ClientFiles:
     """One ``[[clients]]`` entry of a job file: where a client's rows are and which columns to read.
 
-    Attributes: train, test: CSV, JSONL, JSON or Parquet files, relative to the job file. text,
-        label: Column names; ``label`` is not read for causal language modelling. labels: The
-        declared label set; without it the labels found in the files are taken, and named as public.
-        records: Declared size of the training set (see `Training.records`). dataset: Name of the
-        data set in the ledger; the client's id if empty. privacy: This client's own budget; the
-        job's if not given.
+    Attributes:
+        id: Unique name, see `check_name`.
+        train, test: CSV, JSONL, JSON or Parquet files, relative to the job file.
+        text, label: Column names; ``label`` is not read for causal language modelling.
+        labels: The declared label set; without it the labels found in the files are taken, and
+            named as public.
+        records: Declared size of the training set (see `Training.records`).
+        dataset: Name of the data set in the ledger, see `check_name`; the client's id if empty.
+        privacy: This client's own budget; the job's if not given.
+
+    Raises:
+        ConfigurationError: ``id`` or ``dataset`` cannot be part of a path.
     """
 
     id: str
@@ -301,12 +364,18 @@ class ClientFiles:
     dataset: str = ""
     privacy: PrivacyBudget | None = None
 
+    def __post_init__(self) -> None:
+        check_name("client id", self.id)
+        if self.dataset:
+            check_name(f"dataset of client {self.id}", self.dataset)
+
 
 def load_job(path: str | Path) -> tuple[Job, tuple[ClientFiles, ...]]:
     """Read a TOML job file.
 
-    Raises: ConfigurationError: The file is missing, not TOML, has unknown keys (with a suggestion)
-        or values out of range.
+    Raises:
+        ConfigurationError: The file is missing, not TOML, has unknown keys (with a suggestion) or
+            values out of range.
     """
     path = Path(path)
     try:

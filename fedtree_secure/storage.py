@@ -1,22 +1,38 @@
-"""Files that survive a crash: written beside their place, fsynced, renamed; and a folder that one
-process holds.
+"""Files that survive a crash, folders that one process holds, and secrets at rest.
+
+Files are written beside their place, fsynced and renamed: readers see old or new, whole.
 """
 
+import base64
 import contextlib
 import fcntl
+import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator
+import secrets
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from fedtree_secure.errors import RunFolderError
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
+from fedtree_secure.errors import ConfigurationError, RunFolderError, StoreError
+
+KEY_FILE = "FEDTREE_KEY_FILE"
+PRIVATE_FILE, PRIVATE_FOLDER = 0o600, 0o700
+
+
+def private_folder(path: Path) -> Path:
+    """Make a folder that only its owner reads (0700); one that exists is narrowed to that."""
+    path.mkdir(parents=True, exist_ok=True, mode=PRIVATE_FOLDER)
+    if path.stat().st_uid == os.getuid():
+        path.chmod(PRIVATE_FOLDER)
+    return path
 
 
 def write_atomically(path: Path, write: Callable[[Path], object], mode: int = 0o644) -> None:
-    """Let ``write`` fill a temporary file, make it durable and move it to ``path``: readers see old
-    or new, whole.
-    """
+    """Let ``write`` fill a temporary file, make it durable and move it to ``path``."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.new")
     temporary.unlink(missing_ok=True)
@@ -33,10 +49,10 @@ def write_atomically(path: Path, write: Callable[[Path], object], mode: int = 0o
         os.close(folder)
 
 
-def write_json(path: Path, value: Any) -> None:
+def write_json(path: Path, value: Any, mode: int = 0o644) -> None:
     """Write a value as indented JSON, atomically."""
     text = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
-    write_atomically(path, lambda target: target.write_text(text, "utf-8"))
+    write_atomically(path, lambda target: target.write_text(text, "utf-8"), mode)
 
 
 def read_json(path: Path) -> Any:
@@ -59,3 +75,87 @@ def held(folder: Path) -> Iterator[None]:
                 f"{folder} is in use by another process; wait for it or choose another folder"
             ) from None
         yield
+
+
+class SecretBox:
+    """Encrypts what must not be read off a disk, with a key that the operator gives.
+
+    AES-256-GCM with a random nonce. Without a key the box is open: bytes are stored as they are,
+    marked as such, and a box with a key refuses them. `encrypts` says which one it is, for reports.
+
+    Args:
+        key: 32 bytes, or None for an open box.
+    """
+
+    __slots__ = ("_cipher",)
+
+    def __init__(self, key: bytes | None) -> None:
+        self._cipher = None if key is None else AESGCM(key)
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str] = os.environ) -> "SecretBox":
+        """Return the box of the key file that `FEDTREE_KEY_FILE` names; an open box without one.
+
+        The file holds 32 random bytes, in base64 or raw: ``openssl rand -base64 32``.
+
+        Raises:
+            ConfigurationError: The file is missing, readable by others, or holds no such key.
+        """
+        place = environment.get(KEY_FILE)
+        return cls(None if place is None else read_key(Path(place).expanduser()))
+
+    @property
+    def encrypts(self) -> bool:
+        """Whether a key was given."""
+        return self._cipher is not None
+
+    def seal(self, data: bytes) -> bytes:
+        """Return the stored form."""
+        if self._cipher is None:
+            return b"P" + data
+        nonce = secrets.token_bytes(12)
+        return b"E" + nonce + self._cipher.encrypt(nonce, data, b"fedtree-secure/at-rest/v1")
+
+    def open(self, stored: bytes) -> bytes:
+        """Return what `seal` was given.
+
+        Raises:
+            StoreError: Stored under another key, with a key where none was given, or changed.
+        """
+        if self._cipher is None:
+            if stored[:1] != b"P":
+                raise StoreError(f"secrets are stored encrypted; name their key file in {KEY_FILE}")
+            return stored[1:]
+        if stored[:1] != b"E":
+            raise StoreError(
+                f"secrets are stored unencrypted, but {KEY_FILE} gives a key; run without it, or "
+                "begin with a new store"
+            )
+        try:
+            return self._cipher.decrypt(stored[1:13], stored[13:], b"fedtree-secure/at-rest/v1")
+        except InvalidTag:
+            raise StoreError(
+                f"secrets cannot be decrypted: {KEY_FILE} names another key, or they were changed"
+            ) from None
+
+    def __repr__(self) -> str:
+        return f"SecretBox({'encrypting' if self.encrypts else 'open'})"
+
+
+def read_key(path: Path) -> bytes:
+    """Read a key file; see `SecretBox.from_environment`."""
+    try:
+        mode, data = path.stat().st_mode, path.read_bytes().strip()
+    except OSError as error:
+        raise ConfigurationError(f"the key file {path} cannot be read: {error.strerror}") from None
+    if mode & 0o077:
+        raise ConfigurationError(f"the key file {path} is readable by others; chmod 600 it")
+    if len(data) != 32:
+        with contextlib.suppress(ValueError):
+            data = base64.b64decode(data, validate=True)
+    if len(data) != 32:
+        raise ConfigurationError(
+            f"the key file {path} must hold 32 random bytes, raw or in base64; make one with "
+            "`openssl rand -base64 32`"
+        )
+    return hashlib.sha256(b"fedtree-secure/key-file/v1\n" + data).digest()

@@ -1,45 +1,93 @@
-"""Messages between coordinator and participants: tagged structs in MessagePack, decoded strictly.
+"""What a request asks and what a reply says: tagged structs in MessagePack, decoded strictly.
 
-Protocol messages of `fedtree_secagg` travel inside as opaque bytes; they carry their own signatures
-and session ids. What is public by design (configuration, tree, opened means) travels in the open.
-Nothing else about a client's rows is
-ever put into a message: no counts, losses, norms or free text.
+Messages of `fedtree_secagg` travel inside as opaque bytes; they carry their own signatures and
+session ids. What is public by design (configuration, tree, opened sums) travels in the open.
+Nothing else about a client's rows is ever put into a message: no counts, losses, norms or free
+text. Requests are signed as a whole (`envelope`). Every decoder raises `WireError` alone.
 """
 
 import hashlib
-from typing import Any
+import math
+from typing import Annotated, Any
 
 import msgspec
 import numpy as np
+from msgspec import Meta
 
 from fedtree_secure.errors import FedTreeError
 
 
 class WireError(FedTreeError):
-    """A message is not one that this stage allows, or does not decode."""
+    """A message does not decode, or is not one that this stage allows. Nothing was changed."""
+
+
+Count = Annotated[int, Meta(ge=0, le=2**31 - 1)]
+Positive = Annotated[int, Meta(ge=1, le=2**31 - 1)]
+Hash = Annotated[bytes, Meta(min_length=32, max_length=32)]
+Name = Annotated[str, Meta(min_length=1, max_length=64)]
 
 
 class Message(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="kind"):
     """Base of all messages."""
 
 
-# --- coordinator to participant -------------------------------------------------------------------
+class OpenedSum(msgspec.Struct, frozen=True, forbid_unknown_fields=True, array_like=True):
+    """The opened sum of a node in a round.
+
+    Attributes:
+        round: Its round.
+        node: Name of the node.
+        survivors: How many clients' updates are in it.
+        clip: The clip of its round, which gives the grid.
+        total: (node.width,) int32, little endian: the sum of their quantised integers.
+    """
+
+    round: Count
+    node: Name
+    survivors: Positive
+    clip: float
+    total: bytes
+
+
+class NodeDigest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, array_like=True):
+    """What all members of a node must hold alike.
+
+    Attributes:
+        node: Name of the node.
+        values: SHA-256 of its values.
+        external: SHA-256 of the external expert in its coordinates.
+    """
+
+    node: Name
+    values: Hash
+    external: Hash
+
+
+# --- server to client ---------------------------------------------------------------------------
 
 
 class Join(Message, frozen=True, tag="join"):
-    """Opens a job: the participant compares the digests with its own configuration, roster and
-    model.
+    """Opens or reopens a run.
+
+    Attributes:
+        terms: `Terms.digest`; a client with another job, roster or server key refuses.
+        model: Digest of the model.
     """
 
-    job: bytes
-    roster: bytes
+    terms: Hash
+    model: Hash
 
 
 class SketchHello(Message, frozen=True, tag="sketch-hello"):
-    """Asks for a key advert of the group that agrees on the secret projection."""
+    """Asks for a key advert of the group that agrees on the secret projection.
 
-    members: tuple[str, ...]
-    attempt: int
+    Attributes:
+        members: The clients that joined, sorted.
+        attempt: Counter of the server's starts; no sketch of an attempt is made twice.
+    """
+
+    members: tuple[Name, ...]
+    attempt: Positive
 
 
 class SketchSeal(Message, frozen=True, tag="sketch-seal"):
@@ -49,56 +97,79 @@ class SketchSeal(Message, frozen=True, tag="sketch-seal"):
 
 
 class SketchSend(Message, frozen=True, tag="sketch-send"):
-    """Carries the sealed seed; the participant answers with its blinded sketch, charged before it
-    leaves.
-    """
+    """Carries the sealed seed; the client answers with its blinded sketch, charged before."""
 
     sealed: bytes
 
 
-class Distances(Message, frozen=True, tag="distances"):
-    """What the server learnt: the participant repeats the clustering and signs nothing else (attack
-    7).
+class ProposeTree(Message, frozen=True, tag="propose-tree"):
+    """What the server learnt, and the tree that follows from it.
 
     Attributes:
-        squared: float64 little-endian bytes of shape (layers, clients, clients).
-        labels: The server's tree, one row of cluster numbers per part.
+        attempt: Of the sketch that the distances come from.
+        members: Clients whose sketches are in it, sorted.
+        noise: Expected squared norm of the noise in a layer of each member's vector.
+        squared: float64 little-endian bytes of shape (layers, members, members).
+        labels: One row of cluster numbers per part.
     """
 
-    members: tuple[str, ...]
+    attempt: Positive
+    members: tuple[Name, ...]
     noise: tuple[float, ...]
     squared: bytes
-    labels: tuple[tuple[int, ...], ...]
+    labels: tuple[tuple[Count, ...], ...]
+
+
+class AdoptTree(Message, frozen=True, tag="adopt-tree"):
+    """Proof that a quorum signed the same proposal.
+
+    Attributes:
+        votes: Client id and Ed25519 signature of each; see `agreed.round_plan.vote_bytes`.
+    """
+
+    votes: tuple[tuple[Name, bytes], ...]
 
 
 class Prepare(Message, frozen=True, tag="prepare"):
-    """Asks for what a participant trains alone before the first round (its head)."""
+    """Asks for what a client trains alone before the first round (its head)."""
+
+
+class Experts(msgspec.Struct, frozen=True, forbid_unknown_fields=True, array_like=True):
+    """What a client needs to hold the experts of this moment.
+
+    Attributes:
+        opened: Sums of its nodes since the last round that it knows, by round, then by node.
+        digests: Of every node of the tree, by name.
+        external: float32 little-endian bytes of its external expert.
+    """
+
+    opened: tuple[OpenedSum, ...]
+    digests: tuple[NodeDigest, ...]
+    external: bytes
 
 
 class Begin(Message, frozen=True, tag="begin"):
-    """Starts a round for a participant that belongs to at least one node.
+    """Starts a round for a client that belongs to at least one node.
 
     Attributes:
         round, attempt: Counters; neither may ever go back.
         merge: True if the warm-up's change is uploaded instead of a newly trained one.
-        cluster, external: float32 bytes of the participant's experts (see `Layout`).
-        clip: Largest absolute value of an uploaded coordinate.
+        clip: Largest absolute value of an uploaded coordinate, fixed for the run.
+        experts: See `Experts`.
     """
 
-    round: int
-    attempt: int
+    round: Count
+    attempt: Positive
     merge: bool
     clip: float
-    cluster: bytes
-    external: bytes
+    experts: Experts
 
 
 class Alone(Message, frozen=True, tag="alone"):
-    """Starts a round for a participant that shares no layer with anyone."""
+    """Starts a round for a client that shares no layer with anyone."""
 
-    round: int
-    cluster: bytes
-    external: bytes
+    round: Positive
+    experts: Experts
 
 
 class Share(Message, frozen=True, tag="share"):
@@ -108,9 +179,7 @@ class Share(Message, frozen=True, tag="share"):
 
 
 class Mask(Message, frozen=True, tag="mask"):
-    """The encrypted shares for this participant; it trains now and answers with its masked
-    update.
-    """
+    """The encrypted shares for this client; it trains now and answers with its masked update."""
 
     inbox: bytes
 
@@ -128,29 +197,40 @@ class Reveal(Message, frozen=True, tag="reveal"):
 
 
 class Finish(Message, frozen=True, tag="finish"):
-    """The last experts; the participant keeps them, evaluates and saves at home."""
+    """The last experts; the client checks them, and signs what all members must hold alike."""
 
-    cluster: bytes
-    external: bytes
+    experts: Experts
 
 
-# --- participant to coordinator -------------------------------------------------------------------
+class Deliver(Message, frozen=True, tag="deliver"):
+    """Proof that enough members hold the same last experts; the client keeps them now.
+
+    Attributes:
+        votes: Client id and Ed25519 signature of each; see `agreed.round_plan.finish_bytes`.
+    """
+
+    votes: tuple[tuple[Name, bytes], ...]
+
+
+# --- client to server ---------------------------------------------------------------------------
 
 
 class Joined(Message, frozen=True, tag="joined"):
-    """Public facts of a participant's mechanism: they stand in its privacy statement.
+    """Public facts of a client's mechanism: they stand in its privacy statement.
 
     Attributes:
         noise_multiplier: Of its rounds (the most it will use); 0 if it takes part in none.
         records: Its declared number of records.
         fingerprint_noise: Noise multiplier of its fingerprint; 0 if there is none.
         outputs: Number of outputs of its head; 0 for language modelling.
+        known_round: Last round whose opened sums it holds; -1 if none.
     """
 
-    noise_multiplier: float
-    records: int
-    fingerprint_noise: float
-    outputs: int
+    noise_multiplier: Annotated[float, Meta(ge=0, le=1e6)]
+    records: Positive
+    fingerprint_noise: Annotated[float, Meta(ge=0, le=1e9)]
+    outputs: Annotated[int, Meta(ge=0, le=10**6)]
+    known_round: Annotated[int, Meta(ge=-1, le=2**31 - 1)]
 
 
 class Protocol(Message, frozen=True, tag="protocol"):
@@ -159,12 +239,18 @@ class Protocol(Message, frozen=True, tag="protocol"):
     payload: bytes
 
 
+class Voted(Message, frozen=True, tag="voted"):
+    """A client's Ed25519 signature over a proposed tree, or over the last experts."""
+
+    signature: Annotated[bytes, Meta(min_length=64, max_length=64)]
+
+
 class Done(Message, frozen=True, tag="done"):
     """The stage is finished and there is nothing to send."""
 
 
 class Refused(Message, frozen=True, tag="refused"):
-    """The participant does not take part in this stage.
+    """The client does not take part in this stage, for a reason that is public.
 
     Attributes:
         reason: One of `REASONS`; never free text, which could carry data.
@@ -178,7 +264,8 @@ Request = (
     | SketchHello
     | SketchSeal
     | SketchSend
-    | Distances
+    | ProposeTree
+    | AdoptTree
     | Prepare
     | Begin
     | Alone
@@ -187,9 +274,14 @@ Request = (
     | Confirm
     | Reveal
     | Finish
+    | Deliver
 )
-Reply = Joined | Protocol | Done | Refused
-REASONS = ("budget", "clip", "merge", "mismatch", "tree")
+Reply = Joined | Protocol | Voted | Done | Refused
+
+# budget: the ledger affords no more. clip, experts, tree: what the server sent is not what follows
+# from the public computations. merge: the warm-up was uploaded once. mismatch: other terms or
+# another model. set-back: the client's store is older than what it answered.
+REASONS = ("budget", "clip", "experts", "merge", "mismatch", "set-back", "sketch", "tree")
 
 _encoder = msgspec.msgpack.Encoder()
 _requests: msgspec.msgpack.Decoder[Request] = msgspec.msgpack.Decoder(Request)
@@ -207,25 +299,32 @@ def digest(message: Message) -> str:
 
 
 def decode_request(data: bytes) -> Request:
-    """Decode what a participant received; `WireError` if it is no request."""
+    """Decode what a client received; `WireError` if it is no request."""
     return _decode(_requests, data)  # type: ignore[no-any-return]
 
 
 def decode_reply(data: bytes) -> Reply:
-    """Decode what the coordinator received; `WireError` if it is no reply."""
+    """Decode what the server received; `WireError` if it is no reply."""
     reply = _decode(_replies, data)
     if isinstance(reply, Refused) and reply.reason not in REASONS:
-        raise WireError(
-            f"a refusal gives the reason {reply.reason!r}; allowed: {', '.join(REASONS)}"
-        )
+        raise WireError(f"a refusal for no reason that exists; allowed: {', '.join(REASONS)}")
+    if isinstance(reply, Joined) and not _finite(reply.noise_multiplier, reply.fingerprint_noise):
+        raise WireError("a client joins with a noise multiplier that is no number")
     return reply  # type: ignore[no-any-return]
 
 
+def _finite(*numbers: float) -> bool:
+    return all(math.isfinite(number) for number in numbers)
+
+
 def _decode(decoder: Any, data: bytes) -> Any:
+    if not isinstance(data, bytes):
+        raise WireError(f"a message must be bytes, not {type(data).__name__}")
     try:
         return decoder.decode(data)
-    except msgspec.DecodeError as error:
-        raise WireError(f"a message of {len(data)} bytes does not decode: {error}") from None
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, ValueError, TypeError):
+        # The cause is not shown: decoder errors can quote what they read.
+        raise WireError(f"{len(data)} bytes are no message of this protocol") from None
 
 
 def pack(vector: "np.ndarray[Any, Any]") -> bytes:
@@ -234,9 +333,7 @@ def pack(vector: "np.ndarray[Any, Any]") -> bytes:
 
 
 def unpack(data: bytes, length: int) -> "np.ndarray[Any, np.dtype[np.float32]]":
-    """Read an expert of ``length`` values; `WireError` on another length or a value that is not
-    finite.
-    """
+    """Read an expert of ``length`` values; `WireError` on another length or if not finite."""
     if len(data) != 4 * length:
         raise WireError(f"an expert has {len(data)} bytes; this model's has {4 * length}")
     vector = np.frombuffer(data, dtype="<f4")

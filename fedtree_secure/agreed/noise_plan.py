@@ -8,6 +8,8 @@ holds for the data set.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import msgspec
+
 from fedtree_dp import Event, Gaussian, PoissonGaussian, PrivacyBudget, calibrate
 from fedtree_secure.config import Job
 
@@ -25,6 +27,15 @@ class NoisePlan:
     warm_up: float = 0.0
     head: float = 0.0
     rounds: float = 0.0
+
+    def to_bytes(self) -> bytes:
+        """Return the plan as JSON; floats keep every bit."""
+        return msgspec.json.encode(self)
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> "NoisePlan":
+        """Read what `to_bytes` wrote; `msgspec.DecodeError` if it is something else."""
+        return msgspec.json.decode(data, type=cls)
 
 
 def stages(job: Job) -> dict[str, PoissonGaussian]:

@@ -1,5 +1,4 @@
-"""What server and clients each compute for themselves and must agree on: the tree, and the plan of
-a round.
+"""The masking plan of a round, and the tree: both sides compute them and must agree.
 
 The server proposes, every client repeats the computation on the same public numbers. A difference
 changes the plan's hash, which salts every mask key: a client that was told something else derives
@@ -9,61 +8,111 @@ other masks, and nothing opens.
 import hashlib
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 
 import numpy as np
 
 from fedtree_secagg import Node, Plan, Quantiser
-from fedtree_secure.agreed.messages import Distances, WireError
-from fedtree_secure.agreed.tree import Evidence, Tree, build_tree, trivial_tree, with_shared_head
+from fedtree_secure.agreed.messages import NodeDigest, ProposeTree, WireError, digest
+from fedtree_secure.agreed.moves import REACH
+from fedtree_secure.agreed.stages import MERGE
+from fedtree_secure.agreed.terms import Terms
+from fedtree_secure.agreed.tree import Tree, TreeInputs, build_tree, trivial_tree, with_shared_head
 from fedtree_secure.config import Job
-from fedtree_secure.model.backbone import Backbone
-from fedtree_secure.model.experts import Layout
+from fedtree_secure.model.facts import ModelFacts
 
 CHANGE_BITS = 16
-MERGE = 0  # the round that merges a warm-up; training rounds count from 1
 STEPS_PER_DEVIATION = 1024  # dp/SPEC.md, section 2.4
+FARTHEST = 1e30  # squared distances above it are absurd, and overflow in what follows
+CLIP_SPREAD = 1024.0  # a client's own bound may be so many times below the run's clip
 
 
-def sketch_context(job: Job, model: bytes, attempt: int) -> bytes:
+def sketch_context(terms: Terms, model: bytes, attempt: int) -> bytes:
     """What the secret projection is bound to; another attempt has another projection."""
     counter = attempt.to_bytes(8, "big")
-    return hashlib.sha256(b"fedtree-secure/sketch/v1\n" + job.digest() + model + counter).digest()
+    return hashlib.sha256(b"fedtree-secure/sketch/v2\n" + terms.digest + model + counter).digest()
 
 
+@lru_cache(maxsize=8)
+def nodes_of(tree: Tree, parts: tuple[tuple[int, int], ...]) -> tuple[Node, ...]:
+    """Return the nodes of a tree, by name."""
+    groups = tree.nodes(parts)
+    return tuple(
+        sorted(
+            (Node(node_name(group), group, ranges) for group, ranges in groups.items()),
+            key=lambda node: node.name,
+        )
+    )
+
+
+@lru_cache(maxsize=8)
 def plan_of_round(
-    job: Job, tree: Tree, layout: Layout, model: bytes, evidence: str, clip: float, *, merge: bool
+    terms: Terms,
+    facts: ModelFacts,
+    tree: Tree,
+    evidence: str,
+    clip: float,
+    digests: tuple[NodeDigest, ...],
+    *,
+    merge: bool,
 ) -> Plan:
-    """Return the masking plan of a round.
+    """Return the masking plan of a round. Cached: many clients of one process ask for the same.
 
-    Args: model: Digest of the frozen weights and the initial experts. evidence: Digest of the
-        distances the tree was computed from; empty for a tree that needs none. clip: Largest
-        absolute value of an uploaded coordinate; rarer ones are cut (they carry noise already).
+    Args:
+        terms, facts: What everybody pinned, and the frozen model.
+        evidence: Digest of the proposal that the tree comes from; empty for a tree that needs none.
+        clip: Largest absolute value of an uploaded coordinate; rarer ones are cut (they carry noise
+            already).
+        digests: What the members of each node hold; so nobody is masked with a client that was
+            given other values (Pasquini et al., CCS 2022, "model inconsistency").
         merge: Whether the round merges the warm-up.
     """
-    groups = tree.nodes(layout.parts)
-    nodes = tuple(Node(node_name(group), group, ranges) for group, ranges in sorted(groups.items()))
-    cohort = len({name for group in groups for name in group})
-    largest = max(len(group) for group in groups)
-    kind = b"merge" if merge else b"round"
-    context = hashlib.sha256(
-        b"fedtree-secure/plan/v1\n"
-        + job.digest()
-        + model
+    nodes = nodes_of(tree, facts.layout.parts)
+    largest = max(len(node.members) for node in nodes)
+    cohort = len({name for node in nodes for name in node.members})
+    colluders = terms.job.masking.colluders
+    return Plan(
+        length=facts.layout.length,
+        nodes=nodes,
+        min_group=terms.job.masking.min_group,
+        colluders=colluders,
+        threshold=Plan.full_threshold(cohort, colluders=colluders),
+        quantiser=quantiser_of(terms.job, clip, largest, merge=merge),
+        context=_context(terms, facts, tree, evidence, digests, merge=merge),
+    )
+
+
+def _context(
+    terms: Terms,
+    facts: ModelFacts,
+    tree: Tree,
+    evidence: str,
+    digests: tuple[NodeDigest, ...],
+    *,
+    merge: bool,
+) -> bytes:
+    return hashlib.sha256(
+        b"fedtree-secure/plan/v2\n"
+        + terms.digest
+        + facts.digest
         + repr(tree.labels).encode()
         + evidence.encode()
-        + kind
+        + _held(digests)
+        + (b"merge" if merge else b"round")
     ).digest()
-    return Plan(
-        length=layout.length,
-        nodes=nodes,
-        min_group=job.masking.min_group,
-        colluders=job.masking.colluders,
-        threshold=Plan.full_threshold(cohort, colluders=job.masking.colluders),
-        quantiser=Quantiser(
-            clip=clip, bits=grid_bits(job, clip, largest, merge=merge), saturate=True
-        ),
-        context=context,
-    )
+
+
+def _held(digests: tuple[NodeDigest, ...]) -> bytes:
+    held = hashlib.sha256()
+    for entry in digests:
+        held.update(entry.node.encode() + b"\0" + entry.values + entry.external)
+    return held.digest()
+
+
+def quantiser_of(job: Job, clip: float, largest: int, *, merge: bool) -> Quantiser:
+    """Return the grid of a round's uploads; ``largest`` is the size of the largest group."""
+    bits = grid_bits(job, clip, largest, merge=merge)
+    return Quantiser(clip=clip, bits=bits, saturate=True)
 
 
 def grid_bits(job: Job, clip: float, largest: int, *, merge: bool) -> int:
@@ -77,7 +126,8 @@ def grid_bits(job: Job, clip: float, largest: int, *, merge: bool) -> int:
         clip: See `plan_of_round`.
         largest: Clients in the largest group; their sum must fit into 32 bits.
 
-    Returns: For an uploaded gradient: 1,024 to 2,048 steps a standard deviation of its noise, which
+    Returns:
+        For an uploaded gradient: 1,024 to 2,048 steps a standard deviation of its noise, which
         `largest_change` put into ``clip``. For a change under Adam, which is some learning rates:
         16 bits, a ten-thousandth of one a step.
     """
@@ -87,9 +137,45 @@ def grid_bits(job: Job, clip: float, largest: int, *, merge: bool) -> int:
     deviation = (clip - 2.0 * job.training.max_grad_norm) / 8.0
     if deviation <= 0.0:
         return room  # no bound of a private gradient; nothing can be said about its noise
-    return min(
-        room, max(CHANGE_BITS, 1 + math.ceil(math.log2(STEPS_PER_DEVIATION * clip / deviation)))
-    )
+    wanted = 1 + math.ceil(math.log2(STEPS_PER_DEVIATION * clip / deviation))
+    return min(room, max(CHANGE_BITS, wanted))
+
+
+def largest_change(job: Job, noise_multiplier: float, records: int, *, merge: bool) -> float:
+    """Bound on one uploaded value, from public constants; rarer values are cut, which is
+    post-processing.
+
+    An uploaded gradient is at most the clipping norm times the batch over its expectation (taken as
+    2) plus eight standard deviations of noise. A change under Adam is at most `REACH` learning
+    rates a step.
+    """
+    settings = job.training
+    if settings.local_steps == 1 and not merge:
+        expected = settings.sample_rate * records
+        return settings.max_grad_norm * (2.0 + 8.0 * noise_multiplier / expected)
+    steps = job.topology.warmup_steps if merge else settings.local_steps
+    return REACH * settings.learning_rate * steps
+
+
+def reach(job: Job, before: int) -> float:
+    """Farthest that an expert's value can be from its public beginning when a round begins.
+
+    Args:
+        before: The round; rounds `MERGE` to ``before - 1`` may have moved the expert.
+    """
+    steps = max(before - 1, 0) * job.training.local_steps
+    if job.topology.source == "lora_b" and before > MERGE:
+        steps += job.topology.warmup_steps
+    return REACH * job.training.learning_rate * steps
+
+
+def clip_is_usable(clip: float, own: float) -> bool:
+    """Say whether a client may upload under the run's clip.
+
+    A clip below the client's own bound would cut its updates and make the grid finer, until the low
+    bits of the noise show; one far above it leaves no grid worth the name.
+    """
+    return math.isfinite(clip) and own <= clip <= CLIP_SPREAD * own
 
 
 def node_name(group: Sequence[str]) -> str:
@@ -97,36 +183,68 @@ def node_name(group: Sequence[str]) -> str:
     return "node-" + hashlib.sha256("\n".join(group).encode()).hexdigest()[:16]
 
 
-def evidence_of(message: Distances, job: Job, backbone: Backbone) -> Evidence:
-    """Read the distances; `WireError` if their shape is not that of the model and the members."""
-    count, depth = len(message.members), backbone.experts.depth
-    squared = np.frombuffer(message.squared, dtype="<f8")
-    if squared.size != depth * count * count or len(message.noise) != count:
-        raise WireError(
-            f"distances of {count} clients in {depth} layers must be {depth * count * count} values"
-        )
-    dimension = backbone.hidden_size
-    if job.topology.source == "lora_b":
-        dimension = sum(
-            module.lora_B["cluster"].weight.numel() for module in backbone.experts.by_layer[0]
-        )
-    return Evidence(
-        squared.reshape(depth, count, count),
-        np.asarray(message.noise),
-        dimension,
-        job.topology.sketch_size,
+# --- the tree -----------------------------------------------------------------------------------
+
+
+def vote_bytes(terms: Terms, proposal: ProposeTree) -> bytes:
+    """Return what a client signs to say that it computed the proposed tree itself."""
+    return b"fedtree-secure/tree-vote/v1\n" + terms.digest + bytes.fromhex(digest(proposal))
+
+
+def finish_bytes(terms: Terms, digests: tuple[NodeDigest, ...]) -> bytes:
+    """Return what a client signs to say which last experts it holds.
+
+    No masked round follows them, in whose plan they would be bound.
+    """
+    return b"fedtree-secure/finish/v1\n" + terms.digest + _held(digests)
+
+
+def finish_quorum(terms: Terms, tree: Tree, parts: tuple[tuple[int, int], ...]) -> int:
+    """Return how many members must sign the same last experts: as many as must survive a round."""
+    cohort = len({name for node in nodes_of(tree, parts) for name in node.members})
+    return Plan.full_threshold(cohort, colluders=terms.job.masking.colluders)
+
+
+def evidence_of(message: ProposeTree, job: Job, facts: ModelFacts) -> TreeInputs:
+    """Read the distances; `WireError` unless they have the model's shape and are distances."""
+    count, depth = len(message.members), facts.depth
+    values = depth * count * count
+    if len(message.squared) != 8 * values or len(message.noise) != count:
+        raise WireError(f"distances of {count} clients in {depth} layers must be {values} values")
+    squared = np.frombuffer(message.squared, dtype="<f8").reshape(depth, count, count)
+    noise = np.asarray(message.noise)
+    if not (np.isfinite(squared).all() and np.isfinite(noise).all() and (noise >= 0).all()):
+        raise WireError("distances or their noise are not finite")
+    if not (squared == squared.transpose(0, 2, 1)).all() or (squared < 0).any():
+        raise WireError("distances are not symmetric, or negative")
+    if max(squared.max(initial=0.0), noise.max(initial=0.0)) > FARTHEST:
+        raise WireError(f"distances or their noise are beyond {FARTHEST:g}")
+    dimension = facts.b_values if job.topology.source == "lora_b" else facts.hidden_size
+    return TreeInputs(squared, noise, dimension, job.topology.sketch_size)
+
+
+def compute_tree(terms: Terms, facts: ModelFacts, proposal: ProposeTree) -> Tree:
+    """Build the tree that follows from a proposal's distances; its labels are not looked at.
+
+    Clients of the roster that the distances are not about keep every layer to themselves.
+
+    Raises:
+        WireError: The distances cannot be read.
+    """
+    return _computed(terms, facts, without_labels(proposal))
+
+
+def without_labels(proposal: ProposeTree) -> ProposeTree:
+    """Return the proposal without labels: what the tree is a function of."""
+    return ProposeTree(
+        proposal.attempt, proposal.members, proposal.noise, proposal.squared, labels=()
     )
 
 
-def compute_tree(
-    roster: Sequence[str], evidence: Evidence, job: Job, present: Sequence[str]
-) -> Tree:
-    """Build the tree as the job's settings say.
-
-    Args:
-        roster: All clients of the job.
-        present: Those that the evidence is about; the others keep every layer to themselves.
-    """
+@lru_cache(maxsize=4)
+def _computed(terms: Terms, facts: ModelFacts, distances: ProposeTree) -> Tree:
+    job, roster, present = terms.job, terms.names, distances.members
+    evidence = evidence_of(distances, job, facts)
     tree = build_tree(present, evidence, job.topology, job.masking.min_group)
     absent = [name for name in roster if name not in present]
     rows = []
@@ -134,28 +252,28 @@ def compute_tree(
         known = dict(zip(present, row, strict=True))
         known |= {name: len(present) + i for i, name in enumerate(absent)}
         rows.append(tuple(known[name] for name in roster))
-    whole = Tree(tuple(roster), tuple(rows), job.masking.min_group)
+    whole = Tree(roster, tuple(rows), job.masking.min_group)
     return with_shared_head(whole) if job.head == "shared" else whole
 
 
-def fixed_tree(job: Job, roster: Sequence[str], depth: int) -> Tree | None:
-    """The tree of a job that needs no distances (``single``, ``alone``, or no rounds at all), else
-    None.
-    """
-    source = job.topology.source if job.rounds else "alone"
-    if source not in ("single", "alone"):
+def fixed_tree(terms: Terms, facts: ModelFacts) -> Tree | None:
+    """The tree of a job that needs no distances (``one_group``, ``none``, no rounds), else None."""
+    job = terms.job
+    source = job.topology.source if job.rounds else "none"
+    if source not in ("one_group", "none"):
         return None
-    tree = trivial_tree(roster, depth, source, job.masking.min_group)
+    tree = trivial_tree(terms.names, facts.depth, source, job.masking.min_group)
     return with_shared_head(tree) if job.head == "shared" else tree
 
 
-def check_tree(
-    message: Distances, job: Job, roster: Sequence[str], backbone: Backbone
-) -> Tree | None:
-    """Repeat the server's clustering; None if it announces another tree (PROTOCOL, attack 7)."""
-    if not set(message.members) <= set(roster) or len(message.members) < job.masking.min_group:
-        return None
-    if list(message.members) != sorted(set(message.members)):
-        return None
-    tree = compute_tree(roster, evidence_of(message, job, backbone), job, message.members)
-    return tree if tree.labels == message.labels else None
+def check_members(members: Sequence[str], terms: Terms) -> None:
+    """Refuse a group to be sketched that is unsorted, of strangers or below the quorum.
+
+    Raises:
+        WireError: See above. Below the quorum a server could sketch a victim with accomplices.
+    """
+    if list(members) != sorted(set(members)) or not set(members) <= set(terms.names):
+        raise WireError("the members of a sketch must be clients of the roster, sorted, each once")
+    least = max(terms.quorum, terms.job.masking.min_group)
+    if len(members) < least:
+        raise WireError(f"a sketch of {len(members)} clients; at least {least} must take part")

@@ -18,13 +18,13 @@ Three points where noise asks for more than the paper says:
   what its members lose.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any
 
 import numpy as np
-from scipy.cluster.hierarchy import cut_tree, linkage
+from scipy.cluster.hierarchy import linkage
 from scipy.spatial.distance import squareform
 
 from fedtree_secure.config import Linkage
@@ -40,9 +40,11 @@ _NULL_SEED = 0x7EE  # public: clients must be able to repeat the server's comput
 class Tree:
     """Which clients share which layer.
 
-    Attributes: members: Client ids in roster order. labels: For each part (layers, then a shared
-        head if there is one) the cluster number of each member. min_group: Clusters with fewer
-        members are not released.
+    Attributes:
+        members: Client ids in roster order.
+        labels: For each part (layers, then a shared head if there is one) the cluster number of
+            each member.
+        min_group: Clusters with fewer members are not released.
     """
 
     members: tuple[str, ...]
@@ -56,20 +58,17 @@ class Tree:
 
     def clusters(self, part: int) -> tuple[tuple[str, ...], ...]:
         """All clusters of a part, largest first."""
-        groups: dict[int, list[str]] = {}
-        for name, label in zip(self.members, self.labels[part], strict=True):
-            groups.setdefault(label, []).append(name)
-        return tuple(sorted(map(tuple, groups.values()), key=lambda g: (-len(g), g)))
+        return self._clusters[part]
 
     def released(self, part: int) -> tuple[tuple[str, ...], ...]:
         """The clusters of a part whose sum is opened: those with at least `min_group` members."""
-        return tuple(group for group in self.clusters(part) if len(group) >= self.min_group)
+        return self._released[part]
 
     def group_of(self, name: str, part: int) -> tuple[str, ...] | None:
         """The released cluster that a client belongs to in a part, None where it keeps the part to
         itself.
         """
-        return next((group for group in self.released(part) if name in group), None)
+        return self._groups[part].get(name)
 
     def externals_of(self, name: str, part: int) -> tuple[tuple[str, ...], ...]:
         """The released clusters of a part that a client does not belong to."""
@@ -93,15 +92,47 @@ class Tree:
                     held.append((start, stop))
         return {group: tuple(held) for group, held in ranges.items()}
 
+    # Every client asks for its own place in every part: what they look it up in is made once.
+
+    @cached_property
+    def _clusters(self) -> tuple[tuple[tuple[str, ...], ...], ...]:
+        return tuple(_grouped(self.members, row) for row in self.labels)
+
+    @cached_property
+    def _released(self) -> tuple[tuple[tuple[str, ...], ...], ...]:
+        return tuple(
+            tuple(group for group in found if len(group) >= self.min_group)
+            for found in self._clusters
+        )
+
+    @cached_property
+    def _groups(self) -> tuple[dict[str, tuple[str, ...]], ...]:
+        return tuple({name: group for group in part for name in group} for part in self._released)
+
+
+def _grouped(members: Sequence[str], row: Sequence[int]) -> tuple[tuple[str, ...], ...]:
+    groups: dict[int, list[str]] = {}
+    for name, label in zip(members, row, strict=True):
+        groups.setdefault(label, []).append(name)
+    return tuple(sorted(map(tuple, groups.values()), key=lambda g: (-len(g), g)))
+
+
+@lru_cache(maxsize=8)
+def tree_of(members: tuple[str, ...], labels: tuple[tuple[int, ...], ...], min_group: int) -> Tree:
+    """Return the tree with these labels: one object for all clients of a process."""
+    return Tree(members, labels, min_group)
+
 
 @dataclass(frozen=True)
-class Evidence:
+class TreeInputs:
     """What a tree is computed from.
 
-    Attributes: squared: (layers, clients, clients) estimated squared distances, noise included.
+    Attributes:
+        squared: (layers, clients, clients) estimated squared distances, noise included.
         noise: (clients,) expected squared norm of the noise in one layer of a client's vector;
-        zeros if unknown. dimension: Values of a layer's vector. sketch_size: Rows of the projection
-        the estimates come from.
+            zeros if unknown.
+        dimension: Values of a layer's vector.
+        sketch_size: Rows of the projection the estimates come from.
     """
 
     squared: Floats
@@ -111,18 +142,18 @@ class Evidence:
 
 
 def trivial_tree(members: Sequence[str], depth: int, source: str, min_group: int) -> Tree:
-    """The tree of ``single`` (one cluster everywhere) or ``alone`` (everyone for themselves)."""
-    row = tuple(range(len(members))) if source == "alone" else (0,) * len(members)
-    return Tree(tuple(members), (row,) * depth, min_group)
+    """The tree of ``one_group`` (one cluster everywhere) or ``none`` (everyone for themselves)."""
+    row = tuple(range(len(members))) if source == "none" else (0,) * len(members)
+    return tree_of(tuple(members), (row,) * depth, min_group)
 
 
 def with_shared_head(tree: Tree) -> Tree:
     """Append a part that all members share."""
-    return Tree(tree.members, (*tree.labels, (0,) * len(tree.members)), tree.min_group)
+    return tree_of(tree.members, (*tree.labels, (0,) * len(tree.members)), tree.min_group)
 
 
 def build_tree(
-    members: Sequence[str], evidence: Evidence, settings: Settings, min_group: int
+    members: Sequence[str], evidence: TreeInputs, settings: Settings, min_group: int
 ) -> Tree:
     """Cluster the clients and cut the merge tree layer by layer.
 
@@ -171,7 +202,17 @@ def _cut(
 
 
 def _labels(merges: Floats, count: int) -> "np.ndarray[Any, Any]":
-    labels: np.ndarray[Any, Any] = cut_tree(merges, n_clusters=[count])[:, 0]
+    """(clients,) clusters after the first merges, numbered by their first members.
+
+    What scipy's `cut_tree` returns, whose work grows with the square of the clients.
+    """
+    total = len(merges) + 1
+    first = merges[: total - count, :2].astype(np.int64)
+    root = np.arange(total + len(first))
+    for at in range(len(first) - 1, -1, -1):  # from the last merge down to the clients
+        root[first[at]] = root[total + at]
+    _, begins, found = np.unique(root[:total], return_index=True, return_inverse=True)
+    labels: np.ndarray[Any, Any] = np.argsort(np.argsort(begins))[found]
     return labels
 
 
@@ -181,7 +222,7 @@ def _merge_tree(debiased: Floats, method: Linkage) -> Floats:
     return merges
 
 
-def _debias(evidence: Evidence) -> Floats:
+def _debias(evidence: TreeInputs) -> Floats:
     noise = evidence.noise[:, None] + evidence.noise[None, :]
     np.fill_diagonal(noise, 0.0)
     debiased: Floats = evidence.squared - noise
@@ -214,7 +255,9 @@ def silhouette(distances: Floats, labels: "np.ndarray[Any, Any]", least: int = 2
     return float(np.where(sizes[one_hot.argmax(axis=1)] >= max(least, 2), score, 0.0).mean())
 
 
-def null_silhouette(clusters: int, evidence: Evidence, settings: Settings, min_group: int) -> float:
+def null_silhouette(
+    clusters: int, evidence: TreeInputs, settings: Settings, min_group: int
+) -> float:
     """Return the silhouette that clients without groups exceed with chance ``1 -
     settings.significance``.
 
@@ -225,31 +268,51 @@ def null_silhouette(clusters: int, evidence: Evidence, settings: Settings, min_g
     scale = np.sqrt(evidence.noise) if (evidence.noise > 0).all() else np.ones(count)
     key = tuple(float(v) for v in scale / scale.max())
     shown = min(len(evidence.squared), NULL_LAYERS)
-    draws = _null_draws(key, shown, evidence.dimension, evidence.sketch_size, settings.linkage)
-    found = [
-        silhouette(layer, cuts[:, clusters - 1], min_group)
-        for distances, cuts in draws
-        for layer in distances
-    ]
+    # A few neighbouring numbers of clusters at a time: `_cut` asks for them one after the other.
+    begin = clusters - (clusters - 2) % settings.window
+    counts = tuple(range(begin, min(begin + settings.window, count)))
+    null = _Null(key, shown, evidence.dimension, evidence.sketch_size, settings.linkage)
+    found = _null_scores(null, counts, min_group)[clusters - begin]
     return float(np.quantile(found, settings.significance))
 
 
-@lru_cache(maxsize=8)
-def _null_draws(
-    scale: tuple[float, ...], layers: int, dimension: int, sketch: int, method: Linkage
-) -> list[tuple[Floats, "np.ndarray[Any, Any]"]]:
-    """Simulate clients without groups: their distances by layer, and all cuts of their
-    merge tree.
-    """
-    rng = np.random.default_rng([_NULL_SEED, len(scale), layers, dimension, sketch])
-    draws = []
-    for _ in range(NULL_DRAWS):
-        squared = np.stack(
-            [_null_distances(rng, np.asarray(scale), dimension, sketch) for _ in range(layers)]
-        )
-        cuts = cut_tree(_merge_tree(squared, method), n_clusters=list(range(1, len(scale) + 1)))
-        draws.append((_roots(squared), cuts))
-    return draws
+@dataclass(frozen=True)
+class _Null:
+    """Clients without groups: what their distances are drawn from. Fields as in `Evidence`."""
+
+    scale: tuple[float, ...]
+    layers: int
+    dimension: int
+    sketch_size: int
+    linkage: Linkage
+
+    def draws(self) -> Iterator[Floats]:
+        """Draw (layers, clients, clients) squared distances, the same ones at every call.
+
+        They are drawn again rather than kept: those of 1,000 clients would fill gigabytes.
+        """
+        size, scale = len(self.scale), np.asarray(self.scale)
+        sizes = (size, self.layers, self.dimension, self.sketch_size)
+        rng = np.random.default_rng([_NULL_SEED, *sizes])
+        for _ in range(NULL_DRAWS):
+            yield np.stack(
+                [
+                    _null_distances(rng, scale, self.dimension, self.sketch_size)
+                    for _ in range(self.layers)
+                ]
+            )
+
+
+@lru_cache(maxsize=64)
+def _null_scores(null: _Null, counts: tuple[int, ...], least: int) -> tuple[tuple[float, ...], ...]:
+    """Silhouettes of all draws and layers, for each of some numbers of clusters."""
+    scores: list[list[float]] = [[] for _ in counts]
+    for squared in null.draws():
+        merges, distances = _merge_tree(squared, null.linkage), _roots(squared)
+        for found, count in zip(scores, counts, strict=True):
+            labels = _labels(merges, count)
+            found.extend(silhouette(layer, labels, least) for layer in distances)
+    return tuple(map(tuple, scores))
 
 
 def _null_distances(rng: np.random.Generator, scale: Floats, dimension: int, sketch: int) -> Floats:

@@ -1,5 +1,5 @@
-"""How the command line finds audits: through entry points, because nothing here may import the
-audits' package.
+"""`fedtree-secure audit`, and how it finds audits: through entry points, because nothing here may
+import the audits' package.
 """
 
 from collections.abc import Callable, Sequence
@@ -7,11 +7,32 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Protocol
 
-from fedtree_secure.errors import ConfigurationError, suggest
+from fedtree_secure.cli.screen import console
 
 GROUP = "fedtree_secure.audits"
 PAGES = "fedtree_secure.audit_pages"
 FAIL, INCONCLUSIVE = 1, 2
+
+
+def audit(name: str = "all", *, run: Path) -> int:
+    """Attack a finished run and compare what leaks with what was claimed; exit code 0 PASS, 1 FAIL,
+    2 INCONCLUSIVE.
+
+    Parameters
+    ----------
+    name
+        One audit, or all of them; all of them write one page together as well.
+    run
+        Run folder; reports are written to its `audits` folder.
+    """
+    codes, found = [], installed_audits(name)
+    for title, load in found.items():
+        verdict, code, page = load().report(run)
+        codes.append(code)
+        console.print(f"[bold]{title:<20}[/] {verdict:<13} {page}", highlight=False, soft_wrap=True)
+    for page in combined_pages(run, list(found)) if name == "all" else ():
+        console.print(f"[bold]together:[/] {page}", highlight=False, soft_wrap=True)
+    return worst(codes)
 
 
 class Audit(Protocol):
@@ -28,6 +49,8 @@ def installed_audits(name: str) -> dict[str, Callable[[], Audit]]:
     Raises:
         ConfigurationError: There is no audit of this name; a close one is suggested.
     """
+    from fedtree_secure.errors import ConfigurationError, suggest
+
     found = {entry.name: entry.load for entry in entry_points(group=GROUP)}
     if name == "all":
         return dict(sorted(found.items()))

@@ -17,8 +17,8 @@ import torch
 from peft import LoraConfig, TaskType
 from safetensors.torch import save_file
 
-from fedtree_secure.client.data import Label
 from fedtree_secure.model.backbone import Backbone
+from fedtree_secure.model.rows import Label
 
 GRID_BITS = 22
 
@@ -50,7 +50,7 @@ def save_adapter(backbone: Backbone, folder: Path, labels: tuple[Label, ...]) ->
     config = LoraConfig(
         task_type=TaskType.CAUSAL_LM if job.task == "causal-lm" else TaskType.SEQ_CLS,
         base_model_name_or_path=job.backbone,
-        r=2 * lora.rank,
+        r=2 * lora.r,
         lora_alpha=2 * lora.alpha,
         target_modules=_adapted(backbone),
         modules_to_save=sorted(kept) or None,
@@ -65,11 +65,10 @@ def save_adapter(backbone: Backbone, folder: Path, labels: tuple[Label, ...]) ->
 
 
 def on_grid(values: torch.Tensor) -> torch.Tensor:
-    """Return the values rounded to multiples of 2^-22 of the power of two above their largest
-    magnitude, contiguous.
+    """Return the values on a grid, contiguous.
 
-    Coarser than the spacing of float32 for all values but the largest few, and far finer than the
-    noise in them.
+    Its step is 2^-22 of the power of two above the largest magnitude: coarser than the spacing of
+    float32 for all values but the largest few, and far finer than the noise in them.
     """
     largest = float(values.abs().max()) if values.numel() else 0.0
     step = 2.0 ** (math.frexp(largest)[1] - GRID_BITS) if largest > 0 else 1.0
@@ -77,9 +76,7 @@ def on_grid(values: torch.Tensor) -> torch.Tensor:
 
 
 def _adapted(backbone: Backbone) -> list[str]:
-    """What peft must match: short names where every layer has an adapter, full names where only the
-    last ones do.
-    """
+    """What peft must match: full names where only the last layers have an adapter."""
     if backbone.experts.lora.last_layers is None:
         return list(backbone.experts.targets)
     return [module.place for modules in backbone.experts.by_layer for module in modules]

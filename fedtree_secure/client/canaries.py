@@ -1,5 +1,4 @@
-"""Canaries of an auditable run: records of random tokens that join a client's rows if a fair coin
-says so.
+"""Canaries of an auditable run: records of random tokens that join a client's rows by a fair coin.
 
 Carlini et al. (1802.08232) planted secrets to see what a model keeps; Steinke et al. (2305.08846)
 turned independent coins into a bound. Coins are committed to by hash before anything is trained and
@@ -19,9 +18,9 @@ from typing import Any
 import numpy as np
 import rfc8785
 
-from fedtree_secure.client.data import ClientData, Table, tokenise
 from fedtree_secure.config import Job
 from fedtree_secure.errors import ConfigurationError, RunFolderError
+from fedtree_secure.model.rows import ClientData, Table, tokenise
 from fedtree_secure.storage import read_json, write_json
 
 TOKENS = 8
@@ -61,8 +60,9 @@ class Canaries:
         }
 
     def save(self, path: Path) -> None:
-        """Write them for their client; whoever reads them before the run is over can choose scores
-        to fit.
+        """Write them for their client.
+
+        Whoever reads them before the run is over can choose scores to fit.
         """
         write_json(path, self.to_dict())
 
@@ -79,9 +79,7 @@ class Canaries:
             ) from None
 
     def planted(self, data: ClientData, job: Job, tokenizer: Any) -> ClientData:
-        """Return the client's data with the included canaries, tokenised as texts are, behind its
-        training rows.
-        """
+        """Return the client's data with the included canaries behind its training rows."""
         chosen = [i for i, coin in enumerate(self.included) if coin]
         tokens, labels = (
             tokenise([self.texts[i] for i in chosen], tokenizer, job),
@@ -97,10 +95,12 @@ class Canaries:
 def draw_canaries(count: int, tokenizer: Any, outputs: int, randomness: bytes) -> Canaries:
     """Draw canaries and coins.
 
-    Args: count: how many coins, at least 20 (fewer allow no bound). tokenizer: of the backbone; its
-        special tokens are left out. outputs: size of the label set, 0 for language modelling.
+    Args:
+        count: how many coins, at least 20 (fewer allow no bound).
+        tokenizer: of the backbone; its special tokens are left out.
+        outputs: size of the label set, 0 for language modelling.
         randomness: 32 fresh bytes; all coins follow from them, so they are kept secret until the
-        end.
+            end.
 
     Raises:
         ConfigurationError: too few canaries.

@@ -1,455 +1,155 @@
-"""A client of a job: bytes in, bytes out. The only code that touches private rows, and the only way
-out of it.
+"""A client of a run: bytes in, bytes out. The order in which anything happens stands here alone.
 
-Every stage that computes from private rows checks that the budget affords it, charges the ledger,
-computes, writes down what will leave, and sends, in this order (`diary`).
+    check      the signature, the counter, and all that can be checked; nothing has changed yet
+    note       the counter and the decision, with the charge, in one durable transaction
+    compute    what was charged for; from here on no answer depends on rows
+    keep       the client's new values, durably
+    send
+
+A request that fails a check leaves no trace. Once a request is noted it is answered, and how does
+not depend on the rows but through the mechanism that was charged (HOSTILE rules: charged means
+sent).
 """
 
 import contextlib
 import logging
-import os
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from fedtree_dp import DPSGD, BudgetExceeded, Gaussian, Ledger, NoiseSource, PoissonGaussian
-from fedtree_secagg import Identity, Plan, Roster, sketch
-from fedtree_secagg import client as masking
+from fedtree_dp import BudgetExceeded
+from fedtree_secagg import SecAggError
 from fedtree_secure.agreed import messages as wire
-from fedtree_secure.agreed.noise_plan import NoisePlan
-from fedtree_secure.agreed.round_plan import (
-    MERGE,
-    check_tree,
-    fixed_tree,
-    plan_of_round,
-    sketch_context,
-)
-from fedtree_secure.agreed.tree import Tree
-from fedtree_secure.client.data import Client, ClientData
-from fedtree_secure.client.state import Floats, fresh_belongings, seated
-from fedtree_secure.client.store import Diary
-from fedtree_secure.client.training import (
-    Engine,
-    fingerprint,
-    largest_change,
-    train_head,
-    train_round,
-)
-from fedtree_secure.config import Job
+from fedtree_secure.agreed.envelope import Opened, open_request
+from fedtree_secure.agreed.stages import COUNTER_WINDOW
+from fedtree_secure.agreed.terms import Terms
+from fedtree_secure.client import round_requests, tree_requests
+from fedtree_secure.client.pacing import Pace
+from fedtree_secure.client.party import Member, Party, Workings
+from fedtree_secure.client.sessions import Idle, Session
+from fedtree_secure.client.state import loaded_into
+from fedtree_secure.client.step import Refusal, Step
+from fedtree_secure.client.store import Store
 from fedtree_secure.model.backbone import Backbone, Observation
 
-log = logging.getLogger("fedtree_secure.client.participant")
-Tick = Callable[[str, str], None]
-# of one charge: each shows a server with a colluding member `sketch_size` more functions of the
-# vectors
-SKETCHES = 3
+log = logging.getLogger("fedtree_secure.client")
 
-
-class StageError(wire.WireError):
-    """A request came out of order, twice, or for another job."""
+# What checks each request. Private rows are read by none of these, only by the steps they return.
+HANDLERS: Mapping[type, Callable[[Party, Session, Any], Step]] = {
+    wire.Join: tree_requests.join,
+    wire.SketchHello: tree_requests.sketch_hello,
+    wire.SketchSeal: tree_requests.sketch_seal,
+    wire.SketchSend: tree_requests.sketch_send,
+    wire.ProposeTree: tree_requests.propose_tree,
+    wire.AdoptTree: tree_requests.adopt_tree,
+    wire.Prepare: tree_requests.prepare,
+    wire.Begin: round_requests.begin,
+    wire.Alone: round_requests.alone,
+    wire.Share: round_requests.share,
+    wire.Mask: round_requests.mask,
+    wire.Confirm: round_requests.confirm,
+    wire.Reveal: round_requests.reveal,
+    wire.Finish: round_requests.finish,
+    wire.Deliver: round_requests.deliver,
+}
 
 
 class Participant:
-    """One client's side of a job.
+    """One client's side of a run.
 
-    Args: client, data: Its description and tokenised rows. job, roster: Its own copies of the
-        public configuration and of the pinned keys; a coordinator that runs
-            another job is refused.
-        identity: Its signing key.
+    Args:
+        terms: Its own copies of job, roster, the server's key and the run's name.
+        member: Who it is, its rows and its keys.
         backbone: The frozen model.
-        ledger: Its data set's ledger, open.
-        noise_plan: What its stages cost.
-        folder: Where its state is kept; not shared with the server.
-        job_id: Name of this run in the ledger.
-        cache: Computed from rows once in a process (features, hidden states); never leaves it.
-        tick: Called with the client's id and the stage after each step, for progress bars.
-        randomness, engine: Replaced by audits alone: keys that can be repeated, DP-SGD with
-            canaries in it.
+        store: Its memory of this run, in the store of its data set.
+        workings: Randomness, engine and progress; replaced by audits.
+        cache: Computed from rows once in a process; never leaves it.
+        pace: When replies leave, see `pacing`; None sends at once.
     """
 
     def __init__(
         self,
-        client: Client,
-        data: ClientData,
-        job: Job,
-        roster: Roster,
-        identity: Identity,
+        terms: Terms,
+        member: Member,
         backbone: Backbone,
-        ledger: Ledger,
-        noise_plan: NoisePlan,
-        folder: Path,
+        store: Store,
         *,
-        job_id: str,
-        cache: dict[str, Any] | None = None,
-        tick: Tick = lambda *_: None,
-        randomness: Callable[[int], bytes] = os.urandom,
-        engine: Engine = DPSGD,
+        workings: Workings | None = None,
+        cache: dict[str, Observation] | None = None,
+        pace: Pace | None = None,
     ) -> None:
-        self.id = client.id
-        self.data, self.job, self.roster, self.backbone = data, job, roster, backbone
-        self.noise_plan = noise_plan
-        self._identity, self._cache, self._tick = identity, {} if cache is None else cache, tick
-        self._random, self._engine = randomness, engine
-        self._records = client.records or job.training.records
-        self._outputs = len(data.label_set)
-        self._names = tuple(sorted(roster.names))
-        self._session: Any = None
-        self._stage = ""
-        self._begin: wire.Begin | None = None
-        self._diary = Diary(folder, ledger, job_id, fresh_belongings(backbone, self._outputs))
-        self._journal, self._mine = self._diary.journal, self._diary.values
+        self.party = Party(
+            terms, member, backbone, store, workings or Workings(), {} if cache is None else cache
+        )
+        self._session: Session = Idle()
+        self._pace = pace
+
+    @property
+    def id(self) -> str:
+        """The client's name in the roster."""
+        return self.party.id
 
     @contextlib.contextmanager
     def at_backbone(self) -> Iterator[None]:
-        """Seat this client at the shared model, for evaluation and saving at home."""
-        with seated(self.backbone, self._mine, self._outputs, self._mixing()):
+        """Load this client into the shared model, for evaluation and saving at home."""
+        party = self.party
+        with loaded_into(party.backbone, party.store.state, party.outputs, party.mixing()):
             yield
 
-    # --- the message loop -------------------------------------------------------------------------
-
-    def handle(self, request: bytes) -> bytes:
+    def handle(self, data: bytes) -> bytes:
         """Answer one request.
 
-        Raises: WireError, StageError: The request is malformed or out of order; state is unchanged.
-            fedtree_secagg.ProtocolError: A protocol message was wrong; the round is over for this
-            client.
+        Raises:
+            WireError: The request is not signed by the server, malformed, repeated or out of order.
+                Nothing was written down, charged or changed.
+            StoreError, fedtree_dp.LedgerError: The store cannot be written. Nothing is sent.
         """
-        message = wire.decode_request(request)
-        answer: Callable[[Any], wire.Reply] = self._handlers()[type(message)]
+        party = self.party
+        request = open_request(data, party.terms.server_key, party.terms.run, party.id)
         try:
-            return wire.encode(answer(message))
+            self._check_counter(request)
+            check = HANDLERS[type(request.message)]
+            step = check(party, self._session, request.message)
+            return self._carry_out(request.counter, step)
+        except Refusal as refusal:
+            log.warning("%s refuses (%s): %s", party.id, refusal.reason, refusal)
+            return wire.encode(wire.Refused(refusal.reason))
         except BudgetExceeded as error:
-            log.warning("%s does not take part: %s", self.id, error)
+            log.warning("%s does not take part: %s", party.id, error)
             return wire.encode(wire.Refused("budget"))
+        except SecAggError as error:
+            raise wire.WireError(f"{type(error).__name__}: {error}") from error
 
-    def _handlers(self) -> Mapping[type, Callable[[Any], wire.Reply]]:
-        return {
-            wire.Join: self._join,
-            wire.SketchHello: self._sketch_hello,
-            wire.SketchSeal: self._sketch_seal,
-            wire.SketchSend: self._sketch_send,
-            wire.Distances: self._distances,
-            wire.Prepare: self._prepare,
-            wire.Begin: self._begin_round,
-            wire.Alone: self._alone,
-            wire.Share: self._share,
-            wire.Mask: self._mask,
-            wire.Confirm: self._confirm,
-            wire.Reveal: self._reveal,
-            wire.Finish: self._finish,
-        }
+    def _check_counter(self, request: Opened) -> None:
+        last = self.party.store.record.counter
+        if request.answered > last:
+            raise Refusal("set-back", "this client answered requests that its store does not know")
+        if not last < request.counter <= last + COUNTER_WINDOW:
+            raise wire.WireError(f"request {request.counter} after {last}: repeated, or absurd")
 
-    def _enter(self, expected: str, following: str) -> None:
-        if self._stage != expected:
-            raise StageError(
-                f"{self.id}: this request belongs after stage {expected!r}; the stage is "
-                f"{self._stage!r}"
-            )
-        self._stage = following
+    def _carry_out(self, counter: int, step: Step) -> bytes:
+        """Note and charge; compute; keep; send. In this order, and here alone.
 
-    # --- before the first round -------------------------------------------------------------------
-
-    def _join(self, message: wire.Join) -> wire.Reply:
-        if message.job != self.job.digest() or message.roster != self.roster.hash:
-            return wire.Refused("mismatch")
-        plan = self.noise_plan
-        return wire.Joined(plan.rounds, self._records, plan.fingerprint, self._outputs)
-
-    def _sketch_hello(self, message: wire.SketchHello) -> wire.Reply:
-        if message.members != self._names:
-            raise StageError(f"{self.id}: the sketch must be of the whole roster")
-        if self._journal.tree is not None:
-            raise StageError(f"{self.id}: a tree was accepted; no more sketches")
-        context = sketch_context(self.job, self.backbone.digest, message.attempt)
-        self._session, hello = sketch.hello(
-            self._identity, self.id, self.roster, self._names, context, randomness=self._random(32)
-        )
-        self._stage = "hello"
-        return wire.Protocol(hello)
-
-    def _sketch_seal(self, message: wire.SketchSeal) -> wire.Reply:
-        self._enter("hello", "seal")
-        self._session, sealed = sketch.seal(
-            self._session, message.hellos, randomness=self._random(32)
-        )
-        return wire.Protocol(sealed)
-
-    def _sketch_send(self, message: wire.SketchSend) -> wire.Reply:
-        self._enter("seal", "sketched")
-        state = sketch.unseal(self._session, message.sealed)
-        self._session = None
-        stage = "fingerprint" if self.job.topology.source == "fingerprint" else "warm-up"
-        if self._mine.sketched is None or self._journal.released.get(stage, 0) % SKETCHES == 0:
-            self._mine.sketched = (
-                self._fingerprint() if stage == "fingerprint" else np.stack(self._warm_up())
-            )
-        self._diary.release(stage)
-        return wire.Protocol(
-            sketch.encode(state, list(self._mine.sketched), size=self.job.topology.sketch_size)
-        )
-
-    def _fingerprint(self) -> "np.ndarray[Any, Any]":
-        multiplier = self.noise_plan.fingerprint
-        self._diary.charge("fingerprint", Gaussian(multiplier))
-        means = self._observed().means
-        self._tick(self.id, "fingerprint")
-        return fingerprint(
-            means,
-            self.backbone.layer_reference,
-            noise_multiplier=multiplier,
-            records=self._records,
-            noise=self._noise(),
-        )
-
-    def _warm_up(self) -> "list[np.ndarray[Any, Any]]":
-        steps = self.job.topology.warmup_steps
-        self._diary.charge("warm-up", self._event(self.noise_plan.warm_up, steps))
-        shares = [True] * len(self.backbone.layout().parts)
-        change = self._train(self.noise_plan.warm_up, shares, steps=steps, upload_gradient=False)
-        with seated(self.backbone, self._mine, self._outputs, self._mixing()):
-            vectors = self.backbone.experts.b_factors()
-        self._mine.pending = change
-        self._mine.own = self.backbone.initial_expert.copy()
-        return vectors
-
-    def _distances(self, message: wire.Distances) -> wire.Reply:
-        tree = check_tree(message, self.job, self._names, self.backbone)
-        if tree is None or (self._journal.tree is not None and tree.labels != self._tree().labels):
-            return wire.Refused("tree")
-        new, self._journal.tree = self._journal.tree is None, [list(row) for row in tree.labels]
-        self._journal.evidence = wire.digest(message)
-        self._mine.sketched = None
-        if (
-            new and (change := self._mine.pending) is not None
-        ):  # what is not shared is the client's own at once
-            for (start, stop), shared in zip(
-                self.backbone.layout().parts, self._shares(), strict=True
-            ):
-                if not shared:
-                    self._mine.own[start:stop] += change[start:stop]
-        self._diary.save()
-        return wire.Done()
-
-    def _prepare(self, _: wire.Prepare) -> wire.Reply:
-        steps = self.job.head_steps
-        if steps and "head" not in self._journal.finished and self.data.train.labels is not None:
-            event = PoissonGaussian(self.noise_plan.head, self.job.training.head_sample_rate, steps)
-            self._diary.charge("head", event)
-            features = self._observed().features
-            with seated(self.backbone, self._mine, self._outputs, self._mixing()):
-                train_head(
-                    features,
-                    self.data.train.labels,
-                    self.backbone.centred,
-                    self.job,
-                    noise_multiplier=self.noise_plan.head,
-                    records=self._records,
-                    noise=self._noise(),
-                    tick=lambda: self._tick(self.id, "head"),
-                )
-            self._journal.finished.append("head")
-            self._diary.release("head")
-        return wire.Done()
-
-    # --- a round ----------------------------------------------------------------------------------
-
-    def _begin_round(self, message: wire.Begin) -> wire.Reply:
-        if (message.round, message.attempt) <= (self._journal.round, self._journal.attempt):
-            raise StageError(
-                f"{self.id}: round {message.round} attempt {message.attempt} is not after round "
-                f"{self._journal.round} "
-                f"attempt {self._journal.attempt}, which this client has answered"
-            )
-        if message.merge != (message.round == MERGE):
-            raise StageError(
-                f"{self.id}: round {MERGE} merges the warm-up, and no other; this one is "
-                f"{message.round}"
-            )
-        least = largest_change(self.job, self.noise_plan.rounds, self._records, merge=message.merge)
-        if not message.clip >= least:
-            # It would also make the grid finer than float32, whose low bits tell about the value
-            # under the noise.
-            log.warning(
-                "%s: the server's clip of %g would cut this client's updates at %g",
-                self.id,
-                message.clip,
-                least,
-            )
-            return wire.Refused("clip")
-        if message.merge and self._mine.pending is None:
-            return wire.Refused("merge")
-        self._receive(message.cluster, message.external)
-        self._journal.round, self._journal.attempt = message.round, message.attempt
-        self._diary.save()
-        event = self._event(self.noise_plan.rounds, self.job.training.local_steps)
-        if not message.merge and not self._diary.affords(self._stage_of(message.round), event):
-            log.warning("%s stops: round %d would exceed its budget", self.id, message.round)
-            return wire.Refused("budget")
-        self._begin = message
-        self._session, advert = masking.advertise(
-            self._identity,
-            self.id,
-            self.roster,
-            self._plan(message),
-            round=message.round,
-            attempt=message.attempt,
-            randomness=self._random(32),
-        )
-        self._stage = "advertised"
-        return wire.Protocol(advert)
-
-    def _share(self, message: wire.Share) -> wire.Reply:
-        self._enter("advertised", "shared")
-        self._session, shares = masking.share(
-            self._session, message.adverts, randomness=self._random(32)
-        )
-        return wire.Protocol(shares)
-
-    def _mask(self, message: wire.Mask) -> wire.Reply:
-        self._enter("shared", "masked")
-        begin = self._begin
-        assert begin is not None
-        change = self._merge_change() if begin.merge else self._round_change(begin.round)
-        self._session, masked = masking.mask(
-            self._session, message.inbox, change.astype(np.float64), randomness=self._random(32)
-        )
-        return wire.Protocol(masked)
-
-    def _confirm(self, message: wire.Confirm) -> wire.Reply:
-        self._enter("masked", "confirmed")
-        self._session, vote = masking.confirm(self._session, message.survivors)
-        return wire.Protocol(vote)
-
-    def _reveal(self, message: wire.Reveal) -> wire.Reply:
-        self._enter("confirmed", "")
-        shares = masking.reveal(self._session, message.votes)
-        self._session = None
-        return wire.Protocol(shares)
-
-    def _alone(self, message: wire.Alone) -> wire.Reply:
-        if message.round > self._journal.round:
-            self._receive(message.cluster, message.external)
-            self._journal.round = message.round
-            self._round_change(message.round)
-        return wire.Done()
-
-    def _finish(self, message: wire.Finish) -> wire.Reply:
-        self._receive(message.cluster, message.external)
-        self._journal.finished.append("all")
-        self._diary.save()
-        return wire.Done()
-
-    def _round_change(self, number: int) -> Floats:
-        stage, steps = self._stage_of(number), self.job.training.local_steps
-        self._diary.charge(stage, self._event(self.noise_plan.rounds, steps))
-        change = self._train(
-            self.noise_plan.rounds, self._shares(), steps=steps, upload_gradient=steps == 1
-        )
-        self._diary.release(stage)
-        return change
-
-    def _merge_change(self) -> Floats:
-        """Return the change of the warm-up, already charged; it is uploaded once (secagg/SPEC.md,
-        section 7).
+        What costs nothing is computed inside the transaction that notes it, so that both are
+        durable at once; what was charged is computed after its charge is on the disk.
         """
-        change, self._mine.pending = self._mine.pending, None
-        assert change is not None  # or the merge was refused at its beginning
-        self._diary.save()
-        return change
-
-    # --- helpers ----------------------------------------------------------------------------------
-
-    def _observed(self) -> Observation:
-        """The frozen model's view of the rows: computed once in a process, with the initial
-        experts.
-        """
-        if "observed" not in self._cache:
-            initial = fresh_belongings(self.backbone, self._outputs)
-            with seated(
-                self.backbone,
-                initial,
-                self._outputs,
-                np.zeros(self.backbone.experts.depth, dtype=bool),
-            ):
-                self._cache["observed"] = self.backbone.observe(self.data.train)
-        found: Observation = self._cache["observed"]
-        return found
-
-    def _train(
-        self, multiplier: float, shares: list[bool], *, steps: int, upload_gradient: bool
-    ) -> Floats:
-        return train_round(
-            self.backbone,
-            self.job,
-            self.data,
-            self._mine,
-            shares=shares,
-            mixing=self._mixing(),
-            noise_multiplier=multiplier,
-            records=self._records,
-            steps=steps,
-            upload_gradient=upload_gradient,
-            noise=self._noise(),
-            tick=lambda: self._tick(self.id, "step"),
-            engine=self._engine,
-        )
-
-    def _receive(self, cluster: bytes, external: bytes) -> None:
-        layout = self.backbone.layout()
-        given = wire.unpack(cluster, layout.length)
-        outside = wire.unpack(external, layout.length)
-        for (start, stop), shared in zip(layout.layers, self._shares(), strict=False):
-            if shared:
-                self._mine.own[start:stop] = given[start:stop]
-            self._mine.external[start:stop] = outside[start:stop]
-        if layout.head and self._shares()[-1]:
-            _write_head(self._mine.head, given[layout.head[0] : layout.head[1]])
-
-    def _tree(self) -> Tree:
-        if self._journal.tree is not None:
-            labels = tuple(tuple(row) for row in self._journal.tree)
-            return Tree(self._names, labels, self.job.masking.min_group)
-        if fixed := fixed_tree(self.job, self._names, self.backbone.experts.depth):
-            return fixed
-        raise StageError(f"{self.id}: there is no accepted tree yet")
-
-    def _shares(self) -> list[bool]:
-        tree = self._tree()
-        return [tree.group_of(self.id, part) is not None for part in range(len(tree.labels))]
-
-    def _mixing(self) -> "np.ndarray[Any, np.dtype[np.bool_]]":
-        depth = self.backbone.experts.depth
-        if self._journal.tree is None:
-            return np.zeros(depth, dtype=bool)
-        tree = self._tree()
-        return np.array([bool(tree.externals_of(self.id, layer)) for layer in range(depth)])
-
-    def _plan(self, begin: wire.Begin) -> Plan:
-        return plan_of_round(
-            self.job,
-            self._tree(),
-            self.backbone.layout(),
-            self.backbone.digest,
-            self._journal.evidence,
-            begin.clip,
-            merge=begin.merge,
-        )
-
-    def _event(self, multiplier: float, steps: int) -> PoissonGaussian:
-        return PoissonGaussian(multiplier, self.job.training.sample_rate, steps)
-
-    def _stage_of(self, number: int) -> str:
-        return f"round {number}"
-
-    def _noise(self) -> NoiseSource:
-        return NoiseSource(self._random(32))
-
-
-def _write_head(head: dict[str, Floats], flat: Floats) -> None:
-    at = 0
-    for name in [n for n in head if n.endswith(("weight", "bias"))][-2:]:
-        size = head[name].size
-        head[name] = flat[at : at + size].reshape(head[name].shape).copy()
-        at += size
+        store, charge = self.party.store, step.charge
+        began = self._pace.clock() if self._pace else 0.0
+        with store.writing() as noted:
+            noted.record.counter = counter
+            if charge is None:
+                step.write(noted.record)
+                self._session, reply = step.answer(b"")
+                if step.keeps:
+                    noted.keep(store.state)
+            else:
+                seed = noted.charge(charge.purpose, charge.event, repeatable=charge.repeatable)
+                step.write(noted.record)
+        if charge is not None:
+            self._session, reply = step.answer(seed)
+            with store.writing() as noted:
+                if charge.repeatable:
+                    noted.finish(charge.purpose)
+                noted.keep(store.state)
+        if self._pace and step.paced:
+            self._pace.wait(began)
+        return wire.encode(reply)

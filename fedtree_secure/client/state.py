@@ -1,120 +1,153 @@
 """A client's own values, and its turn at the shared model.
 
-`Belongings` is everything that a client has trained or received; `seated` writes it into the
+`ClientState` is everything that a client has trained or received; `loaded_into` writes it into the
 backbone, gives the trainable parameters in named groups and reads it back afterwards. Only one
-client sits at a backbone at a time, and everything that belongs to a client is overwritten when the
-next one sits down.
+client is loaded at a time, and everything that belongs to a client is overwritten when the next one
+is.
 """
 
 import contextlib
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors.numpy import load_file, save_file
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
 from torch import nn
 
-from fedtree_secure.errors import RunFolderError
+from fedtree_secure.agreed.moves import NodeValues
+from fedtree_secure.errors import StoreError
 from fedtree_secure.model.backbone import Backbone
 from fedtree_secure.model.experts import CLUSTER, EXTERNAL
-from fedtree_secure.storage import write_atomically
 
 Floats = np.ndarray[Any, np.dtype[np.float32]]
 
 
 @dataclass
-class Belongings:
+class ClientState:
     """Values of one client.
 
-    Attributes: own: (layers part of the layout,) cluster expert: received where shared, the
-        client's own elsewhere. external: Same shape, external expert. lam: (depth,) logits of the
-        mixing weights. head: Tensors of the head by name; empty for language modelling. adam:
-        Optimiser moments of what stays at home, by parameter name. pending: Change that a warm-up
-        left for the merge round, or None. sketched: (depth, values) vectors, noise included, that a
-        sketch was made of; None once the tree is accepted.
+    Attributes:
+        own: (layers part of the layout,) cluster expert: received where shared, its own elsewhere.
+        external: Same shape, external expert.
+        mixing_logits: (depth,) logits of the mixing weights (lam in the paper).
+        head: Tensors of the head by name; empty for language modelling.
+        adam: Optimiser moments of what stays at home, by parameter name.
+        nodes: Values and moments of the nodes that the client belongs to, by name; it moves them
+            itself by the opened sums.
+        pending: Change that a warm-up left for the merge round, or None.
+        sketched: (depth, values) vectors, noise included, that a sketch is made of; None once the
+            tree is adopted.
     """
 
     own: Floats
     external: Floats
-    lam: Floats
+    mixing_logits: Floats
     head: dict[str, Floats] = field(default_factory=dict)
     adam: dict[str, Floats] = field(default_factory=dict)
+    nodes: dict[str, NodeValues] = field(default_factory=dict)
     pending: Floats | None = None
     sketched: "np.ndarray[Any, Any] | None" = None
 
-    def save(self, path: Path) -> None:
-        """Write all values durably and atomically as safetensors."""
-        tensors = {"own": self.own, "external": self.external, "lam": self.lam}
+    def to_bytes(self) -> bytes:
+        """Return all values as safetensors."""
+        tensors: dict[str, np.ndarray[Any, Any]] = {
+            "own": self.own,
+            "external": self.external,
+            "mixing_logits": self.mixing_logits,
+        }
         tensors |= {f"head/{name}": value for name, value in self.head.items()}
         tensors |= {f"adam/{name}": value for name, value in self.adam.items()}
-        tensors |= {
-            k: v
-            for k, v in (("pending", self.pending), ("sketched", self.sketched))
-            if v is not None
-        }
-        write_atomically(
-            path,
-            lambda target: save_file(
-                {k: np.ascontiguousarray(v) for k, v in tensors.items()}, target
-            ),
-        )
+        for name, node in self.nodes.items():
+            tensors |= {
+                f"node/{name}/values": node.values,
+                f"node/{name}/first": node.first,
+                f"node/{name}/second": node.second,
+                f"node/{name}/steps": np.array([node.steps]),
+            }
+        optional = (("pending", self.pending), ("sketched", self.sketched))
+        tensors |= {name: value for name, value in optional if value is not None}
+        return save({name: np.ascontiguousarray(value) for name, value in tensors.items()})
 
     @classmethod
-    def load(cls, path: Path) -> "Belongings":
-        """Read what `save` wrote; `RunFolderError` if it is damaged."""
+    def from_bytes(cls, data: bytes) -> "ClientState":
+        """Read what `to_bytes` wrote; `StoreError` if it is damaged."""
         try:
-            tensors = load_file(path)
-            own, external, lam = tensors["own"], tensors["external"], tensors["lam"]
-        except Exception as error:  # safetensors raises its own classes
-            raise RunFolderError(
-                f"{path} is damaged ({error}); the run cannot be resumed"
-            ) from None
-        head = {k.removeprefix("head/"): v for k, v in tensors.items() if k.startswith("head/")}
-        adam = {k.removeprefix("adam/"): v for k, v in tensors.items() if k.startswith("adam/")}
-        return cls(own, external, lam, head, adam, tensors.get("pending"), tensors.get("sketched"))
+            tensors = load(data)
+            own, external = tensors["own"], tensors["external"]
+            logits = tensors["mixing_logits"]
+        except (SafetensorError, KeyError, ValueError) as error:
+            raise StoreError(f"a client's values are damaged ({error}); start a new run") from None
+        names = {key.split("/")[1] for key in tensors if key.startswith("node/")}
+        nodes = {
+            name: NodeValues(
+                tensors[f"node/{name}/values"],
+                tensors[f"node/{name}/first"],
+                tensors[f"node/{name}/second"],
+                int(tensors[f"node/{name}/steps"][0]),
+            )
+            for name in names
+        }
+        return cls(
+            own,
+            external,
+            logits,
+            _under("head/", tensors),
+            _under("adam/", tensors),
+            nodes,
+            tensors.get("pending"),
+            tensors.get("sketched"),
+        )
 
 
-def fresh_belongings(backbone: Backbone, outputs: int) -> Belongings:
+def _under(prefix: str, tensors: dict[str, Floats]) -> dict[str, Floats]:
+    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+
+
+def initial_state(backbone: Backbone, outputs: int) -> ClientState:
     """The public initial values, with a new head of ``outputs`` classes (none if 0)."""
-    initial, lam = backbone.initial_expert, backbone.job.topology.initial_lam
-    logits = np.full(backbone.experts.depth, math.log(lam / (1 - lam)), dtype=np.float32)
+    initial, weight = backbone.initial_expert, backbone.job.topology.mixing_weight
+    logits = np.full(backbone.experts.depth, math.log(weight / (1 - weight)), dtype=np.float32)
     head = {} if outputs == 0 else _head_values(backbone.new_head(outputs))
-    return Belongings(initial.copy(), initial.copy(), logits, head)
+    return ClientState(initial.copy(), initial.copy(), logits, head)
 
 
 @contextlib.contextmanager
-def seated(
-    backbone: Backbone, mine: Belongings, outputs: int, mixing: "np.ndarray[Any, Any]"
+def loaded_into(
+    backbone: Backbone, state: ClientState, outputs: int, mixing: "np.ndarray[Any, Any]"
 ) -> Iterator[None]:
-    """Write a client's values into the backbone; read own expert, lam and head back at a regular
-    end.
+    """Write a client's values into the backbone; read own expert, mixing weights and head back at a
+    regular end.
 
     Args:
+        backbone: The shared model.
+        state: The client's values.
+        outputs: Classes of its head, 0 for none.
         mixing: (depth,) True where the layer has an external expert.
     """
     experts = backbone.experts
     backbone.model.requires_grad_(False)
-    experts.write(CLUSTER, mine.own)
-    experts.write(EXTERNAL, mine.external)
+    experts.write(CLUSTER, state.own)
+    experts.write(EXTERNAL, state.external)
     experts.set_mixing(mixing)
     with torch.no_grad():
-        for mix, logit in zip(experts.mixes, mine.lam, strict=True):
+        for mix, logit in zip(experts.mixes, state.mixing_logits, strict=True):
             mix.logit.fill_(float(logit))
     if outputs:
         head = backbone.new_head(outputs)
         head.load_state_dict(
-            {name: torch.from_numpy(value.copy()) for name, value in mine.head.items()}
+            {name: torch.from_numpy(value.copy()) for name, value in state.head.items()}
         )
         backbone.set_head(head)
     yield
-    mine.own = experts.read(CLUSTER)
-    mine.lam = np.array([float(mix.logit.detach()) for mix in experts.mixes], dtype=np.float32)
+    state.own = experts.read(CLUSTER)
+    logits = [float(mix.logit.detach()) for mix in experts.mixes]
+    state.mixing_logits = np.array(logits, dtype=np.float32)
     if outputs and backbone.head is not None:
-        mine.head = _head_values(backbone.head)
+        state.head = _head_values(backbone.head)
 
 
 def _head_values(head: nn.Module) -> dict[str, Floats]:

@@ -1,103 +1,200 @@
-"""What a client must not forget: its counters, its values, and which charged results may have left.
+"""What a client must not forget, in the one store of its data set.
 
-Order of every stage that computes from private rows: `charge` (durable), compute, `release`
-(durable), send. A crash between two of these steps can cost budget, never hide a cost. A charge
-whose result was lost before it was written down has released nothing and is used again on
-resumption. An update that was written down may be in a sum, and is never uploaded again
-(secagg/SPEC.md, section 7); the vectors behind a sketch are, until the tree is accepted.
+Charges, counters, releases and the client's own values are rows of one SQLite file
+(`fedtree_dp.Ledger`) and change in one transaction or not at all. So a crash anywhere, or a backup
+of any part, never lets an upload leave that was not charged.
+
+A charge counts as released when computing begins. It is never used again, except for results that
+follow from the rows and the charge's own stored seed alone (`Charge.repeatable`).
 """
 
-from dataclasses import dataclass, field
-from pathlib import Path
+import contextlib
+import secrets
+from collections.abc import Iterator
+from typing import Any
 
-from fedtree_dp import Event, Ledger
-from fedtree_secure.client.state import Belongings
-from fedtree_secure.storage import read_json, write_json
+import msgspec
+
+from fedtree_dp import BudgetExceeded, Event, Ledger
+from fedtree_dp.ledger.transaction import Transaction
+from fedtree_secagg import ProtocolError
+from fedtree_secagg.journal import Journal
+from fedtree_secure.agreed.messages import WireError
+from fedtree_secure.client.state import ClientState
+from fedtree_secure.errors import StoreError
+from fedtree_secure.storage import SecretBox
+
+_FORMAT = 1
+_LINES = "journal/"
 
 
-@dataclass
-class Journal:
-    """What is written before anything leaves.
+class Record(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """Decisions of a client in one run. Changed only inside `Store.writing`.
 
     Attributes:
-        round, attempt: Highest counters answered; neither goes back.
-        released: How often the result of a charged stage may have left, by stage name.
+        counter: Number of the last request that was answered.
+        round: Last round begun; -1 before any.
+        known_round: Last round whose opened sums are in the client's experts.
+        clips: The run's clip by kind of round, once accepted.
+        sketch_attempt: Last attempt for which an advert was made.
+        sketched_attempt: Last attempt in which a sketch may have left.
+        sketches: How many sketches may have left.
+        voted: SHA-256 of the proposed tree that this client signed; it signs no other.
+        evidence: The same of the adopted tree.
+        tree: Labels of the adopted tree, or None.
+        releases: Charges by purpose: how often computing began.
+        seeds: Sealed seed of repeatable charges whose result is not kept yet, by purpose.
         finished: Stages whose result is kept at home.
-        tree: The accepted tree's labels, or None.
-        evidence: SHA-256 of the distances that the tree was computed from.
     """
 
+    format: int = _FORMAT
+    counter: int = 0
     round: int = -1
-    attempt: int = -1
-    released: dict[str, int] = field(default_factory=dict)
-    finished: list[str] = field(default_factory=list)
-    tree: list[list[int]] | None = None
+    known_round: int = -1
+    clips: dict[str, float] = msgspec.field(default_factory=dict)
+    sketch_attempt: int = 0
+    sketched_attempt: int = 0
+    sketches: int = 0
+    voted: str = ""
     evidence: str = ""
+    tree: tuple[tuple[int, ...], ...] | None = None
+    releases: dict[str, int] = msgspec.field(default_factory=dict)
+    seeds: dict[str, str] = msgspec.field(default_factory=dict)
+    finished: list[str] = msgspec.field(default_factory=list)
+
+    def public(self) -> dict[str, Any]:
+        """Return what auditors may see: everything but seeds."""
+        found: dict[str, Any] = msgspec.to_builtins(self)
+        del found["seeds"]
+        return found
 
 
-class Diary:
-    """A client's journal and values on the disk, and its charges of one job.
+class Writing:
+    """One transaction on a client's store."""
+
+    def __init__(self, store: "Store", transaction: Transaction, record: Record) -> None:
+        self._store, self._transaction, self.record = store, transaction, record
+
+    def charge(self, purpose: str, event: Event, *, repeatable: bool) -> bytes:
+        """Charge, note that computing begins, and return the seed of this release.
+
+        Raises:
+            BudgetExceeded: Too much; the whole transaction is undone.
+        """
+        if repeatable and (sealed := self.record.seeds.get(purpose)):
+            return self._store.secrets.open(bytes.fromhex(sealed))
+        if repeatable and purpose in self.record.finished:
+            return b""  # its result is kept; there is nothing to compute, and no seed any more
+        self._transaction.charge(event, job=self._store.run, purpose=purpose)
+        self.record.releases[purpose] = self.record.releases.get(purpose, 0) + 1
+        seed = secrets.token_bytes(32)
+        if repeatable:
+            self.record.seeds[purpose] = self._store.secrets.seal(seed).hex()
+        return seed
+
+    def finish(self, stage: str) -> None:
+        """Note that a stage's result is kept at home; its seed is not needed and goes."""
+        self.record.seeds.pop(stage, None)
+        if stage not in self.record.finished:
+            self.record.finished = [*self.record.finished, stage]
+
+    def keep(self, state: ClientState) -> None:
+        """Keep the client's values."""
+        sealed = self._store.secrets.seal(state.to_bytes())
+        self._transaction.put(self._store.run, "values", sealed)
+
+
+class Store:
+    """A client's memory of one run, inside the store of its data set.
 
     Args:
-        folder: Where they are kept; what lies there is read.
-        ledger: Of the client's data set, open.
-        job_id: Name of the run in the ledger.
+        ledger: Of the data set, open and held by this process.
+        run: Name of the run.
+        secrets: Encrypts values and seeds at rest.
         initial: The values of a client that has none yet.
 
     Attributes:
-        journal, values: Changed by the owner and kept by `save`.
+        record: What was decided; read it, change it in `writing`.
+        state: The client's values; changed in memory, kept by `Writing.keep`.
+        journal: Rounds and attempts, by the rules of `fedtree_secagg.journal`.
+
+    Raises:
+        StoreError: The run's rows are of another format or damaged.
     """
 
-    def __init__(self, folder: Path, ledger: Ledger, job_id: str, initial: Belongings) -> None:
-        self._folder, self._ledger, self._job_id = folder, ledger, job_id
-        self.journal, self.values = Journal(), initial
-        path = folder / "journal.json"
-        if path.exists():
-            stored = read_json(path)
-            self.values = Belongings.load(folder / stored.pop("values"))
-            self.journal = Journal(**stored)
+    def __init__(self, ledger: Ledger, run: str, secrets: SecretBox, initial: ClientState) -> None:
+        self.ledger, self.run, self.secrets = ledger, run, secrets
+        self._transaction: Transaction | None = None
+        self._broken = False
+        self.record = self._read_record()
+        values = ledger.get(run, "values")
+        self.state = initial if values is None else ClientState.from_bytes(secrets.open(values))
+        self.journal = Journal(_Lines(self))
 
-    def save(self) -> None:
-        """Values first, under a new name; then the journal that points to them. A crash leaves the
-        old pair.
+    def _read_record(self) -> Record:
+        stored = self.ledger.get(self.run, "record")
+        if stored is None:
+            return Record()
+        try:
+            found = msgspec.json.decode(stored, type=Record)
+        except msgspec.DecodeError as error:
+            raise StoreError(f"{self.ledger.path}: the record of run {self.run}: {error}") from None
+        if found.format != _FORMAT:
+            raise StoreError(
+                f"{self.ledger.path}: run {self.run} was written by another version (format "
+                f"{found.format}, this one reads {_FORMAT}); finish it with that version"
+            )
+        return found
+
+    @contextlib.contextmanager
+    def writing(self) -> Iterator[Writing]:
+        """Change the record, charge and keep values together, durably, or not at all.
+
+        After an error of the store itself nothing is answered any more: what is in memory and on
+        the disk may differ.
         """
-        generation = max(
-            (int(p.stem.split("-")[1]) for p in self._folder.glob("values-*.safetensors")),
-            default=0,
-        )
-        values = self._folder / f"values-{generation + 1}.safetensors"
-        self.values.save(values)
-        write_json(self._folder / "journal.json", {**vars(self.journal), "values": values.name})
-        for old in self._folder.glob("values-*.safetensors"):
-            if old != values:
-                old.unlink()
+        if self._broken:
+            raise StoreError(f"{self.ledger.path}: a write failed earlier; start this client again")
+        draft = msgspec.json.decode(msgspec.json.encode(self.record), type=Record)
+        try:
+            with self.ledger.transaction() as transaction:
+                self._transaction = transaction
+                yield Writing(self, transaction, draft)
+                transaction.put(self.run, "record", msgspec.json.encode(draft))
+        except (BudgetExceeded, WireError, ProtocolError):  # refused; nothing was written
+            raise
+        except BaseException:
+            self._broken = True
+            raise
+        finally:
+            self._transaction = None
+        self.record = draft
 
-    def affords(self, stage: str, event: Event) -> bool:
-        """Say whether `charge` would be accepted now."""
-        return self._unreleased(stage) or self._ledger.affords(event)
+    def affords(self, event: Event) -> bool:
+        """Say whether a charge would be accepted now."""
+        return self.ledger.affords(event)
 
-    def charge(self, stage: str, event: Event) -> None:
-        """Charge a stage before it computes anything, unless a charge for it is there that released
-        nothing.
 
-        Raises:
-            BudgetExceeded: See `fedtree_dp.Ledger.charge`.
-        """
-        if not self._unreleased(stage):
-            self._ledger.charge(event, job=self._job_id, purpose=stage)
+class _Lines:
+    """The lines of `fedtree_secagg.journal` as rows of the store."""
 
-    def release(self, stage: str) -> None:
-        """Write down that the result of a charged stage may leave from now on, together with what
-        stays.
-        """
-        self.journal.released[stage] = self.journal.released.get(stage, 0) + 1
-        self.save()
+    def __init__(self, store: Store) -> None:
+        self._store = store
 
-    def _unreleased(self, stage: str) -> bool:
-        """Whether a charge for this stage exists whose result cannot have left (it was lost in a
-        crash).
-        """
-        charged = sum(
-            entry.job == self._job_id and entry.purpose == stage for entry in self._ledger.entries()
-        )
-        return charged > self.journal.released.get(stage, 0)
+    def read(self) -> list[bytes]:
+        """Return all lines, in order."""
+        ledger, run = self._store.ledger, self._store.run
+        names = sorted(name for name in ledger.names(run) if name.startswith(_LINES))
+        self._count = len(names)
+        return [ledger.get(run, name) or b"" for name in names]
+
+    def append(self, line: bytes) -> None:
+        """Add a line in the transaction that is open."""
+        transaction = self._store._transaction
+        if transaction is None:
+            raise StoreError("the journal is written inside a transaction of its store")
+        transaction.put(self._store.run, f"{_LINES}{self._count:08d}", line)
+        self._count += 1
+
+    def close(self) -> None:
+        """Leave the store to its owner."""

@@ -18,10 +18,10 @@ from fedtree_secure.storage import read_json
 def demo_job() -> Federation:
     """Nine clients on three tasks, epsilon 8 and delta 1e-5 for each."""
     return Federation(
-        backbone=str(minilm_folder()),
-        privacy=PrivacyBudget(epsilon=8.0, delta=1e-5),
+        minilm_folder(),
+        PrivacyBudget(epsilon=8.0, delta=1e-5),
         rounds=4,
-        lora=Lora(rank=2, alpha=32.0),
+        lora=Lora(r=2, alpha=32.0),
         training=Training(max_length=32),
         topology=Topology(),
     )
@@ -41,7 +41,7 @@ def run_demo(out: Path, observer: Observer, *, resume: bool = False) -> Result:
             )
         shutil.rmtree(out)
     job = demo_job()
-    return job.run(demo_clients(), out, simulate=True, resume=resume, observer=observer)
+    return job.simulate(demo_clients(), out, resume=resume, observer=observer)
 
 
 def _is_demo(folder: Path) -> bool:

@@ -1,111 +1,91 @@
 """References for research runs: the same splits and the same epsilon without the tree.
 
 ``head``: the head alone on the frozen backbone; ``local``: every client for itself; ``fedit``: one
-group for every layer. Each is a whole job of its own with its own ledgers, so its epsilon is
+group for every layer. Each is a whole job of its own with its own stores, so its epsilon is
 accounted as ours is; that is also why a real run never trains them. ``head_without_dp`` shows what
 privacy costs: the same head steps with no noise and no epsilon at all, which only a simulation may
 do.
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from fedtree_dp import NoiseSource
-from fedtree_secure.client.data import Client
-from fedtree_secure.client.state import fresh_belongings, seated
-from fedtree_secure.client.training import train_head
-from fedtree_secure.config import Topology
-from fedtree_secure.embedded.progress import Observer
+from fedtree_secure.client.data import Client, prepare
+from fedtree_secure.client.head import train_head
+from fedtree_secure.client.mechanism import Mechanism
+from fedtree_secure.client.state import initial_state, loaded_into
+from fedtree_secure.config import Job, Source
+from fedtree_secure.embedded.shared import Shared
 from fedtree_secure.report.summary import Result
 from fedtree_secure.storage import read_json, write_json
 
-if TYPE_CHECKING:
-    from fedtree_secure.federation import Federation, Shared
+Train = Callable[[Job, Path], Result]
 
 
-def reference_jobs(job: "Federation") -> dict[str, "Federation"]:
+def reference_jobs(job: Job) -> dict[str, Job]:
     """The reference jobs by name; a task without a trained head has no head reference."""
 
-    def with_source(source: str) -> Topology:
-        return dataclasses.replace(job.topology, source=source)  # type: ignore[arg-type]
+    def with_source(source: Source, **changes: Any) -> Job:
+        topology = dataclasses.replace(job.topology, source=source)
+        return dataclasses.replace(job, topology=topology, **changes)
 
-    jobs = {
-        "local": dataclasses.replace(job, topology=with_source("alone")),
-        "fedit": dataclasses.replace(job, topology=with_source("single")),
-    }
+    jobs = {"local": with_source("none"), "fedit": with_source("one_group")}
     if job.head_steps:
-        jobs = {"head": dataclasses.replace(job, rounds=0, topology=with_source("alone")), **jobs}
+        jobs = {"head": with_source("none", rounds=0), **jobs}
     return jobs
 
 
 def add_references(
-    job: "Federation",
-    clients: Sequence[Client],
-    folder: Path,
-    result: Result,
-    shared: "Shared",
-    observer: Observer,
+    job: Job, clients: Sequence[Client], result: Result, shared: Shared, train: Train
 ) -> None:
-    """Train the references (those that are not finished) and add them to the run's summary."""
-    found = {}
+    """Train the references (those that are not finished) and add them to the run's summary.
+
+    Args:
+        train: Runs a job into a folder.
+    """
+    found: dict[str, Any] = {}
     for name, reference in reference_jobs(job).items():
-        place = folder / "references" / name
-        if (place / "summary.json").exists():
-            outcome = Result(place, {}, read_json(place / "summary.json"))
-        else:
-            outcome = reference.run(
-                clients,
-                place,
-                resume=(place / "job.json").exists(),
-                simulate=True,
-                observer=observer,
-                shared=shared,
-            )
+        place = result.folder / "references" / name
+        finished = place / "summary.json"
+        outcome = read_json(finished) if finished.exists() else train(reference, place).data
         found[name] = {
             "private": True,
             "clients": {
                 client: {key: report[key] for key in ("metric", "epsilon_spent", "events")}
-                for client, report in outcome.data["clients"].items()
+                for client, report in outcome["clients"].items()
             },
         }
     if job.head_steps:
-        found["head_without_dp"] = {
-            "private": False,
-            "clients": _heads_without_dp(job, clients, shared),
-        }
+        heads = _heads_without_dp(job, clients, shared)
+        found["head_without_dp"] = {"private": False, "clients": heads}
     result.data["references"] = found
-    write_json(folder / "summary.json", result.data)
+    write_json(result.folder / "summary.json", result.data)
 
 
-def _heads_without_dp(
-    job: "Federation", clients: Sequence[Client], shared: "Shared"
-) -> dict[str, Any]:
+def _heads_without_dp(job: Job, clients: Sequence[Client], shared: Shared) -> dict[str, Any]:
     """Train each client's head as the private job does, with the noise left out."""
-    backbone = shared.backbone
-    assert backbone is not None
+    backbone = shared.backbone(job)
     flat = np.zeros(backbone.experts.depth, dtype=bool)
     found: dict[str, Any] = {}
     for client in clients:
-        data, mine = (
-            shared.data[client.id],
-            fresh_belongings(backbone, len(shared.data[client.id].label_set)),
-        )
+        data = prepare(client, job, backbone.tokenizer)
         assert data.train.labels is not None
-        features = shared.caches[client.id]["observed"].features
-        with seated(backbone, mine, len(data.label_set), flat):
+        outputs = len(data.label_set)
+        with loaded_into(backbone, initial_state(backbone, outputs), outputs, flat):
+            observed = shared.cache_of(client.id).get("observed") or backbone.observe(data.train)
             train_head(
-                features,
+                observed.features,
                 data.train.labels,
                 backbone.centred,
                 job,
-                noise_multiplier=0.0,
-                records=client.records or job.training.records,
-                noise=NoiseSource.from_os(),
-                tick=lambda: None,
+                Mechanism(0.0, client.records or job.training.records, job.head_steps),
+                NoiseSource.from_os(),
+                lambda: None,
             )
             found[client.id] = {
                 "metric": backbone.evaluate(data),

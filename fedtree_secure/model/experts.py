@@ -1,8 +1,9 @@
-"""Cluster and external expert in one linear layer, mixed by a learnable lam (FedTreeLoRA, section
-"forward").
+"""Cluster and external expert in one linear layer, mixed by a learnable lam.
 
-    h = W0 x + s (lam Bc Ac x + (1 - lam) Be Ae x)        s = alpha / rank, lam = sigmoid(logit) in
-    (0, 1)
+FedTreeLoRA, section "forward":
+
+    h = W0 x + s (lam Bc Ac x + (1 - lam) Be Ae x)
+    s = alpha / rank, lam = sigmoid(logit) in (0, 1)
 
 The adapters are peft's own; this module adds the mixing, one lam for all adapted modules of a
 transformer layer, and the fold of both experts into one ordinary peft adapter of rank 2r. Where a
@@ -29,8 +30,7 @@ from fedtree_secure.errors import BackboneError
 
 CLUSTER, EXTERNAL = "cluster", "external"
 
-# Query and value projections of the architectures that name them differently (the paper adapts
-# these two).
+# Query and value projections, which the paper adapts, where an architecture renames them.
 TARGETS: Mapping[str, tuple[str, ...]] = {
     "bert": ("query", "value"),
     "roberta": ("query", "value"),
@@ -48,7 +48,7 @@ class Mix(nn.Module):
     """Convex combination of the two experts' outputs with a learnable weight.
 
     The logit is a free scalar, so that every optimiser step keeps lam inside (0, 1); where it
-    starts is `Topology.initial_lam`.
+    starts is `Topology.mixing_weight`.
     """
 
     def __init__(self) -> None:
@@ -69,8 +69,9 @@ class Mix(nn.Module):
 def mix_grad_sample(
     layer: Mix, activations: list[torch.Tensor], backprops: torch.Tensor
 ) -> dict[nn.Parameter, torch.Tensor]:
-    """Per-record derivative of the loss with respect to the logit: lam (1 - lam) <backprop, cluster
-    - external>.
+    """Per-record derivative of the loss with respect to the logit.
+
+    It is lam (1 - lam) <backprop, cluster - external>.
     """
     cluster, external = activations
     per_record = (backprops * (cluster - external)).flatten(1).sum(1, keepdim=True)
@@ -85,9 +86,7 @@ class MixedLinear(PeftLinear):  # type: ignore[misc]
     mixing: bool = False
 
     def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """Return the frozen layer's output plus the (mixed) experts' output for x of shape
-        (records, ..., d_in).
-        """
+        """Return the frozen layer's plus the experts' output for x: (records, ..., d_in)."""
         base: torch.Tensor = self.base_layer(x, *args, **kwargs)
         if self.disable_adapters:
             return base
@@ -128,10 +127,12 @@ class Layout:
 class Experts:
     """The two adapters injected into a backbone, addressed layer by layer as flat vectors.
 
-    Args: model: A transformers model; it is changed in place and frozen, adapters are the only
-        additions. lora: Rank, scale, targets and whether A is trained. architecture:
-        ``config.model_type`` of the model. seed: Public seed of the initial A (uniform after He et
-        al., as peft does); B starts at 0.
+    Args:
+        model: A transformers model; it is changed in place and frozen, adapters are the only
+            additions.
+        lora: Rank, scale, targets and whether A is trained.
+        architecture: ``config.model_type`` of the model.
+        seed: Public seed of the initial A (uniform after He et al., as peft does); B starts at 0.
 
     Raises:
         BackboneError: A target is missing or is no plain linear layer.
@@ -140,11 +141,11 @@ class Experts:
     def __init__(self, model: nn.Module, lora: Lora, architecture: str, seed: int) -> None:
         self.lora = lora
         self.targets = lora.targets or TARGETS.get(architecture, DEFAULT_TARGETS)
-        _check_targets(model, self.targets, architecture)
-        places = _places(model, self.targets, lora.last_layers)
+        check_targets(model, self.targets, architecture)
+        found = places(model, self.targets, lora.last_layers)
         for name in (CLUSTER, EXTERNAL):
             config = LoraConfig(
-                r=lora.rank, lora_alpha=lora.alpha, target_modules=places, lora_dropout=0.0
+                r=lora.r, lora_alpha=lora.alpha, target_modules=found, lora_dropout=0.0
             )
             config._register_custom_module({nn.Linear: MixedLinear})
             with warnings.catch_warnings():  # two adapters in one model are meant
@@ -169,9 +170,7 @@ class Experts:
         return len(self.by_layer)
 
     def factors(self, expert: str, layer: int) -> Iterator[nn.Parameter]:
-        """The exchanged factors of one layer in their fixed order: for each module A (unless
-        frozen), then B.
-        """
+        """The exchanged factors of one layer, for each module A (unless frozen), then B."""
         for module in self.by_layer[layer]:
             if not self.lora.freeze_a:
                 yield module.lora_A[expert].weight
@@ -187,9 +186,7 @@ class Experts:
         return torch.cat(values).numpy().copy()
 
     def write(self, expert: str, vector: "np.ndarray[Any, Any]") -> None:
-        """Overwrite the expert's exchanged values; A stays at its initial value where it is
-        frozen.
-        """
+        """Overwrite the expert's exchanged values; a frozen A stays at its initial value."""
         flat, at = torch.from_numpy(np.ascontiguousarray(vector, dtype=np.float32)), 0
         with torch.no_grad():
             for layer in range(self.depth):
@@ -198,9 +195,7 @@ class Experts:
                     at += p.numel()
 
     def b_factors(self) -> list["np.ndarray[Any, np.dtype[np.float64]]"]:
-        """Return per layer the cluster expert's B factors, flattened (what the paper compares
-        clients by).
-        """
+        """Return the cluster expert's B factors, flat by layer: the paper compares these."""
         return [
             torch.cat(
                 [m.lora_B[CLUSTER].weight.detach().double().cpu().reshape(-1) for m in modules]
@@ -261,7 +256,8 @@ def _fold(module: MixedLinear, lam: float) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.cat(a, dim=0).cpu().contiguous(), torch.cat(b, dim=1).cpu().contiguous()
 
 
-def _check_targets(model: nn.Module, targets: tuple[str, ...], architecture: str) -> None:
+def check_targets(model: nn.Module, targets: tuple[str, ...], architecture: str) -> None:
+    """Refuse targets that no transformer layer has, with the names that it has."""
     linear = {name for name, module in model.named_modules() if isinstance(module, nn.Linear)}
     endings = sorted({name.rsplit(".", 1)[-1] for name in linear if re.search(r"\.\d+\.", name)})
     for target in targets:
@@ -279,10 +275,8 @@ def _check_targets(model: nn.Module, targets: tuple[str, ...], architecture: str
             )
 
 
-def _places(model: nn.Module, targets: tuple[str, ...], last: int | None) -> list[str]:
-    """Full names of the linear layers that get an adapter: the targets inside the last so many
-    transformer layers.
-    """
+def places(model: nn.Module, targets: tuple[str, ...], last: int | None) -> list[str]:
+    """Full names of the linear layers that get an adapter: targets in the last so many layers."""
     found: dict[int, list[str]] = {}
     for name, module in model.named_modules():
         layer = re.search(r"\.(\d+)\.", name)

@@ -24,6 +24,7 @@ from fedtree_secure.errors import RunFolderError
 from fedtree_secure.storage import read_json, write_json
 
 NAME = "manifest.json"
+_LOCK = ".lock"  # of the process that holds the folder; every other dot file is listed
 FORMAT = 1
 _TAG = b"fedtree-secure/manifest/v1\n"
 _APART = (
@@ -51,8 +52,7 @@ def listed(folder: Path) -> Iterator[str]:
             parts[0] not in _APART
             and not private
             and not ledger
-            and path.name != NAME
-            and path.name[0] != "."
+            and parts not in ((NAME,), (_LOCK,))
         ):
             yield "/".join(parts)
 
@@ -91,10 +91,8 @@ def write_manifest(folder: Path, run: str, identities: Mapping[str, Identity]) -
         "run": run,
         "files": {name: describe(folder / name) for name in listed(folder)},
     }
-    signatures = {
-        name: identity.sign(signed_bytes(content)).hex()
-        for name, identity in sorted(identities.items())
-    }
+    data = signed_bytes(content)  # once: canonical JSON of a thousand clients' files takes seconds
+    signatures = {name: key.sign(data).hex() for name, key in sorted(identities.items())}
     write_json(folder / NAME, content | {"signatures": signatures})
     return folder / NAME
 

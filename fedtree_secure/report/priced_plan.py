@@ -8,11 +8,12 @@ from pathlib import Path
 
 from rich.table import Table
 
-from fedtree_dp import Gaussian, PrivacyBudget
+from fedtree_dp import Event, Gaussian, PrivacyBudget
 from fedtree_dp.account.planner import Axis, Plan, PlanRow, Unknown, plan_table, solve, sweep
 from fedtree_secure.agreed.noise_plan import plan_noise, stages
 from fedtree_secure.config import ClientFiles, Job, load_job
 from fedtree_secure.errors import ConfigurationError
+from fedtree_secure.model.sizes import trained_values
 
 # Epsilon of a plan is solved for at a delta; the epsilon beside it is then not looked at.
 _ANY_EPSILON = 1.0
@@ -29,20 +30,28 @@ def budget_table(
 ) -> Table:
     """Price a plan and its neighbours: other epsilons, batches and rounds.
 
-    Args: records: Declared training records of a client. batch: Expected records in a step.
-        local_steps: DP-SGD steps in a round. trained_values: d; the noise column is sigma sqrt(d) /
-        batch, the noise's norm over the clipping norm.
+    Args:
+        epsilon, delta: Budget of a client.
+        records: Declared training records of a client.
+        batch: Expected records in a step.
+        rounds: Aggregation rounds.
+        local_steps: DP-SGD steps in a round.
+        trained_values: d; the noise column is sigma sqrt(d) / batch, the noise's norm over the
+            clipping norm.
+
+    Raises:
+        ConfigurationError: A number is out of range, or delta too large for the records.
     """
     budget = PrivacyBudget(epsilon=epsilon, delta=delta)
     budget.check_records(records)
-    rows = plan_table(
-        budget,
+    plan = Plan(
         records=records,
+        sample_rate=_rate(batch, records),
         rounds=rounds,
-        batch=batch,
         steps_per_round=local_steps,
         parameters=trained_values,
     )
+    rows = plan_table(plan, budget)
     table = _table(f"n = {records} records, d = {trained_values} trained values, δ = {delta:g}")
     for index, row in enumerate(rows):
         table.add_row(*_cells(row), style="bold" if index == 0 else "")
@@ -53,7 +62,7 @@ def budget_table(
 
 
 @dataclass(frozen=True)
-class Outlook:
+class PricedPlan:
     """A plan whose unknown number was found, and what its neighbours cost.
 
     Attributes:
@@ -69,6 +78,21 @@ class Outlook:
     row: PlanRow
     stages: dict[str, float]
     allowed: float | None
+
+    @property
+    def epsilon(self) -> float:
+        """Epsilon that the whole plan reaches."""
+        return self.row.epsilon
+
+    @property
+    def noise_multiplier(self) -> float:
+        """Noise multiplier of a step in the rounds."""
+        return self.row.noise_multiplier
+
+    @property
+    def noise_to_clip(self) -> float:
+        """Norm of the noise in an averaged step over the clipping norm."""
+        return self.row.signal_ratio
 
     def curves(
         self, factors: Iterable[float] = (0.25, 0.5, 1.0, 2.0, 4.0)
@@ -109,8 +133,9 @@ def require_numbers(
 ) -> None:
     """Refuse options that do not go together, before any of them could be ignored.
 
-    Raises: ConfigurationError: Numbers beside a job file that has them itself, or a plan without
-        delta or records.
+    Raises:
+        ConfigurationError: Numbers beside a job file that has them itself, or a plan without delta
+            or records.
     """
     given = [name for name, value in numbers.items() if value is not None]
     if has_job:
@@ -129,22 +154,27 @@ def require_numbers(
         )
 
 
-def outlook_of_job(
+def price_job_file(
     path: Path,
     *,
     noise_multiplier: float | None = None,
     unknown: Unknown = "noise",
     parameters: int = 1,
-) -> list[Outlook]:
+) -> list[PricedPlan]:
     """Complete the plan of a job file for every group of clients with the same budget and declared
     size.
 
-    Args: path: TOML job file. The clients' rows are not read. noise_multiplier: Of the rounds'
-        steps; the other stages are scaled along. Needed unless it is the unknown. unknown: What to
-        solve for in place of the job's own number. parameters: d, trained values of a client.
+    Args:
+        path: TOML job file. The clients' rows are not read.
+        noise_multiplier: Of the rounds' steps; the other stages are scaled along. Needed unless it
+            is the unknown.
+        unknown: What to solve for in place of the job's own number.
+        parameters: d, trained values of a client.
 
-    Raises: ConfigurationError: The job has no rounds, or noise is missing or given where it is
-        asked for. fedtree_dp.BudgetExceeded: No value of the unknown keeps the budget.
+    Raises:
+        ConfigurationError: The job has no rounds, or noise is missing or given where it is asked
+            for.
+        fedtree_dp.BudgetExceeded: No value of the unknown keeps the budget.
     """
     job, clients = load_job(path)
     if not job.rounds:
@@ -158,7 +188,7 @@ def outlook_of_job(
         plan = plan_of_job(job, budget, records, parameters)
         title = ", ".join(client.id for client in members)
         found.append(
-            outlook(
+            price(
                 plan,
                 budget,
                 unknown=unknown,
@@ -190,7 +220,30 @@ def plan_of_job(job: Job, budget: PrivacyBudget, records: int, parameters: int =
     )
 
 
-def outlook_of_numbers(
+def price_job(job: Job, records: int, spent: Sequence[Event] = ()) -> PricedPlan:
+    """Price a job for one client of a declared size.
+
+    Args:
+        spent: Events that its ledger holds already; they leave less for the job.
+
+    Raises:
+        ConfigurationError: The job has no rounds.
+        fedtree_dp.BudgetExceeded: What is left allows no useful plan.
+    """
+    if not job.rounds:
+        raise ConfigurationError("the job has no rounds; there is nothing to plan")
+    plan = plan_of_job(job, job.privacy, records, trained_values(job))
+    if not spent:
+        return price(
+            plan, job.privacy, unknown="noise", noise_multiplier=None, title="plan", job=job
+        )
+    noise = plan_noise(job, job.privacy, spent).rounds
+    return price(
+        plan, job.privacy, unknown="epsilon", noise_multiplier=noise, title="plan", job=job
+    )
+
+
+def price_numbers(
     *,
     epsilon: float | None,
     noise_multiplier: float | None,
@@ -200,7 +253,7 @@ def outlook_of_numbers(
     records: int,
     local_steps: int = 1,
     parameters: int = 1,
-) -> Outlook:
+) -> PricedPlan:
     """Complete a plan of rounds alone; exactly one of the first four arguments is None, and is
     solved for.
 
@@ -216,22 +269,27 @@ def outlook_of_numbers(
             f"missing now: {', '.join(missing) or 'none'}"
         )
     budget = PrivacyBudget(epsilon=_ANY_EPSILON if epsilon is None else epsilon, delta=delta)
-    if batch is not None and not 0 < batch <= records:
-        raise ConfigurationError(
-            f"batch is {batch:g}; allowed: above 0 and at most the {records} records"
-        )
     plan = Plan(
         records=records,
-        sample_rate=1.0 if batch is None else batch / records,
+        sample_rate=1.0 if batch is None else _rate(batch, records),
         rounds=1 if rounds is None else rounds,
         steps_per_round=local_steps,
         parameters=parameters,
     )
     (unknown,) = missing
-    return outlook(plan, budget, unknown=unknown, noise_multiplier=noise_multiplier, title="plan")  # type: ignore[arg-type]
+    return price(plan, budget, unknown=unknown, noise_multiplier=noise_multiplier, title="plan")  # type: ignore[arg-type]
 
 
-def outlook(
+def _rate(batch: float, records: int) -> float:
+    """The sample rate of an expected batch."""
+    if not 0 < batch <= records:
+        raise ConfigurationError(
+            f"batch is {batch:g}; allowed: above 0 and at most the {records} records"
+        )
+    return batch / records
+
+
+def price(
     plan: Plan,
     budget: PrivacyBudget,
     *,
@@ -239,7 +297,7 @@ def outlook(
     noise_multiplier: float | None,
     title: str,
     job: Job | None = None,
-) -> Outlook:
+) -> PricedPlan:
     """Solve for the unknown number of a plan and price the neighbours of what was found."""
     row = solve(unknown, plan, budget, noise_multiplier=noise_multiplier)
     sigma = row.noise_multiplier
@@ -248,7 +306,7 @@ def outlook(
         named[name] = event.noise_multiplier * sigma
     if row.plan.releases:
         named["fingerprint"] = row.plan.releases[0].noise_multiplier
-    return Outlook(
+    return PricedPlan(
         title=title,
         unknown=unknown,
         row=row,

@@ -1,8 +1,11 @@
-"""What a run leaves behind: summary.json, the table, and the result object."""
+"""The result of a run: what it promises, the table of its clients, and what it says below it.
 
-import importlib.metadata
-import platform
-from collections.abc import Mapping, Sequence
+Made of the plain values in ``summary.json`` alone, so that a finished run folder can be read
+without a model, a client or a server; `fedtree_secure.embedded.summary` collects these values.
+"""
+
+import io
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,26 +13,9 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table as RichTable
 
-from fedtree_dp import Ledger, statement
-from fedtree_dp.account.accounting import merge
-from fedtree_secure.agreed.transport import Transcript
-from fedtree_secure.client.data import Client, ClientData
 from fedtree_secure.config import Job
-from fedtree_secure.model.backbone import Backbone
-from fedtree_secure.report.tree_picture import draw_tree
-from fedtree_secure.server.coordinator import Coordinator
-from fedtree_secure.storage import read_json, write_json
+from fedtree_secure.errors import suggest
 
-PACKAGES = (
-    "fedtree-secure",
-    "torch",
-    "transformers",
-    "peft",
-    "opacus",
-    "dp-accounting",
-    "cryptography",
-    "numpy",
-)
 REFERENCE_TITLES = {
     "head": "head only",
     "local": "local only",
@@ -38,9 +24,26 @@ REFERENCE_TITLES = {
 }
 
 
-@dataclass
+@dataclass(frozen=True)
+class ClientResult:
+    """Outcome of one client.
+
+    Attributes:
+        epsilon: Spent on its data set, at ``delta``.
+        delta: Of its budget.
+        metric: Of the delivered adapter on the client's own test rows; None without any.
+        adapter: Folder of the delivered adapter.
+    """
+
+    epsilon: float
+    delta: float
+    metric: float | None
+    adapter: Path
+
+
+@dataclass(frozen=True)
 class Result:
-    """Outcome of a run.
+    """Outcome of a run; prints as the table of clients.
 
     Attributes:
         folder: The run folder.
@@ -52,6 +55,22 @@ class Result:
     adapters: Mapping[str, Path]
     data: dict[str, Any]
 
+    def __getitem__(self, client: str) -> ClientResult:
+        if client not in self.data["clients"]:
+            raise KeyError(f"{client!r} took no part{suggest(client, self.data['clients'])}")
+        report = self.data["clients"][client]
+        return ClientResult(
+            epsilon=float(report["epsilon_spent"]),
+            delta=float(report["delta"]),
+            metric=None if report["metric"] is None else float(report["metric"]["value"]),
+            adapter=self.adapters[client],
+        )
+
+    def __str__(self) -> str:
+        console = Console(file=io.StringIO(), width=120, record=True)
+        self.summary(console)
+        return console.export_text().rstrip()
+
     def summary(self, console: Console | None = None) -> dict[str, Any]:
         """Print the table of clients and return the content of ``summary.json``."""
         console = console or Console()
@@ -59,101 +78,6 @@ class Result:
         for line in remarks(self.data):
             console.print(line, highlight=False)
         return self.data
-
-
-def client_report(
-    client: Client,
-    data: ClientData,
-    ledger: Ledger,
-    metric: dict[str, Any] | None,
-    untrained: dict[str, Any] | None,
-    transcript: Transcript,
-) -> dict[str, Any]:
-    """One entry of ``clients`` in the summary.
-
-    Args: metric: On the client's own test rows, None without any. untrained: The same of the frozen
-        backbone; None for classification, where ``majority`` is the baseline.
-    """
-    return {
-        "dataset": client.dataset or client.id,
-        "epsilon_spent": ledger.spent(),
-        "epsilon_allowed": ledger.budget.epsilon,
-        "delta": ledger.budget.delta,
-        "events": [event.to_dict() for event in merge(ledger.events())],
-        "statement": statement(ledger.events(), ledger.budget.delta, prv=False).to_dict(),
-        "metric": metric,
-        "majority": data.majority,
-        "untrained": untrained,
-        "labels": list(data.label_set),
-        "labels_declared": data.labels_declared,
-        "bytes_sent": transcript.sent.get(client.id, 0),
-        "bytes_received": transcript.received.get(client.id, 0),
-    }
-
-
-def write_report(
-    job: Job,
-    folder: Path,
-    reports: dict[str, dict[str, Any]],
-    adapters: Mapping[str, Path],
-    coordinator: Coordinator,
-    backbone: Backbone,
-    seconds: Mapping[str, float],
-) -> Result:
-    """Assemble and write ``summary.json`` and ``tree.png``."""
-    tree = coordinator.tree
-    assert tree is not None
-    depth = len(coordinator.layout.layers)
-    summary = {
-        "format": 1,
-        "job": job.to_dict(),
-        "guarantee": guarantee(job, reports),
-        "clients": reports,
-        "layers": [
-            {
-                "layer": backbone.experts.indices[i],
-                "clusters": [list(group) for group in tree.clusters(i)],
-                "released": [list(group) for group in tree.released(i)],
-            }
-            for i in range(depth)
-        ],
-        "rounds": [vars(record) for record in coordinator.records],
-        "failures": coordinator.failures,
-        "trained_values": _trained_values(coordinator),
-        "model_sha256": backbone.digest.hex(),
-        "device": backbone.device,
-        "seconds": dict(seconds),
-        "versions": {name: _version(name) for name in PACKAGES}
-        | {"python": platform.python_version()},
-    }
-    write_json(folder / "summary.json", summary)
-    summary = read_json(
-        folder / "summary.json"
-    )  # so that the result says exactly what the file says
-    draw_tree(tree, [f"layer {i}" for i in backbone.experts.indices], folder / "tree.png")
-    return Result(folder, dict(adapters), summary)
-
-
-def add_costs(result: Result, job: Job, clients: Sequence[Client], canaries: int) -> None:
-    """Add to the summary what an auditable run kept and what that costs."""
-    size = (result.folder / "messages.bin").stat().st_size
-    costs = [
-        (
-            f"{size / 1e6:.1f} MB on disk: every message, masked as it was sent; whoever holds "
-            "them "
-            "learns no more"
-        )
-    ]
-    if canaries:
-        records = min(client.records or job.training.records for client in clients)
-        share = canaries / 2 / (records + canaries / 2)
-        costs.append(
-            f"no epsilon, but data: about {canaries / 2:g} random records join every client's rows "
-            "and take up to "
-            f"{share:.0%} of its batches; accuracy suffers by as much signal"
-        )
-    result.data["auditable"] = {"message_bytes": size, "canaries": canaries, "costs": costs}
-    write_json(result.folder / "summary.json", result.data)
 
 
 def guarantee(job: Job, reports: Mapping[str, Any]) -> dict[str, Any]:
@@ -282,14 +206,3 @@ def _number(metric: Mapping[str, Any] | float | None) -> str:
 def _mean(clients: Mapping[str, Any], key: str = "metric") -> str:
     known = [value for report in clients.values() if (value := _value(report[key])) is not None]
     return f"{sum(known) / len(known):.3f}" if known else "-"
-
-
-def _trained_values(coordinator: Coordinator) -> int:
-    return coordinator.layout.length
-
-
-def _version(package: str) -> str:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return "not installed"

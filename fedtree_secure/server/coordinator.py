@@ -1,440 +1,299 @@
-"""The server of a job. It sees public settings, distances, masked vectors and the sums it opens;
-nothing else.
+"""The server of a run. It sees public settings, distances, masked vectors and the sums it opens.
 
-It holds the experts of the nodes: one vector per group of clients. After each round it moves them
-by the mean change of the group's survivors, and writes down its state, so that an interrupted run
-goes on with the next round.
+It holds no weights and no key of a client: `ModelFacts` are all that it knows of the model. After
+each round it moves the nodes' values by the opened sums, as every member does for itself, and
+writes down its state, so that an interrupted run continues with the next round.
 """
 
 import logging
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+import statistics
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
 
-import numpy as np
-import torch
-from safetensors.numpy import load_file, save_file
-
-from fedtree_secagg import ProtocolError, Roster, SecAggError, sketch
-from fedtree_secagg import server as masking
+from fedtree_secagg import Identity, SecAggError
 from fedtree_secure.agreed import messages as wire
 from fedtree_secure.agreed.round_plan import (
-    MERGE,
     compute_tree,
-    evidence_of,
+    finish_bytes,
+    finish_quorum,
     fixed_tree,
-    node_name,
+    largest_change,
     plan_of_round,
     sketch_context,
+    vote_bytes,
 )
+from fedtree_secure.agreed.stages import MERGE, Exchange, in_round
+from fedtree_secure.agreed.terms import Terms
 from fedtree_secure.agreed.transport import Transport
 from fedtree_secure.agreed.tree import Tree
-from fedtree_secure.client.training import largest_change
-from fedtree_secure.config import Job
 from fedtree_secure.errors import RunStopped
-from fedtree_secure.model.backbone import Backbone
-from fedtree_secure.storage import read_json, write_atomically, write_json
+from fedtree_secure.model.facts import ModelFacts
+from fedtree_secure.server.channel import Channel, refusals
+from fedtree_secure.server.experts import NodeBook
+from fedtree_secure.server.protocol import MaskedRound, run_sketch
+from fedtree_secure.server.state import RoundRecord, StateFolder
 
-log = logging.getLogger("fedtree_secure.server.coordinator")
-Floats = np.ndarray[Any, np.dtype[np.float32]]
-S = TypeVar("S")
+log = logging.getLogger("fedtree_secure.server")
+CLIP_OUTLIER = 16.0  # a client whose bound is so many times the median takes no part
 
 
-@dataclass
-class RoundRecord:
-    """What became of one round.
+@dataclass(frozen=True)
+class Hooks:
+    """What whoever runs a server may watch and stop.
 
     Attributes:
-        opened: Survivors of each opened node, by node name.
-        closed: Nodes that were not opened.
-        error: Why nothing was opened, if so.
+        stop: Asked between rounds; True ends the run in good order.
+        on_round: Called after each round with its record.
     """
 
-    round: int
-    opened: dict[str, list[str]] = field(default_factory=dict)
-    closed: list[str] = field(default_factory=list)
-    error: str = ""
+    stop: Callable[[], bool] = lambda: False
+    on_round: Callable[[RoundRecord], None] = lambda _: None
 
 
 class Coordinator:
     """Runs a job over a transport.
 
-    Args: job, roster: The public configuration and the pinned keys of all clients. backbone: Used
-        for its digest, layout and initial experts only; no private text ever reaches it here.
-        transport: Carries bytes. folder: Where the server's state is kept. stop: Asked between
-        rounds; True ends the run in good order. on_round: Called after each round with its record.
+    Args:
+        terms: What everybody pinned.
+        key: The server's key pair; its public half is in the terms.
+        facts: Of the model.
+        transport: Carries bytes.
+        folder: Where the server's state is kept.
+        hooks: See `Hooks`.
     """
 
     def __init__(
         self,
-        job: Job,
-        roster: Roster,
-        backbone: Backbone,
+        terms: Terms,
+        key: Identity,
+        facts: ModelFacts,
         transport: Transport,
         folder: Path,
-        *,
-        stop: Callable[[], bool] = lambda: False,
-        on_round: Callable[[RoundRecord], None] = lambda _: None,
+        hooks: Hooks | None = None,
     ) -> None:
-        self.job, self.roster, self.backbone, self.transport, self.folder = (
-            job,
-            roster,
-            backbone,
-            transport,
-            folder,
-        )
-        self.layout = backbone.layout()
-        self.names = tuple(sorted(roster.names))
-        self._stop, self._on_round = stop, on_round
-        self.facts: dict[str, wire.Joined] = {}
-        self.records: list[RoundRecord] = []
-        self.failures: list[
-            dict[str, str]
-        ] = []  # filled in by who runs transport and server in one process
-        self.tree: Tree | None = None
-        self._announced: wire.Distances | None = None
-        self._values: dict[tuple[str, ...], torch.nn.Parameter] = {}
-        self._adam: torch.optim.Adam | None = None
-        self._state: dict[str, Any] = {"starts": 0, "finished_round": -1}
-        self._load()
+        self.terms, self.job, self.facts, self.hooks = terms, terms.job, facts, hooks or Hooks()
+        self._folder = StateFolder(folder)
+        self.state = self._folder.load()
+        self.state.starts += 1
+        self._channel = Channel(terms, key, transport, self.state.starts, self.state.answered)
+        self.joined: dict[str, wire.Joined] = {}
+        self._known: dict[str, int] = {}
+        self.book: NodeBook | None = None
+        if self.state.labels is not None:
+            self.adopt(Tree(terms.names, self.state.labels, self.job.masking.min_group))
+
+    @property
+    def tree(self) -> Tree | None:
+        """The tree in force, None before there is one."""
+        return None if self.book is None else self.book.tree
+
+    @property
+    def records(self) -> list[RoundRecord]:
+        """What became of each round."""
+        return self.state.records
 
     def run(self) -> None:
         """Run every stage that is not finished yet.
 
-        Raises: RunStopped: Asked to stop, or no client is left; the state on disk is that after the
-            last finished round.
+        Raises:
+            RunStopped: Asked to stop, or too few clients are left; the state on disk is that after
+                the last finished round.
         """
-        self._state["starts"] += 1
-        self._save()
+        self._folder.save(self.state)
         self._join()
-        if self.tree is None:
+        if self.book is None:
             self._find_tree()
-        self._exchange("prepare", dict.fromkeys(self.names, wire.Prepare()))
-        first = MERGE if self.job.topology.source == "lora_b" and self.job.rounds else 1
-        for number in range(max(first, self._state["finished_round"] + 1), self.job.rounds + 1):
-            if self._stop():
+        self._fix_clips()
+        everyone = dict.fromkeys(self.joined, wire.Prepare())
+        self._exchange(Exchange.PREPARE, everyone)
+        merges = self.job.topology.source == "lora_b" and self.job.rounds
+        first = max(MERGE if merges else 1, self.state.finished_round + 1)
+        for number in range(first, self.job.rounds + 1):
+            if self.hooks.stop():
                 raise RunStopped(f"stopped after round {number - 1} of {self.job.rounds}, as asked")
             self._round(number)
-        self._exchange(
-            "finish", {name: wire.Finish(*self._experts_for(name)) for name in self.names}
-        )
+        self._finish()
 
-    # --- before the first round -------------------------------------------------------------------
+    # --- before the first round -----------------------------------------------------------------
 
     def _join(self) -> None:
-        request = wire.Join(self.job.digest(), self.roster.hash)
-        replies = self._exchange("join", dict.fromkeys(self.names, request))
-        self.facts = {
-            name: reply for name, reply in replies.items() if isinstance(reply, wire.Joined)
-        }
-        if len(self.facts) < self.job.masking.min_group:
+        request = wire.Join(self.terms.digest, self.facts.digest)
+        replies = self._exchange(Exchange.JOIN, dict.fromkeys(self.terms.names, request))
+        joined = {n: reply for n, reply in replies.items() if isinstance(reply, wire.Joined)}
+        self.joined = self._without_outliers(joined)
+        self._known = {name: reply.known_round for name, reply in self.joined.items()}
+        if len(self.joined) < self.job.masking.min_group:
             raise RunStopped(
-                f"{len(self.facts)} of {len(self.names)} clients joined; at least min_group = "
-                f"{self.job.masking.min_group} are needed, or nothing may be summed"
+                f"{len(self.joined)} of {len(self.terms.names)} clients joined; at least min_group "
+                f"= {self.job.masking.min_group} are needed, or nothing may be summed"
             )
-        heads = {fact.outputs for fact in self.facts.values()}
+        heads = {reply.outputs for reply in self.joined.values()}
         if self.job.head == "shared" and len(heads) > 1:
             raise RunStopped(
-                f"the shared head needs one label set; the clients have heads of {sorted(heads)} "
-                "outputs"
+                "the shared head needs one label set; the clients have heads of "
+                f"{sorted(heads)} outputs"
             )
+
+    def _without_outliers(self, joined: dict[str, wire.Joined]) -> dict[str, wire.Joined]:
+        """Leave out clients whose bound would make the grid useless for all others."""
+        bounds = {name: self._bound(reply, merge=False) for name, reply in joined.items()}
+        if not bounds:
+            return joined
+        most = CLIP_OUTLIER * statistics.median(bounds.values())
+        for name in sorted(name for name, bound in bounds.items() if bound > most):
+            log.warning("client %s takes no part: its bound is far above the others'", name)
+        return {name: reply for name, reply in joined.items() if bounds[name] <= most}
+
+    def _bound(self, reply: wire.Joined, *, merge: bool) -> float:
+        return largest_change(self.job, reply.noise_multiplier, reply.records, merge=merge)
+
+    def _fix_clips(self) -> None:
+        """Fix the run's clips once; clients accept no others later."""
+        if not self.state.clips:
+            self.state.clips = {
+                kind: max(self._bound(r, merge=kind == "merge") for r in self.joined.values())
+                for kind in ("round", "merge")
+            }
+            self._folder.save(self.state)
 
     def _find_tree(self) -> None:
-        if fixed := fixed_tree(self.job, self.names, self.backbone.experts.depth):
-            self._adopt(fixed)
-            return
-        if self._announced is None:
-            try:
-                members, squared = self._distances()
-            except SecAggError as error:
-                raise RunStopped(f"no distances, and so no tree: {error}") from error
-            noise = tuple(self._noise_energy(name) for name in members)
-            draft = wire.Distances(members, noise, squared.astype("<f8").tobytes(), ())
-            tree = self._computed(draft)
-            # Kept before anyone hears of it: a client holds to the first tree that it accepts, and
-            # sketches of another attempt can give another one.
-            self._announced = wire.Distances(members, noise, draft.squared, tree.labels)
-            self._save()
-        accepted = self._exchange("tree", dict.fromkeys(self.names, self._announced))
-        refused = [name for name, reply in accepted.items() if isinstance(reply, wire.Refused)]
-        if refused:
-            raise RunStopped(
-                f"the tree was refused by {', '.join(refused)}: they computed another one"
-            )
-        self._adopt(self._computed(self._announced))
+        fixed = fixed_tree(self.terms, self.facts)
+        if fixed is not None:
+            self.adopt(fixed)
+        else:
+            self._agree_on_tree(self._proposal())
+        assert self.book is not None
+        self._folder.save_round(self.state, self.book.values, ())
 
-    def _computed(self, distances: wire.Distances) -> Tree:
-        evidence = evidence_of(distances, self.job, self.backbone)
-        return compute_tree(self.names, evidence, self.job, distances.members)
+    def _proposal(self) -> wire.ProposeTree:
+        """The proposed tree: kept before anyone hears of it, for a client signs one in a run."""
+        if self.state.proposal is None:
+            members, attempt = tuple(sorted(self.joined)), self.state.starts
+            context = sketch_context(self.terms, self.facts.digest, attempt)
+            found, squared = run_sketch(self._channel, self.terms, members, attempt, context)
+            least = max(self.terms.quorum, self.job.masking.min_group)
+            if len(found) < least:
+                raise RunStopped(
+                    f"{len(found)} clients sent a sketch; {least} are needed (a quorum of the "
+                    "roster, and min_group)"
+                )
+            noise = tuple(self._noise_energy(name) for name in found)
+            data = squared.astype("<f8").tobytes()
+            draft = wire.ProposeTree(attempt, found, noise, data, ())
+            labels = compute_tree(self.terms, self.facts, draft).labels
+            self.state.proposal = wire.ProposeTree(attempt, found, noise, data, labels)
+            self._folder.save(self.state)
+        return self.state.proposal
 
-    def _distances(self) -> tuple[tuple[str, ...], "np.ndarray[Any, np.dtype[np.float64]]"]:
-        attempt = self._state["starts"]
-        context = sketch_context(self.job, self.backbone.digest, attempt)
-        sketching: dict[str, Any] = {
-            "roster": self.roster,
-            "members": self.names,
-            "context": context,
-        }
-        hello = wire.SketchHello(self.names, attempt)
-        hellos = _payloads(self._exchange("sketch-hello", dict.fromkeys(self.names, hello)))
-        broadcast = _accepted(
-            "sketch-hello", lambda given: sketch.collect(hellos=given, **sketching), hellos
-        )
-        asked = {name: wire.SketchSeal(data) for name, data in broadcast.items()}
-        sealed = _payloads(self._exchange("sketch-seal", asked))
-        everyone = next(iter(broadcast.values()))
-        routed = sketch.route(hellos=everyone, sealed=sealed, **sketching)
-        asked_send = {
-            name: wire.SketchSend(data) for name, data in routed.items() if name in sealed
-        }
-        sketches = _payloads(self._exchange("sketch", asked_send))
-        found = _accepted(
-            "sketch", lambda given: sketch.distances(given, hellos=everyone, **sketching), sketches
-        )
-        if len(found[0]) < self.job.masking.min_group:
+    def _agree_on_tree(self, proposal: wire.ProposeTree) -> None:
+        asked = [name for name in proposal.members if name in self.joined]
+        replies = self._exchange(Exchange.TREE, dict.fromkeys(asked, proposal))
+        votes = self._signed(replies, vote_bytes(self.terms, proposal))
+        if len(votes) < self.terms.quorum:
+            against = ", ".join(sorted(refusals(replies))) or "nobody"
             raise RunStopped(
-                f"{len(found[0])} clients sent a sketch; min_group is {self.job.masking.min_group}"
+                f"{len(votes)} clients signed the tree; {self.terms.quorum} must. "
+                f"It was refused by {against}"
             )
-        return found
+        adopt = wire.AdoptTree(votes)
+        self._exchange(Exchange.ADOPT, dict.fromkeys([name for name, _ in votes], adopt))
+        self.adopt(compute_tree(self.terms, self.facts, proposal))
 
     def _noise_energy(self, name: str) -> float:
-        fact = self.facts[name]
-        return self.backbone.hidden_size * (fact.fingerprint_noise / fact.records) ** 2
+        reply = self.joined[name]
+        return float(self.facts.hidden_size * (reply.fingerprint_noise / reply.records) ** 2)
 
-    def _adopt(self, tree: Tree) -> None:
-        self.tree = tree
-        self._make_values()
-        self._save()
+    def adopt(self, tree: Tree) -> None:
+        """Take a tree into force, with the values that an earlier start wrote down for it."""
+        self.book = NodeBook(self.job, self.facts, tree)
+        if self.state.labels is not None:
+            self.book.restore(*self._folder.load_values(self.state.finished_round))
+        self.state.labels = tree.labels
 
-    def _make_values(self) -> None:
-        initial = self._initial()
-        for group, ranges in self._require_tree().nodes(self.layout.parts).items():
-            values = np.concatenate([initial[start:stop] for start, stop in ranges])
-            self._values[group] = torch.nn.Parameter(torch.from_numpy(values))
-        if self._values:
-            self._adam = torch.optim.Adam(self._values.values(), lr=self.job.training.learning_rate)
-
-    def _initial(self) -> Floats:
-        """A fresh copy of the public initial expert, a shared head starting at zero."""
-        initial = np.zeros(self.layout.length, dtype=np.float32)
-        initial[: len(self.backbone.initial_expert)] = self.backbone.initial_expert
-        return initial
-
-    # --- a round ----------------------------------------------------------------------------------
+    # --- rounds ---------------------------------------------------------------------------------
 
     def _round(self, number: int) -> None:
-        assert self.tree is not None
+        assert self.book is not None
         record = RoundRecord(number)
-        cohort = {name for group in self._values for name in group}
-        outside = {
-            name: wire.Alone(number, *self._experts_for(name))
-            for name in self.names
-            if name not in cohort
-        }
+        outside = [name for name in self.joined if name not in self.book.cohort]
         if outside and number != MERGE:
-            self._exchange(f"round-{number}/alone", outside)
-        if cohort:
+            alone = {n: wire.Alone(number, self.book.told(n, self._knows(n))) for n in outside}
+            replies = self._exchange(in_round(number, Exchange.ALONE), alone)
+            self._learnt(number, (n for n, r in replies.items() if isinstance(r, wire.Done)))
+        if self.book.cohort:
             try:
-                self._apply(self._summed(number, record), number)
-            except (
-                SecAggError
-            ) as error:  # fail closed: nothing was opened, the ledgers keep the charge
+                self._sum(number, record)
+            except SecAggError as error:  # nothing was opened; the ledgers keep the charge
                 record.error = f"{type(error).__name__}: {error}"
                 log.warning("round %d opened nothing: %s", number, record.error)
-        self.records.append(record)
-        self._state["finished_round"] = number
-        self._save()
-        self._on_round(record)
+        self.state.records.append(record)
+        self.state.finished_round = number
+        self.state.answered = self._channel.answered
+        self._folder.save_round(self.state, self.book.values, self.book.opened)
+        self.hooks.on_round(record)
 
-    def _summed(self, number: int, record: RoundRecord) -> dict[tuple[str, ...], Floats]:
-        """Run the masking protocol once; return the mean change of each opened node."""
-        clip, attempt = self._clip(merge=number == MERGE), self._state["starts"]
+    def _sum(self, number: int, record: RoundRecord) -> None:
+        assert self.book is not None
+        merge, book = number == MERGE, self.book
+        clip = self.state.clips["merge" if merge else "round"]
+        proposal = self.state.proposal
         plan = plan_of_round(
-            self.job,
-            self._require_tree(),
-            self.layout,
-            self.backbone.digest,
-            self._evidence(),
+            self.terms,
+            self.facts,
+            book.tree,
+            "" if proposal is None else wire.digest(proposal),
             clip,
-            merge=number == MERGE,
+            book.digests(),
+            merge=merge,
         )
-        begun = masking.begin(self.roster, plan, round=number, attempt=attempt)
-        asked: Mapping[str, Any] = {
-            name: wire.Begin(number, attempt, number == MERGE, clip, *self._experts_for(name))
-            for name in plan.cohort
-        }
-        step = _Steps(self, number)
-        gathered, out = step("advertise", asked, masking.collect_adverts, begun)
-        routed, out = step("share", _wrap(wire.Share, out), masking.route_shares, gathered)
-        summed, out = step("mask", _wrap(wire.Mask, out), masking.collect_masked, routed)
-        agreed, out = step("confirm", _wrap(wire.Confirm, out), masking.collect_votes, summed)
-        sums = step("reveal", _wrap(wire.Reveal, out), masking.open_sums, agreed)
-        groups = {node_name(group): group for group in self._values}
-        record.opened = {name: list(node.members_summed) for name, node in sums.items()}
-        record.closed = sorted(set(groups) - set(sums))
-        return {groups[name]: node.mean().astype(np.float32) for name, node in sums.items()}
+        attempt = self.state.starts
+        made: dict[int, wire.Begin] = {}
+        begins: dict[str, wire.Message] = {}
+        for name in plan.cohort:
+            if name in self.joined:
+                experts = book.told(name, self._knows(name))
+                begin = wire.Begin(number, attempt, merge, clip, experts)
+                begins[name] = made.setdefault(id(experts), begin)
+        masked = MaskedRound(self._channel, self.terms, plan, number, attempt)
+        sums, began = masked.run(begins)
+        self._learnt(number, began)
+        book.apply(sums, number)
+        record.opened = {name: list(found.members_summed) for name, found in sums.items()}
+        record.closed = sorted({node.name for node in book.nodes} - set(sums))
 
-    def _apply(self, means: Mapping[tuple[str, ...], Floats], number: int) -> None:
-        """Move the experts of the opened nodes; those that stayed closed keep their values."""
-        by_gradient = self.job.training.local_steps == 1 and number != MERGE
-        for group, value in self._values.items():
-            value.grad = None
-            if group in means:
-                change = torch.from_numpy(means[group])
-                if by_gradient:
-                    value.grad = -change
-                else:
-                    value.data += change
-        if by_gradient and self._adam is not None:
-            self._adam.step()
-
-    def _experts_for(self, name: str) -> tuple[bytes, bytes]:
-        """A client's cluster and external expert: external is the mean over the members of other
-        released clusters.
-        """
-        tree = self._require_tree()
-        cluster, external = self._initial(), self._initial()
-        for part, (start, stop) in enumerate(self.layout.parts):
-            own, others = tree.group_of(name, part), tree.externals_of(name, part)
-            if own is not None:
-                cluster[start:stop] = self._part(own, start, stop)
-            if others:
-                weighted = [len(group) * self._part(group, start, stop) for group in others]
-                external[start:stop] = np.sum(weighted, axis=0) / sum(map(len, others))
-        return wire.pack(cluster), wire.pack(external)
-
-    def _part(self, group: tuple[str, ...], start: int, stop: int) -> Floats:
-        at = 0
-        for first, last in self._require_tree().nodes(self.layout.parts)[group]:
-            if first <= start and stop <= last:
-                values: Floats = (
-                    self._values[group].detach().numpy()[at + start - first : at + stop - first]
-                )
-                return values
-            at += last - first
-        raise AssertionError(f"part {start}:{stop} is not of {group}")
-
-    def _clip(self, *, merge: bool) -> float:
-        return max(
-            largest_change(self.job, fact.noise_multiplier, fact.records, merge=merge)
-            for fact in self.facts.values()
-        )
-
-    def _evidence(self) -> str:
-        return "" if self._announced is None else wire.digest(self._announced)
-
-    def _require_tree(self) -> Tree:
-        if self.tree is None:
-            raise AssertionError("there is no tree yet")
-        return self.tree
-
-    # --- exchanges and state ----------------------------------------------------------------------
-
-    def _exchange(self, stage: str, requests: Mapping[str, wire.Message]) -> dict[str, wire.Reply]:
-        """Send requests, decode replies; a reply that does not decode counts as none."""
-        replies: dict[str, wire.Reply] = {}
-        answered = self.transport.exchange(
-            stage, {name: wire.encode(m) for name, m in requests.items()}
-        )
-        for name, data in answered.items():
-            try:
-                replies[name] = wire.decode_reply(data)
-            except wire.WireError as error:
-                log.warning("client %s sent no valid reply at stage %s: %s", name, stage, error)
-        if requests and not replies:
-            raise RunStopped(f"no client answered at stage {stage}")
-        return replies
-
-    def _save(self) -> None:
-        state = dict(self._state)
-        state["records"] = [vars(record) for record in self.records]
-        state["announced"] = None if self._announced is None else wire.encode(self._announced).hex()
-        if self.tree is not None:
-            state["labels"] = [list(row) for row in self.tree.labels]
-        tensors: dict[str, Any] = {}
-        for group, value in self._values.items():
-            tensors[f"{node_name(group)}/value"] = value.detach().numpy().copy()
-            if self._adam is not None and (moments := self._adam.state.get(value)):
-                tensors |= {
-                    f"{node_name(group)}/{key}": moment.numpy().reshape(-1)
-                    for key, moment in moments.items()
-                }
-        state["values"] = f"values-{state['starts']}-{state['finished_round']}.safetensors"
-        write_atomically(self.folder / state["values"], lambda target: save_file(tensors, target))
-        write_json(self.folder / "state.json", state)
-        for old in self.folder.glob("values-*.safetensors"):
-            if old.name != state["values"]:
-                old.unlink()
-
-    def _load(self) -> None:
-        if not (self.folder / "state.json").exists():
+    def _finish(self) -> None:
+        """Hand out the last experts, and the members' word that all hold the same."""
+        assert self.book is not None
+        told = {n: wire.Finish(self.book.told(n, self._knows(n))) for n in self.joined}
+        replies = self._exchange(Exchange.FINISH, told)
+        if not self.book.cohort:
             return
-        self._state = read_json(self.folder / "state.json")
-        tensors = load_file(self.folder / self._state.pop("values"))
-        self.records = [RoundRecord(**record) for record in self._state.pop("records")]
-        labels, announced = self._state.pop("labels", None), self._state.pop("announced", None)
-        decoded = None if announced is None else wire.decode_request(bytes.fromhex(announced))
-        self._announced = decoded if isinstance(decoded, wire.Distances) else None
-        if labels is None:
-            return
-        self.tree = Tree(
-            self.names, tuple(tuple(row) for row in labels), self.job.masking.min_group
-        )
-        self._make_values()
-        for group, value in self._values.items():
-            value.data = torch.from_numpy(tensors[f"{node_name(group)}/value"])
-            if self._adam is not None and f"{node_name(group)}/step" in tensors:
-                self._adam.state[value] = {
-                    "step": torch.tensor(float(tensors[f"{node_name(group)}/step"][0])),
-                    "exp_avg": torch.from_numpy(tensors[f"{node_name(group)}/exp_avg"]),
-                    "exp_avg_sq": torch.from_numpy(tensors[f"{node_name(group)}/exp_avg_sq"]),
-                }
+        votes = self._signed(replies, finish_bytes(self.terms, self.book.digests()))
+        least = finish_quorum(self.terms, self.book.tree, self.facts.layout.parts)
+        if len(votes) < least:
+            raise RunStopped(f"{len(votes)} clients confirmed the last experts; {least} must")
+        deliver = wire.Deliver(votes)
+        self._exchange(Exchange.DELIVER, dict.fromkeys([name for name, _ in votes], deliver))
 
-
-class _Steps:
-    """One exchange and one protocol step after it; messages that a step refuses are dropped, with
-    who sent them.
-    """
-
-    def __init__(self, coordinator: Coordinator, number: int) -> None:
-        self._coordinator, self._number = coordinator, number
-
-    def __call__(
-        self,
-        stage: str,
-        requests: Mapping[str, wire.Message],
-        step: Callable[[Any, Any], S],
-        state: Any,
-    ) -> S:
-        replies = self._coordinator._exchange(f"round-{self._number}/{stage}", requests)
-        return _accepted(
-            f"round {self._number}, {stage}",
-            lambda incoming: step(state, incoming),
-            _payloads(replies),
+    def _signed(
+        self, replies: Mapping[str, wire.Reply], message: bytes
+    ) -> tuple[tuple[str, bytes], ...]:
+        """Return whose signature over a message holds, sorted by name."""
+        return tuple(
+            (name, reply.signature)
+            for name, reply in sorted(replies.items())
+            if isinstance(reply, wire.Voted)
+            and self.terms.roster.verifies(name, reply.signature, message)
         )
 
+    def _knows(self, name: str) -> int:
+        return self._known.get(name, -1)
 
-def _accepted(what: str, step: Callable[[dict[str, bytes]], S], incoming: dict[str, bytes]) -> S:
-    """Do a protocol step with what it accepts of the messages."""
-    while True:
-        try:
-            return step(incoming)
-        except ProtocolError as error:
-            refused = error.sender
-            if refused not in incoming:
-                raise
-            log.warning("%s: message of %s refused: %s", what, refused, error)
-            incoming = {name: data for name, data in incoming.items() if name != refused}
+    def _learnt(self, number: int, names: Iterable[str]) -> None:
+        """Note who holds the sums of all rounds before this one."""
+        for name in names:
+            self._known[name] = number - 1
 
-
-def _payloads(replies: Mapping[str, wire.Reply]) -> dict[str, bytes]:
-    return {
-        name: reply.payload for name, reply in replies.items() if isinstance(reply, wire.Protocol)
-    }
-
-
-def _wrap(
-    kind: Callable[[bytes], wire.Message], messages: Mapping[str, bytes]
-) -> dict[str, wire.Message]:
-    return {name: kind(data) for name, data in messages.items()}
+    def _exchange(self, name: str, requests: Mapping[str, wire.Message]) -> dict[str, wire.Reply]:
+        return self._channel.exchange(name, requests)

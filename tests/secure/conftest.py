@@ -51,3 +51,21 @@ def tiny_llama(tmp_path_factory, tiny_bert):
 @pytest.fixture
 def clients():
     return make_clients()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def module_stores(tmp_path_factory):
+    """Stores and heads of runs that a whole module shares; never in the user's own folder."""
+    place = tmp_path_factory.mktemp("stores")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FEDTREE_STATE", str(place / "state"))
+        patch.setenv("FEDTREE_HEADS", str(place / "heads"))
+        yield place
+
+
+@pytest.fixture(autouse=True)
+def stores(tmp_path, monkeypatch, module_stores):
+    """Stores and heads of one test's data sets."""
+    monkeypatch.setenv("FEDTREE_STATE", str(tmp_path / "state"))
+    monkeypatch.setenv("FEDTREE_HEADS", str(tmp_path / "heads"))
+    return tmp_path / "state"

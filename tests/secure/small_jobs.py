@@ -4,7 +4,12 @@ import numpy as np
 from datasets import Dataset
 from tiny_models import WORDS
 
+from fedtree_secagg import Identity
 from fedtree_secure import Client, Federation, Lora, Masking, PrivacyBudget, Topology, Training
+from fedtree_secure.agreed.envelope import open_request, seal
+from fedtree_secure.agreed.messages import encode
+from fedtree_secure.config import Job
+from fedtree_secure.storage import read_json
 
 
 def rows(task: int, count: int, seed: int, labels: int = 2) -> Dataset:
@@ -29,19 +34,23 @@ def make_clients(tasks: int = 2, each: int = 3, count: int = 60) -> list[Client]
     ]
 
 
-def make_job(backbone, **changes) -> Federation:
+def make_job(backbone, **changes) -> Job:
     settings = {
         "backbone": str(backbone),
         "privacy": PrivacyBudget(epsilon=8, delta=1e-3),
         "rounds": 2,
-        "lora": Lora(rank=2, alpha=4.0),
+        "lora": Lora(r=2, alpha=4.0),
         "training": Training(
             records=60, sample_rate=0.5, head_steps=8, head_sample_rate=0.5, max_length=16
         ),
         "topology": Topology(sketch_size=64),
         "masking": Masking(min_group=3, colluders=1),
     }
-    return Federation(**{**settings, **changes})
+    return Job(**{**settings, **changes})
+
+
+def federation(backbone, **changes) -> Federation:
+    return Federation.of(make_job(backbone, **changes))
 
 
 class Adversary:
@@ -67,6 +76,59 @@ def scripted(**script):
 
     def wrap(inner):
         made.append(Adversary(inner, **script))
+        return made[-1]
+
+    return wrap, made
+
+
+class LyingServer(Adversary):
+    """The server itself, scripted: it holds the key and may change what it asks before it signs.
+
+    ``lie(stage, name, message)`` returns the message to send in place of an honest one; the same
+    object to leave it alone, None to send nothing.
+    """
+
+    def __init__(self, inner, out, lie=lambda _stage, _name, message: message, **script):
+        super().__init__(inner, **script)
+        self.out, self.lie = out, lie
+
+    @property
+    def key(self):
+        return Identity((self.out / "server" / "identity.key").read_bytes()[1:])
+
+    @property
+    def run(self):
+        return read_json(self.out / "job.json")["run"]
+
+    def read(self, name, request):
+        """Return counter, answered and message of a request."""
+        return open_request(request, self.key.public_bytes, self.run, name)
+
+    def ask(self, name, message, *, counter, answered=0, stage="join"):
+        """Send a request of its own; return the reply's bytes, None without one."""
+        sealed = seal(self.key, self.run, name, counter, answered, encode(message))
+        return super().exchange(stage, {name: sealed}).get(name)
+
+    def exchange(self, stage, requests):
+        sent = {}
+        for name, request in requests.items():
+            honest = self.read(name, request)
+            told = self.lie(stage, name, honest.message)
+            if told is honest.message:
+                sent[name] = request
+            elif told is not None:
+                sent[name] = seal(
+                    self.key, self.run, name, honest.counter, honest.answered, encode(told)
+                )
+        return super().exchange(stage, sent)
+
+
+def lying(out, lie):
+    """Return a `wrap_transport` of a lying server, and the list that it will be in."""
+    made = []
+
+    def wrap(inner):
+        made.append(LyingServer(inner, out, lie))
         return made[-1]
 
     return wrap, made

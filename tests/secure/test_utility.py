@@ -8,15 +8,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from closeness import close
 from small_jobs import make_job, rows
 
-from fedtree_dp import PrivacyBudget
+from fedtree_dp import DPSGD, NoiseSource, PrivacyBudget
 from fedtree_secure import Client, Lora
-from fedtree_secure.client import training
 from fedtree_secure.client.data import prepare
-from fedtree_secure.client.state import fresh_belongings, seated
-from fedtree_secure.client.training import trainables
+from fedtree_secure.client.mechanism import Mechanism
+from fedtree_secure.client.parts import LocalModel, trainables
+from fedtree_secure.client.state import initial_state, loaded_into
+from fedtree_secure.client.training import RoundTrainer
 from fedtree_secure.model.backbone import Backbone
+from fedtree_secure.model.experts import CLUSTER
 
 FOLDER = Path(__file__).parents[2] / "benchmarks" / "utility"
 
@@ -40,48 +43,54 @@ def labelled(count, seed=0):
 
 
 def test_the_cut_model_has_the_same_losses_and_gradients(utility, tiny_bert):
-    backbone = Backbone(make_job(tiny_bert, lora=Lora(rank=2, alpha=4.0, last_layers=2)))
+    backbone = Backbone(make_job(tiny_bert, lora=Lora(r=2, alpha=4.0, last_layers=2)))
     client = Client("a", train=rows(0, 30, 1), test=rows(0, 20, 2), records=30)
     data = prepare(client, backbone.job, backbone.tokenizer)
-    mine = fresh_belongings(backbone, 2)
+    mine = initial_state(backbone, 2)
     mine.own += np.random.default_rng(0).normal(scale=0.1, size=mine.own.shape).astype(np.float32)
     picked, flat = np.array([3, 17, 4, 29]), np.zeros(2, dtype=bool)
 
     def outcome(table):
-        with seated(backbone, mine, 2, flat):
-            parameters = trainables(backbone, backbone.job, [True, True], flat).all()
-            for p in parameters:
-                p.requires_grad_(True)
+        with loaded_into(backbone, mine, 2, flat):
+            parameters = trainables(backbone, backbone.job, LocalModel(2, (True, True), flat)).all()
             losses = backbone.loss(backbone.model, table.batch(picked % len(table), backbone.pad))
             found = torch.autograd.grad(losses.sum(), parameters)
             backbone.model.requires_grad_(False)
         return torch.cat([losses.detach(), *(g.reshape(-1) for g in found)])
 
     expected = [outcome(data.train), outcome(data.test)]
-    with seated(backbone, mine, 2, flat):
+    with loaded_into(backbone, mine, 2, flat):
         features = backbone.observe(data.train).features
     upper = utility.UpperPart(backbone, torch.float32)
     numbered = upper.numbered(data)
     for table, before in zip((numbered.train, numbered.test), expected, strict=True):
         assert (outcome(table) - before).norm() < 1e-5 * before.norm()
     assert (expected[0] - expected[1]).norm() > 1e-2 * expected[0].norm()
-    with seated(backbone, mine, 2, flat):
-        assert torch.allclose(upper.features(numbered.train), features, atol=1e-5)
+    with loaded_into(backbone, mine, 2, flat):
+        assert close(upper.features(numbered.train), features, 1e-5)
 
 
 def test_in_turns_b_trains_in_even_steps_and_a_in_odd_ones(utility, tiny_bert):
-    backbone = Backbone(
-        make_job(tiny_bert, lora=Lora(rank=2, alpha=4.0, last_layers=2, freeze_a=False))
-    )
-    flat, names = np.zeros(2, dtype=bool), {id(p): n for n, p in backbone.model.named_parameters()}
-    with seated(backbone, fresh_belongings(backbone, 2), 2, flat):
-        for step, factor in ((0, "lora_B"), (1, "lora_A"), (2, "lora_B")):
-            with utility.one_factor(step):
-                parts = training.trainables(backbone, backbone.job, [False, False], flat)
-            assert len(parts.home) == 4
-            assert all(factor in names[id(p)] for _, p in parts.home)
-            assert len(parts.light) == 2
-        assert len(training.trainables(backbone, backbone.job, [False, False], flat).home) == 8
+    job = make_job(tiny_bert, lora=Lora(r=2, alpha=4.0, last_layers=2, freeze_a=False))
+    backbone, flat = Backbone(job), np.zeros(2, dtype=bool)
+    data = prepare(Client("a", train=rows(0, 30, 1), records=30), job, backbone.tokenizer)
+    mine, model = initial_state(backbone, 2), LocalModel(2, (False, False), flat)
+
+    def values():
+        with loaded_into(backbone, mine, 2, flat):
+            named = [(n, p) for n, p in backbone.model.named_parameters() if "lora_" in n]
+            found = {n: p.detach().clone() for n, p in named if CLUSTER in n}
+        return found | {n: torch.from_numpy(v) for n, v in mine.head.items()}
+
+    for turn, factor in ((0, "lora_B"), (1, "lora_A"), (2, "lora_B"), (None, "lora_")):
+        before = values()
+        engine = DPSGD if turn is None else utility.one_factor(turn)
+        trainer = RoundTrainer(backbone, job, engine=engine)
+        source, mechanism = NoiseSource.from_os(), Mechanism(1.0, 30, 1)
+        trainer.train(data, mine, model, mechanism, source, upload_gradient=False)
+        moved = {n for n, value in values().items() if not torch.equal(value, before[n])}
+        assert moved == {n for n in before if factor in n or "lora_" not in n}
+        assert len([n for n in moved if "lora_" in n]) == (4 if turn is not None else 8)
 
 
 @pytest.fixture

@@ -9,8 +9,7 @@ from small_jobs import make_job
 
 from fedtree_secagg import Quantiser
 from fedtree_secure import Training
-from fedtree_secure.agreed.round_plan import grid_bits
-from fedtree_secure.client.training import largest_change
+from fedtree_secure.agreed.round_plan import grid_bits, largest_change
 
 GROUPS = (3, 9, 300)
 

@@ -9,11 +9,11 @@ import shutil
 import numpy as np
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
-from small_jobs import make_clients, make_job
+from small_jobs import federation, make_clients
 
 from fedtree_dp import Ledger
-from fedtree_secure.agreed.transport import Transcript
 from fedtree_secure.client.canaries import Canaries, draw_canaries
+from fedtree_secure.embedded.transcript import Transcript
 from fedtree_secure.errors import ConfigurationError, RunFolderError
 from fedtree_secure.report.manifest import describe, listed, read_manifest, signed_bytes
 
@@ -21,7 +21,7 @@ from fedtree_secure.report.manifest import describe, listed, read_manifest, sign
 @pytest.fixture(scope="module")
 def kept(tiny_bert, tmp_path_factory):
     """A run of one round with messages and 40 canaries a client; treat it as read-only."""
-    job = make_job(tiny_bert, rounds=1)
+    job = federation(tiny_bert, rounds=1)
     out = tmp_path_factory.mktemp("runs") / "kept"
     return job.run(make_clients(), out, auditable=True, canaries=40)
 
@@ -60,7 +60,7 @@ def test_canaries_join_the_rows_by_their_coins(kept, tiny_bert):
 
     from fedtree_secure.client.data import prepare
 
-    job, client = make_job(tiny_bert), make_clients()[0]
+    job, client = federation(tiny_bert).job, make_clients()[0]
     tokenizer = AutoTokenizer.from_pretrained(tiny_bert)
     found = Canaries.load(kept.folder / "clients" / client.id / "canaries.json")
     data = prepare(client, job, tokenizer)
@@ -76,10 +76,13 @@ def test_canaries_join_the_rows_by_their_coins(kept, tiny_bert):
     assert planted.test is data.test
 
 
-def test_a_run_goes_on_with_the_canaries_and_messages_it_has(kept, tiny_bert, tmp_path):
+def test_a_run_goes_on_with_the_canaries_and_messages_it_has(
+    kept, tiny_bert, tmp_path, module_stores
+):
     again = shutil.copytree(kept.folder, tmp_path / "runs" / "kept")
-    shutil.copytree(kept.folder.parent / "ledgers", tmp_path / "runs" / "ledgers")
-    job, before = make_job(tiny_bert, rounds=1), (again / "messages.bin").read_bytes()
+    for place in ("state", "heads"):
+        shutil.copytree(module_stores / place, tmp_path / place)
+    job, before = federation(tiny_bert, rounds=1), (again / "messages.bin").read_bytes()
     with pytest.raises(RunFolderError, match="another job"):
         job.run(make_clients(), again, resume=True)
     job.run(make_clients(), again, resume=True, auditable=True, canaries=40)
@@ -94,7 +97,7 @@ def test_a_run_goes_on_with_the_canaries_and_messages_it_has(kept, tiny_bert, tm
 
 def test_canaries_without_auditable_are_refused(tiny_bert, tmp_path):
     with pytest.raises(ConfigurationError, match="auditable"):
-        make_job(tiny_bert).run(make_clients(), tmp_path / "x", canaries=40)
+        federation(tiny_bert).run(make_clients(), tmp_path / "x", canaries=40)
 
 
 def test_too_few_canaries_are_refused(tiny_bert):
@@ -138,8 +141,8 @@ def test_the_manifest_lists_what_was_delivered_and_nothing_private(kept):
 
 def test_every_client_signed_the_manifest_and_a_checkpoint(kept):
     found, keys = read_manifest(kept.folder), json.loads((kept.folder / "roster.json").read_text())
-    assert set(found["signatures"]) == set(keys)
-    for name, key in keys.items():
+    assert set(found["signatures"]) == set(keys["clients"])
+    for name, key in keys["clients"].items():
         public = Ed25519PublicKey.from_public_bytes(bytes.fromhex(key))
         public.verify(bytes.fromhex(found["signatures"][name]), signed_bytes(found))
         with Ledger.inspect(kept.folder / "ledgers" / f"{name}.sqlite") as ledger:

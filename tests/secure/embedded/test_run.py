@@ -3,12 +3,10 @@
 import dataclasses
 import json
 import logging
-import math
 
-import msgspec
 import numpy as np
 import pytest
-from small_jobs import Adversary, make_clients, make_job, rows, scripted
+from small_jobs import Adversary, federation, make_clients, rows, scripted
 
 from fedtree_dp import BudgetExceeded, Gaussian, Ledger, LedgerError, PoissonGaussian, epsilon_of
 from fedtree_dp.account.events import from_dict
@@ -20,15 +18,15 @@ from fedtree_secure import (
     Topology,
     Training,
 )
-from fedtree_secure.agreed.messages import Refused, decode_reply, encode
-from fedtree_secure.federation import Shared
+from fedtree_secure.client.data_sets import DataSets
+from fedtree_secure.embedded.shared import Shared
 
 
 @pytest.fixture(scope="module")
 def finished(tiny_bert, tmp_path_factory):
     out = tmp_path_factory.mktemp("runs") / "first"
     wrap, made = scripted()
-    result = make_job(tiny_bert).run(make_clients(), out, wrap_transport=wrap)
+    result = federation(tiny_bert).run(make_clients(), out, wrap_transport=wrap)
     return result, made[0]
 
 
@@ -72,25 +70,6 @@ def test_the_transcript_lists_every_message(finished):
     assert [int(line.split()[0]) for line in lines] == list(range(1, len(lines) + 1))
 
 
-def test_no_private_value_or_secret_crosses_the_transport(finished, tiny_bert):
-    """Nothing of a client's folder (keys, head, lam, own layers) and no text is in any reply."""
-    result, adversary = finished
-    sent = b"".join(reply for _, _, replies in adversary.seen for reply in replies.values())
-    for client in make_clients():
-        folder = result.folder / "clients" / client.id
-        secret = (folder / "identity.key").read_bytes()
-        assert len(secret) == 32
-        assert secret not in sent
-        values = next(folder.glob("values-*.safetensors"))
-        from safetensors.numpy import load_file
-
-        for name, value in load_file(values).items():
-            if value.size >= 8 and np.abs(value).max() > 0:
-                assert value.tobytes()[:32] not in sent, name
-        for text in client.train["text"][:20]:
-            assert text.encode() not in sent
-
-
 def test_the_key_file_is_private_to_its_owner(finished):
     path = finished[0].folder / "clients" / "t0-c0" / "identity.key"
     assert path.stat().st_mode & 0o077 == 0
@@ -111,7 +90,7 @@ def test_uploads_are_masked_and_of_one_size(tiny_bert, tmp_path):
     wrap, made = (
         scripted()
     )  # one group, because how much a private tree uploads differs from run to run
-    make_job(tiny_bert, topology=Topology(source="single")).run(
+    federation(tiny_bert, topology=Topology(source="one_group")).run(
         make_clients(), tmp_path / "run", wrap_transport=wrap
     )
     masked = next(replies for stage, _, replies in made[0].seen if stage == "round-1/mask")
@@ -133,9 +112,9 @@ STAGES = ("advertise", "share", "mask", "confirm", "reveal")
 def test_a_client_that_dies_at_any_stage_does_not_stop_the_round(tiny_bert, tmp_path, stage, when):
     lost = [(f"round-1/{later}", "t0-c1", "before") for later in STAGES[STAGES.index(stage) + 1 :]]
     wrap, _ = scripted(lose=[(f"round-1/{stage}", "t0-c1", when), *lost])
-    job = make_job(
+    job = federation(
         tiny_bert,
-        topology=Topology(source="single"),
+        topology=Topology(source="one_group"),
         training=Training(records=60, sample_rate=0.5, head_steps=0),
     )
     result = job.run(make_clients(), tmp_path / "run", wrap_transport=wrap)
@@ -150,7 +129,7 @@ def test_too_few_survivors_open_nothing_and_the_next_round_goes_on(tiny_bert, tm
     """Six clients, one colluder: the threshold is 4, so three losses are one too many."""
     lost = [("round-1/mask", name, "after") for name in ("t0-c0", "t0-c1", "t1-c0")]
     wrap, _ = scripted(lose=lost)
-    job = make_job(tiny_bert, topology=Topology(source="single"))
+    job = federation(tiny_bert, topology=Topology(source="one_group"))
     result = job.run(make_clients(), tmp_path / "run", wrap_transport=wrap)
     first, second = result.data["rounds"]
     assert first["error"]
@@ -169,7 +148,7 @@ def test_a_changed_message_is_dropped_with_its_sender(tiny_bert, tmp_path):
         return replies
 
     wrap, _ = scripted(change=flip)
-    job = make_job(tiny_bert, topology=Topology(source="single"))
+    job = federation(tiny_bert, topology=Topology(source="one_group"))
     result = job.run(make_clients(), tmp_path / "run", wrap_transport=wrap)
     assert len(next(iter(result.data["rounds"][0]["opened"].values()))) == 5
 
@@ -182,7 +161,7 @@ def test_a_changed_sketch_is_dropped_with_its_sender(tiny_bert, tmp_path, stage)
             changed[len(changed) // 2] ^= 1
         return replies | ({"t1-c2": bytes(changed)} if at == stage else {})
 
-    result = make_job(tiny_bert).run(
+    result = federation(tiny_bert).run(
         make_clients(), tmp_path / "run", wrap_transport=scripted(change=flip)[0]
     )
     opened = {
@@ -201,95 +180,9 @@ def test_a_changed_sketch_is_dropped_with_its_sender(tiny_bert, tmp_path, stage)
 def test_too_few_sketches_stop_the_run(tiny_bert, tmp_path, stage, says):
     lost = [(stage, name, "after") for name in ("t0-c0", "t0-c1", "t0-c2", "t1-c0")]
     with pytest.raises(RunStopped, match=says):
-        make_job(tiny_bert).run(
+        federation(tiny_bert).run(
             make_clients(), tmp_path / "run", wrap_transport=scripted(lose=lost)[0]
         )
-
-
-def test_a_client_that_accepted_a_tree_makes_no_more_sketches(tiny_bert, tmp_path):
-    class Again(Adversary):
-        def exchange(self, stage, requests):
-            if stage == "prepare":
-                (hellos,) = (asked for at, asked, _ in self.seen if at == "sketch-hello")
-                assert super().exchange("sketch-hello", hellos) == {}
-            return super().exchange(stage, requests)
-
-    result = make_job(tiny_bert, rounds=1).run(
-        make_clients(), tmp_path / "run", wrap_transport=Again
-    )
-    assert len([event for event in result.data["rounds"] if event["opened"]]) == 1
-
-
-def test_a_server_that_announces_another_tree_is_refused(tiny_bert, tmp_path):
-    """Attack 7: the announced labels do not follow from the announced distances."""
-    from fedtree_secure.agreed import messages as wire
-
-    class Liar(Adversary):
-        def exchange(self, stage, requests):
-            if stage == "tree":
-                lie = wire.decode_request(next(iter(requests.values())))
-                labels = tuple(tuple(range(len(row))) for row in lie.labels)
-                requests = dict.fromkeys(
-                    requests, encode(wire.Distances(lie.members, lie.noise, lie.squared, labels))
-                )
-            return super().exchange(stage, requests)
-
-    made = []
-    with pytest.raises(RunStopped, match="refused"):
-        make_job(tiny_bert).run(
-            make_clients(),
-            tmp_path / "run",
-            wrap_transport=lambda inner: made.append(Liar(inner)) or made[0],
-        )
-    stage, _, replies = made[0].seen[-1]
-    assert stage == "tree"
-    assert all(decode_reply(reply) == Refused("tree") for reply in replies.values())
-
-
-@pytest.mark.parametrize("factor", [0.5, math.nan])
-def test_a_server_that_narrows_the_clip_gets_nothing(tiny_bert, tmp_path, factor):
-    """A smaller clip makes the grid finer, until the low bits of the noise show; nan would compare
-    as anything.
-    """
-    from fedtree_secure.agreed import messages as wire
-
-    class Narrow(Adversary):
-        def exchange(self, stage, requests):
-            if stage.endswith("/advertise"):
-                told = {n: wire.decode_request(m) for n, m in requests.items()}
-                requests = {
-                    n: encode(msgspec.structs.replace(m, clip=factor * m.clip))
-                    for n, m in told.items()
-                }
-            return super().exchange(stage, requests)
-
-    made = []
-    job = make_job(tiny_bert, topology=Topology(source="single"))
-    wrap = {"wrap_transport": lambda inner: made.append(Narrow(inner)) or made[0]}
-    result = job.run(make_clients(), tmp_path / "run", **wrap)
-    assert all(record["error"] and not record["opened"] for record in result.data["rounds"])
-    begun = [replies for stage, _, replies in made[0].seen if stage.endswith("/advertise")]
-    assert begun
-    assert all(
-        decode_reply(reply) == Refused("clip") for replies in begun for reply in replies.values()
-    )
-
-
-def test_a_server_that_calls_a_training_round_a_merge_gets_no_answer(tiny_bert, tmp_path):
-    from fedtree_secure.agreed import messages as wire
-
-    class Merger(Adversary):
-        def exchange(self, stage, requests):
-            if stage.endswith("/advertise"):
-                told = {n: wire.decode_request(m) for n, m in requests.items()}
-                requests = {
-                    n: encode(msgspec.structs.replace(m, merge=True)) for n, m in told.items()
-                }
-            return super().exchange(stage, requests)
-
-    job = make_job(tiny_bert, topology=Topology(source="single"))
-    with pytest.raises(RunStopped, match="and no other"):
-        job.run(make_clients(), tmp_path / "run", wrap_transport=Merger)
 
 
 def test_every_source_and_head_mode_runs(tiny_bert, tmp_path):
@@ -298,9 +191,9 @@ def test_every_source_and_head_mode_runs(tiny_bert, tmp_path):
     """
     from fedtree_secure import Lora
 
-    job = make_job(
+    job = federation(
         tiny_bert,
-        lora=Lora(rank=2, freeze_a=False),
+        lora=Lora(r=2, freeze_a=False),
         training=Training(records=60, sample_rate=0.5, local_steps=2, head="shared"),
         topology=Topology(source="lora_b", warmup_steps=2, sketch_size=64, linkage="average"),
     )
@@ -317,7 +210,7 @@ def test_references_are_trained_under_the_same_epsilon_and_only_in_simulation(
     tiny_bert, tmp_path, finished
 ):
     assert "references" not in finished[0].data
-    result = make_job(tiny_bert).run(make_clients(), tmp_path / "run", simulate=True)
+    result = federation(tiny_bert).simulate(make_clients(), tmp_path / "run")
     references = result.data["references"]
     assert set(references) == {"head", "local", "fedit", "head_without_dp"}
     for name, reference in references.items():
@@ -328,27 +221,32 @@ def test_references_are_trained_under_the_same_epsilon_and_only_in_simulation(
                 if reference["private"]
                 else report["epsilon_spent"] is None
             )
-    assert not (tmp_path / "ledgers").exists()  # nothing outside of the run folder
+    assert not list(tmp_path.glob("state/*/store.sqlite"))  # nothing outside of the run folder
 
 
-def test_a_finished_budget_refuses_the_next_job(tiny_bert, tmp_path):
-    job = make_job(tiny_bert)
+def store_of(stores, name):
+    return stores / name / "store.sqlite"
+
+
+def test_a_finished_budget_refuses_the_next_job_wherever_it_writes(tiny_bert, tmp_path, stores):
+    """H4: the store belongs to the rows, not to --out."""
+    job = federation(tiny_bert)
     job.run(make_clients(), tmp_path / "first")
     with pytest.raises(BudgetExceeded):
-        job.run(make_clients(), tmp_path / "second")
-    with Ledger.inspect(tmp_path / "ledgers" / "t0-c0.sqlite") as ledger:
+        job.run(make_clients(), tmp_path / "elsewhere" / "second")
+    with Ledger.inspect(store_of(stores, "t0-c0")) as ledger:
         assert len(ledger.events()) == 4
 
 
-def test_a_job_plans_with_what_earlier_jobs_left(tiny_bert, tmp_path):
-    (tmp_path / "ledgers").mkdir()
-    clients = make_clients()
-    job = make_job(tiny_bert)
-    with Ledger.open(
-        tmp_path / "ledgers" / "t0-c0.sqlite", dataset="t0-c0", budget=job.privacy
-    ) as ledger:
+def open_store(stores, heads, name, budget):
+    return DataSets(stores, heads).opened(name, budget, ["of another job"])
+
+
+def test_a_job_plans_with_what_earlier_jobs_left(tiny_bert, tmp_path, stores):
+    job = federation(tiny_bert)
+    with open_store(stores, tmp_path / "heads", "t0-c0", job.job.privacy) as ledger:
         ledger.charge(Gaussian(1.0), job="earlier", purpose="statistics")
-    result = job.run(clients, tmp_path / "run")
+    result = job.run(make_clients(), tmp_path / "run")
     first, second = (result.data["clients"][name] for name in ("t0-c0", "t0-c1"))
     assert first["epsilon_spent"] <= 8
     noise = [
@@ -357,20 +255,17 @@ def test_a_job_plans_with_what_earlier_jobs_left(tiny_bert, tmp_path):
     assert noise[0] > noise[1]
 
 
-def test_a_client_whose_budget_ends_stops_and_the_others_go_on(tiny_bert, tmp_path):
-    """Another job charges the ledger in the middle of the run: the client refuses before
-    training.
-    """
+def test_a_client_whose_budget_ends_stops_and_the_others_go_on(tiny_bert, tmp_path, stores):
+    """A budget that is cut in the middle of the run: the client refuses before training."""
     clients = make_clients(each=4)
-    job = make_job(tiny_bert, topology=Topology(source="single"), rounds=3)
-    place = tmp_path / "ledgers" / "t0-c0.sqlite"
+    job = federation(tiny_bert, topology=Topology(source="one_group"), rounds=3)
 
     class Spender(Adversary):
         def exchange(self, stage, requests):
             if stage == "round-2/advertise":
-                with Ledger.open(place, dataset="t0-c0") as ledger:
-                    left = PoissonGaussian(0.95, 0.5, 1)
-                    ledger.charge(left, job="another", purpose="in between")
+                participant = self.inner._inner._participants["t0-c0"].__self__
+                left = PoissonGaussian(0.95, 0.5, 1)
+                participant.party.store.ledger.charge(left, job="another", purpose="in between")
             return super().exchange(stage, requests)
 
     result = job.run(clients, tmp_path / "run", wrap_transport=Spender)
@@ -379,6 +274,19 @@ def test_a_client_whose_budget_ends_stops_and_the_others_go_on(tiny_bert, tmp_pa
     assert "t0-c0" not in survivors[2]
     assert len(survivors[2]) == 7
     assert result.data["clients"]["t0-c0"]["epsilon_spent"] <= 8
+
+
+def test_foreign_and_damaged_stores_are_refused(tiny_bert, tmp_path, stores):
+    path = store_of(stores, "t0-c0")
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b"this is no ledger" * 100)
+    with pytest.raises(LedgerError):
+        federation(tiny_bert).run(make_clients(), tmp_path / "run")
+    path.unlink()
+    budget = federation(tiny_bert).job.privacy
+    Ledger.open(path, dataset="somebody else", budget=budget).close()
+    with pytest.raises(LedgerError, match="somebody else"):
+        federation(tiny_bert).run(make_clients(), tmp_path / "run2")
 
 
 @pytest.mark.parametrize(
@@ -395,8 +303,8 @@ def test_a_client_whose_budget_ends_stops_and_the_others_go_on(tiny_bert, tmp_pa
 )
 def test_bad_client_lists_start_nothing(tiny_bert, tmp_path, change, error, told):
     with pytest.raises(error, match=told):
-        make_job(tiny_bert).run(change(make_clients()), tmp_path / "run")
-    assert not (tmp_path / "ledgers").exists()
+        federation(tiny_bert).run(change(make_clients()), tmp_path / "run")
+    assert not list(tmp_path.glob("state/*/store.sqlite"))
 
 
 def test_bad_rows_charge_nothing(tiny_bert, tmp_path):
@@ -404,43 +312,31 @@ def test_bad_rows_charge_nothing(tiny_bert, tmp_path):
 
     bad = [*make_clients()[:5], Client("bad", train=rows(0, 60, 9), text="nothing")]
     with pytest.raises(DataError, match="nothing"):
-        make_job(tiny_bert).run(bad, tmp_path / "run")
-    assert not (tmp_path / "ledgers").exists()
-
-
-def test_foreign_and_damaged_ledgers_are_refused(tiny_bert, tmp_path):
-    (tmp_path / "ledgers").mkdir()
-    path = tmp_path / "ledgers" / "t0-c0.sqlite"
-    path.write_bytes(b"this is no ledger" * 100)
-    with pytest.raises(LedgerError):
-        make_job(tiny_bert).run(make_clients(), tmp_path / "run")
-    path.unlink()
-    Ledger.open(path, dataset="somebody else", budget=make_job(tiny_bert).privacy).close()
-    with pytest.raises(LedgerError, match="somebody else"):
-        make_job(tiny_bert).run(make_clients(), tmp_path / "run2")
+        federation(tiny_bert).run(bad, tmp_path / "run")
+    assert not list(tmp_path.glob("state/*/store.sqlite"))
 
 
 def test_a_folder_of_another_job_or_with_other_files_is_refused(tiny_bert, tmp_path, finished):
     with pytest.raises(RunFolderError, match="another job"):
-        make_job(tiny_bert, rounds=7).run(make_clients(), finished[0].folder)
+        federation(tiny_bert, rounds=7).run(make_clients(), finished[0].folder)
     with pytest.raises(RunFolderError, match="finished run"):
-        make_job(tiny_bert).run(make_clients(), finished[0].folder)
+        federation(tiny_bert).run(make_clients(), finished[0].folder)
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "thesis.txt").write_text("x")
     with pytest.raises(RunFolderError, match=r"thesis\.txt"):
-        make_job(tiny_bert).run(make_clients(), tmp_path / "full")
+        federation(tiny_bert).run(make_clients(), tmp_path / "full")
 
 
 def test_language_models_train_too(tiny_llama, tmp_path):
     clients = [Client(c.id, train=c.train, test=c.test) for c in make_clients()]
-    result = make_job(tiny_llama, task="causal-lm").run(clients, tmp_path / "run")
+    result = federation(tiny_llama, task="causal-lm").run(clients, tmp_path / "run")
     assert all(r["metric"]["name"] == "perplexity" for r in result.data["clients"].values())
 
 
 def test_a_clients_error_text_reaches_the_log_but_no_message(tiny_bert, tmp_path, caplog):
     """A client that dies is a dropout; what it raised may hold data, so it stays on its side."""
     shared = Shared()
-    job = make_job(tiny_bert, topology=Topology(source="single"))
+    job = federation(tiny_bert, topology=Topology(source="one_group"))
     clients = make_clients()
 
     class Breaker(Adversary):
@@ -449,7 +345,7 @@ def test_a_clients_error_text_reaches_the_log_but_no_message(tiny_bert, tmp_path
                 requests = {**requests, "t0-c0": b"\xc1 not a message"}
             return super().exchange(stage, requests)
 
-    with caplog.at_level(logging.WARNING, logger="fedtree_secure.agreed.transport"):
+    with caplog.at_level(logging.WARNING, logger="fedtree_secure.embedded"):
         result = job.run(clients, tmp_path / "run", shared=shared, wrap_transport=Breaker)
     assert "t0-c0 failed at stage round-1/mask" in caplog.text
     assert {"client": "t0-c0", "stage": "round-1/mask", "error": "WireError"} in result.data[

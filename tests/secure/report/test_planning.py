@@ -13,7 +13,7 @@ from fedtree_secure.cli.app import main
 from fedtree_secure.config import Job, Training, load_job
 from fedtree_secure.errors import ConfigurationError
 from fedtree_secure.report.plan_curves import AXES, FACTORS
-from fedtree_secure.report.priced_plan import outlook_of_job, outlook_of_numbers
+from fedtree_secure.report.priced_plan import price_job_file, price_numbers
 
 JOB = """
 backbone = "somewhere"
@@ -57,7 +57,7 @@ def test_a_budget_in_python_is_the_budget_in_toml(job_file, tmp_path):
     )
     inline, clients = load_job(job_file)
     assert inline.privacy == budget
-    assert inline.digest() == in_python.digest()
+    assert inline.digest() == in_python.job.digest()
     assert clients[2].privacy == PrivacyBudget(epsilon=2, delta=1e-5)
     other = tmp_path / "table.toml"
     other.write_text(
@@ -70,7 +70,7 @@ def test_a_budget_in_python_is_the_budget_in_toml(job_file, tmp_path):
 
 def test_a_job_file_is_planned_as_it_would_run(job_file):
     job, _ = load_job(job_file)
-    outlooks = outlook_of_job(job_file)
+    outlooks = price_job_file(job_file)
     assert [outlook.title for outlook in outlooks] == ["a, b", "c"]
     for outlook, budget in zip(
         outlooks, (job.privacy, PrivacyBudget(epsilon=2, delta=1e-5)), strict=True
@@ -82,9 +82,9 @@ def test_a_job_file_is_planned_as_it_would_run(job_file):
 
 def test_every_unknown_of_a_job_is_solved_for(job_file):
     job_file.write_text(JOB.replace("privacy = {epsilon = 2, delta = 1e-5}", ""))
-    sigma = outlook_of_job(job_file)[0].row.noise_multiplier
+    sigma = price_job_file(job_file)[0].row.noise_multiplier
     job, _ = load_job(job_file)
-    planned = outlook_of_job(job_file, noise_multiplier=2 * sigma, unknown="epsilon")[0]
+    planned = price_job_file(job_file, noise_multiplier=2 * sigma, unknown="epsilon")[0]
     training = job.training
     events = [
         Gaussian(plan_noise(job, job.privacy).fingerprint),
@@ -93,39 +93,37 @@ def test_every_unknown_of_a_job_is_solved_for(job_file):
             2 * sigma * training.head_noise_ratio, training.head_sample_rate, training.head_steps
         ),
     ]
-    assert planned.row.epsilon == pytest.approx(epsilon_of(events, 1e-5, discretization=1e-3))
+    assert planned.row.epsilon == pytest.approx(epsilon_of(events, 1e-5))
     assert planned.allowed is None
-    more = outlook_of_job(job_file, noise_multiplier=1.1 * sigma, unknown="rounds")[0]
+    more = price_job_file(job_file, noise_multiplier=1.1 * sigma, unknown="rounds")[0]
     assert more.row.plan.rounds > 5
-    larger = outlook_of_job(job_file, noise_multiplier=1.1 * sigma, unknown="batch")[0]
+    larger = price_job_file(job_file, noise_multiplier=1.1 * sigma, unknown="batch")[0]
     assert larger.row.plan.batch > 160
 
 
 def test_numbers_solve_for_the_one_that_is_missing():
-    noise = outlook_of_numbers(
+    noise = price_numbers(
         epsilon=4, noise_multiplier=None, rounds=10, batch=200, **NUMBERS
     ).row.noise_multiplier
-    again = outlook_of_numbers(
-        epsilon=None, noise_multiplier=noise, rounds=10, batch=200, **NUMBERS
-    )
+    again = price_numbers(epsilon=None, noise_multiplier=noise, rounds=10, batch=200, **NUMBERS)
     assert 3.98 < again.row.epsilon <= 4
     more = 1.001 * noise
     assert (
-        outlook_of_numbers(
+        price_numbers(
             epsilon=4, noise_multiplier=more, rounds=None, batch=200, **NUMBERS
         ).row.plan.rounds
         == 10
     )
-    found = outlook_of_numbers(
+    found = price_numbers(
         epsilon=4, noise_multiplier=more, rounds=10, batch=None, **NUMBERS
     ).row.plan.batch
     assert found == pytest.approx(200, abs=1)
     with pytest.raises(ConfigurationError, match="missing now: noise, batch"):
-        outlook_of_numbers(epsilon=4, noise_multiplier=None, rounds=10, batch=None, **NUMBERS)
+        price_numbers(epsilon=4, noise_multiplier=None, rounds=10, batch=None, **NUMBERS)
     with pytest.raises(ConfigurationError, match="missing now: none"):
-        outlook_of_numbers(epsilon=4, noise_multiplier=1.0, rounds=10, batch=5, **NUMBERS)
+        price_numbers(epsilon=4, noise_multiplier=1.0, rounds=10, batch=5, **NUMBERS)
     with pytest.raises(ConfigurationError, match="at most the 1000 records"):
-        outlook_of_numbers(epsilon=4, noise_multiplier=None, rounds=10, batch=1001, **NUMBERS)
+        price_numbers(epsilon=4, noise_multiplier=None, rounds=10, batch=1001, **NUMBERS)
 
 
 def test_the_command_shows_a_table_and_writes_a_plot(tmp_path, capsys):
@@ -149,7 +147,7 @@ def test_the_command_shows_a_table_and_writes_a_plot(tmp_path, capsys):
     assert "noise solved for" in shown
     assert all(f" {rounds} " in shown for rounds in (2, 4, 8, 16, 32))
     assert plot.read_bytes().startswith(b"\x89PNG")
-    outlook = outlook_of_numbers(epsilon=4, noise_multiplier=None, rounds=8, batch=250, **NUMBERS)
+    outlook = price_numbers(epsilon=4, noise_multiplier=None, rounds=8, batch=250, **NUMBERS)
     for axis, rows in outlook.curves(FACTORS).items():
         assert axis in AXES
         assert len(rows) >= 7
@@ -209,5 +207,5 @@ def test_the_command_refuses(job_file, capsys, arguments, told):
 def test_a_job_without_rounds_has_nothing_to_plan(job_file):
     job_file.write_text(JOB.replace("rounds = 5", "rounds = 0"))
     with pytest.raises(ConfigurationError, match="no rounds"):
-        outlook_of_job(job_file)
+        price_job_file(job_file)
     assert isinstance(load_job(job_file)[0], Job)

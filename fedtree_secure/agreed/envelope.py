@@ -1,0 +1,92 @@
+"""Requests as they travel: signed by the server, for one client, in one run, with a counter.
+
+A client looks at nothing that the pinned key did not sign. The counter only grows, so a request is
+answered at most once, whatever a network repeats, delays or reorders. `answered` is the number of
+the last request that the server saw this client answer: a client that finds it ahead of its own
+counter was set back to an older copy of its store, and says so instead of answering twice.
+"""
+
+import hashlib
+from dataclasses import dataclass
+
+import msgspec
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+
+from fedtree_secagg import Identity
+from fedtree_secure.agreed.messages import Request, WireError, decode_request
+
+_TAG = b"fedtree-secure/request/v1\n"
+LARGEST_COUNTER = 2**53 - 1
+
+
+class _Envelope(msgspec.Struct, frozen=True, forbid_unknown_fields=True, array_like=True):
+    run: str
+    to: str
+    counter: int
+    answered: int
+    body: bytes
+    signature: bytes
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A request whose signature holds.
+
+    Attributes:
+        counter: Its number, from 1.
+        answered: Number of the last request that the server saw answered; 0 if none.
+        message: What it asks for.
+    """
+
+    counter: int
+    answered: int
+    message: Request
+
+
+def seal(server: Identity, run: str, to: str, counter: int, answered: int, body: bytes) -> bytes:
+    """Sign a request.
+
+    Args:
+        server: The server's key pair.
+        run: Name of the run, see `Terms`.
+        to: The client that may answer.
+        counter: Above that of every request to this client before.
+        answered: Number of the last request that the client answered, 0 if none.
+        body: The encoded message.
+    """
+    signature = server.sign(_signed(run, to, counter, answered, body))
+    return msgspec.msgpack.encode(_Envelope(run, to, counter, answered, body, signature))
+
+
+def open_request(data: bytes, server_key: bytes, run: str, me: str) -> Opened:
+    """Check who signed a request, for whom and in which run; then decode it.
+
+    Raises:
+        WireError: Not signed by the pinned key, for another client or run, an impossible counter,
+            or a body that is no request.
+    """
+    try:
+        found = _decoder.decode(data)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, ValueError, TypeError):
+        raise WireError(f"{len(data)} bytes are no signed request") from None
+    try:
+        Ed25519PublicKey.from_public_bytes(server_key).verify(
+            found.signature,
+            _signed(found.run, found.to, found.counter, found.answered, found.body),
+        )
+    except (InvalidSignature, OverflowError, UnicodeEncodeError):
+        raise WireError("a request that the pinned server key did not sign") from None
+    if (found.run, found.to) != (run, me):
+        raise WireError("a request of another run, or for another client")
+    if not 0 <= found.answered < found.counter <= LARGEST_COUNTER:
+        raise WireError("a request with an impossible counter")
+    return Opened(found.counter, found.answered, decode_request(found.body))
+
+
+def _signed(run: str, to: str, counter: int, answered: int, body: bytes) -> bytes:
+    place = msgspec.msgpack.encode([run, to, counter, answered])
+    return _TAG + len(place).to_bytes(4, "big") + place + hashlib.sha256(body).digest()
+
+
+_decoder: "msgspec.msgpack.Decoder[_Envelope]" = msgspec.msgpack.Decoder(_Envelope)

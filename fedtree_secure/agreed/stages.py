@@ -1,0 +1,58 @@
+"""Rounds, exchanges and ledger purposes, each spelled once.
+
+An *exchange* is one request to each of some clients and their replies. A *purpose* is what a charge
+in a client's ledger was for. Training rounds count from 1; round 0 merges a warm-up.
+"""
+
+from enum import StrEnum
+
+MERGE = 0
+
+# What an honest server never exceeds, so that a client may refuse it without looking further.
+MOST_ATTEMPTS = 900  # starts of a server in one run
+MOST_SKETCHES = 3  # of one charge: each shows a server with a colluding member `sketch_size` more
+COUNTER_WINDOW = 2**31  # a request may be so many numbers after the last one that was answered
+REQUESTS_OF_A_START = 2**20  # a server numbers its requests from here on at each start
+
+
+class Exchange(StrEnum):
+    """Names of the exchanges, as transports and transcripts show them."""
+
+    JOIN = "join"
+    SKETCH_HELLO = "sketch-hello"
+    SKETCH_SEAL = "sketch-seal"
+    SKETCH = "sketch"
+    TREE = "tree"
+    ADOPT = "adopt"
+    PREPARE = "prepare"
+    ALONE = "alone"
+    ADVERTISE = "advertise"
+    SHARE = "share"
+    MASK = "mask"
+    CONFIRM = "confirm"
+    REVEAL = "reveal"
+    FINISH = "finish"
+    DELIVER = "deliver"
+
+
+class Purpose(StrEnum):
+    """What a charge was for, beside the rounds."""
+
+    FINGERPRINT = "fingerprint"
+    WARM_UP = "warm-up"
+    HEAD = "head"
+
+
+def purpose_of(number: int) -> str:
+    """Return the ledger purpose of a training round, from 1."""
+    return f"round {number}"
+
+
+def in_round(number: int, exchange: Exchange) -> str:
+    """Return the name of an exchange of a round."""
+    return f"round-{number}/{exchange}"
+
+
+def kind_of(name: str) -> Exchange:
+    """Return which exchange a name belongs to, its round left out."""
+    return Exchange(name.rpartition("/")[2])

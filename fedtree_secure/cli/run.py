@@ -1,0 +1,58 @@
+"""`fedtree-secure run`: a job file, with server and clients in this process."""
+
+from pathlib import Path
+
+from fedtree_secure.cli.screen import console, errors, show_places
+
+
+def run(
+    job: Path,
+    *,
+    out: Path,
+    resume: bool = False,
+    simulate: bool = False,
+    state: Path | None = None,
+    auditable: bool = False,
+    canaries: int = 0,
+) -> int:
+    """Run a job file: server and clients in this process, nothing but protocol bytes between them.
+
+    Parameters
+    ----------
+    job
+        TOML job file, see examples/job.toml.
+    out
+        Run folder, new or empty.
+    resume
+        Continue an interrupted run of the same job.
+    simulate
+        Research mode: stores inside the run folder, references trained for comparison, nothing
+        released.
+    state
+        Folder of the data sets' stores; FEDTREE_STATE or the user's data folder if not given. It
+        belongs to the data, not to a run: all jobs on a data set share its budget.
+    auditable
+        Keep every message, so that audits can look at the run's own uploads. Costs disk; nothing
+        else is kept.
+    canaries
+        With --auditable: plant this many coins of random records in each client's rows, committed
+        to beforehand. Costs no epsilon, but about half of them take part in training.
+    """
+    from fedtree_secure.embedded.progress import Bars
+    from fedtree_secure.embedded.run import RunOptions, run_job
+    from fedtree_secure.federation import Federation
+
+    federation, clients = Federation.from_toml(job)
+    with Bars(errors) as bars:
+        options = RunOptions(
+            resume=resume,
+            simulate=simulate,
+            state=state,
+            auditable=auditable,
+            canaries=canaries,
+            observer=bars,
+        )
+        result = run_job(federation.job, clients, out, options)
+    result.summary(console)
+    show_places(result.folder)
+    return 0

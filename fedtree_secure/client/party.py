@@ -1,0 +1,309 @@
+"""One client's side of a run: what it holds, and what it computes from its rows.
+
+Every method that touches rows takes the seed of a charge, and what it returns is the output of the
+mechanism that was charged. Its randomness comes from that seed alone, so a result that depends on
+nothing a server sent can be computed again and is the same.
+"""
+
+import logging
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
+
+import numpy as np
+
+from fedtree_dp import DPSGD, Gaussian, NoiseSource, PoissonGaussian
+from fedtree_secagg import Identity, Node
+from fedtree_secure.agreed.noise_plan import NoisePlan
+from fedtree_secure.agreed.round_plan import fixed_tree, largest_change, nodes_of, quantiser_of
+from fedtree_secure.agreed.stages import Purpose
+from fedtree_secure.agreed.terms import Terms
+from fedtree_secure.agreed.tree import Tree, tree_of, trivial_tree
+from fedtree_secure.client.data import Client
+from fedtree_secure.client.fingerprint import fingerprint
+from fedtree_secure.client.head import train_head
+from fedtree_secure.client.mechanism import Engine, Mechanism
+from fedtree_secure.client.parts import LocalModel
+from fedtree_secure.client.state import ClientState, Floats, initial_state, loaded_into
+from fedtree_secure.client.store import Store
+from fedtree_secure.client.training import RoundTrainer
+from fedtree_secure.config import Job
+from fedtree_secure.model.backbone import Backbone, Observation
+from fedtree_secure.model.facts import ModelFacts
+from fedtree_secure.model.rows import ClientData, Table
+
+log = logging.getLogger("fedtree_secure.client")
+Tick = Callable[[str, str], None]
+Bools = np.ndarray[Any, np.dtype[np.bool_]]
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Member:
+    """What one client brings to a run.
+
+    Attributes:
+        client: Its description.
+        data: Its tokenised rows.
+        identity: Its signing key, which the roster pins.
+        noise_plan: What its stages cost.
+    """
+
+    client: Client
+    data: ClientData
+    identity: Identity
+    noise_plan: NoisePlan
+
+
+@dataclass(frozen=True)
+class Workings:
+    """What audits and progress bars replace.
+
+    Attributes:
+        randomness: Gives fresh bytes for the masking protocol.
+        engine: What takes the DP-SGD steps.
+        tick: Called with the client's id and the stage after each step.
+    """
+
+    randomness: Callable[[int], bytes] = os.urandom
+    engine: Engine = DPSGD
+    tick: Tick = lambda *_: None
+
+
+class Party:
+    """Terms, model, member and store of one client; see the module's text.
+
+    Args:
+        terms: Its own copy of what all parties pinned.
+        member: Who it is.
+        backbone: The frozen model; shared by the clients of one process.
+        store: Its memory of this run.
+        workings: See `Workings`.
+        cache: Computed from rows with the frozen model, once in a process; never leaves it.
+    """
+
+    def __init__(
+        self,
+        terms: Terms,
+        member: Member,
+        backbone: Backbone,
+        store: Store,
+        workings: Workings,
+        cache: dict[str, Observation],
+    ) -> None:
+        self.terms, self.member, self.backbone, self.store = terms, member, backbone, store
+        self.workings, self._cache = workings, cache
+        self.facts: ModelFacts = backbone.facts(len(member.data.label_set))
+
+    @property
+    def id(self) -> str:
+        """The client's name in the roster."""
+        return self.member.client.id
+
+    @property
+    def job(self) -> Job:
+        """The public configuration."""
+        return self.terms.job
+
+    @property
+    def records(self) -> int:
+        """Declared size of the training set."""
+        return self.member.client.records or self.job.training.records
+
+    @property
+    def outputs(self) -> int:
+        """Classes of its head; 0 for language modelling."""
+        return len(self.member.data.label_set)
+
+    def fresh(self) -> bytes:
+        """Return 32 fresh bytes for a step of the masking protocol."""
+        return self.workings.randomness(32)
+
+    # --- the tree -------------------------------------------------------------------------------
+
+    def tree(self) -> Tree:
+        """The tree that this client adopted.
+
+        A client that adopted none keeps every layer to itself.
+        """
+        labels, least = self.store.record.tree, self.job.masking.min_group
+        if labels is not None:
+            return tree_of(self.terms.names, labels, least)
+        fixed = fixed_tree(self.terms, self.facts)
+        return fixed or trivial_tree(self.terms.names, len(self.facts.layout.parts), "none", least)
+
+    @property
+    def has_tree(self) -> bool:
+        """Whether this client adopted a tree, or the job's tree needs no adopting."""
+        fixed = fixed_tree(self.terms, self.facts)
+        return self.store.record.tree is not None or fixed is not None
+
+    def nodes(self) -> tuple[Node, ...]:
+        """The nodes that this client belongs to, by name."""
+        every = nodes_of(self.tree(), self.facts.layout.parts)
+        return tuple(node for node in every if self.id in node.members)
+
+    def shares(self) -> list[bool]:
+        """For each part of the layout, whether this client uploads its change of it."""
+        tree = self.tree()
+        return [tree.group_of(self.id, part) is not None for part in range(len(tree.labels))]
+
+    def mixing(self) -> Bools:
+        """(depth,) whether the layer has an external expert."""
+        depth = self.facts.depth
+        if self.store.record.tree is None:
+            return np.zeros(depth, dtype=bool)
+        tree = self.tree()
+        return np.array([bool(tree.externals_of(self.id, layer)) for layer in range(depth)])
+
+    # --- what rounds cost and reach -------------------------------------------------------------
+
+    def round_event(self) -> PoissonGaussian:
+        """What a round of training is charged."""
+        return self._steps(self.member.noise_plan.rounds, self.job.training.local_steps)
+
+    def own_clip(self, *, merge: bool) -> float:
+        """Bound on what this client uploads, see `largest_change`."""
+        return largest_change(self.job, self.member.noise_plan.rounds, self.records, merge=merge)
+
+    def quantiser(self, clip: float, *, merge: bool) -> Any:
+        """The grid of a round under the run's clip."""
+        every = nodes_of(self.tree(), self.facts.layout.parts)
+        largest = max(len(node.members) for node in every)
+        return quantiser_of(self.job, clip, largest, merge=merge)
+
+    def _steps(self, multiplier: float, steps: int) -> PoissonGaussian:
+        return PoissonGaussian(multiplier, self.job.training.sample_rate, steps)
+
+    # --- what touches rows ----------------------------------------------------------------------
+
+    def observed(self) -> Observation:
+        """The frozen model's view of the rows: computed once, with the public initial experts."""
+        if "observed" not in self._cache:
+            initial = initial_state(self.backbone, self.outputs)
+            flat = np.zeros(self.facts.depth, dtype=bool)
+            with loaded_into(self.backbone, initial, self.outputs, flat):
+                self._cache["observed"] = self.backbone.observe(self.member.data.train)
+        return self._cache["observed"]
+
+    def sketch_event(self) -> tuple[Purpose, Gaussian | PoissonGaussian]:
+        """What the vectors behind a sketch cost, and under which name."""
+        plan = self.member.noise_plan
+        if self.job.topology.source == "fingerprint":
+            return Purpose.FINGERPRINT, Gaussian(plan.fingerprint)
+        return Purpose.WARM_UP, self._steps(plan.warm_up, self.job.topology.warmup_steps)
+
+    def sketch_vectors(self, seed: bytes) -> "np.ndarray[Any, Any]":
+        """Return the (depth, values) vectors that a sketch is made of; noise included."""
+        if self.job.topology.source == "fingerprint":
+            return self._fingerprint(seed)
+        return np.stack(self._warm_up(seed))
+
+    def _fingerprint(self, seed: bytes) -> "np.ndarray[Any, Any]":
+        def of(means: "np.ndarray[Any, Any]") -> "np.ndarray[Any, Any]":
+            return fingerprint(
+                means,
+                self.backbone.layer_reference,
+                noise_multiplier=self.member.noise_plan.fingerprint,
+                records=self.records,
+                noise=NoiseSource(seed),
+            )
+
+        self.workings.tick(self.id, Purpose.FINGERPRINT)
+        nobody = np.zeros((0, self.facts.depth, self.facts.hidden_size), dtype=np.float32)
+        return self._answered(lambda: of(self.observed().means), lambda: of(nobody))
+
+    def _warm_up(self, seed: bytes) -> "list[np.ndarray[Any, Any]]":
+        steps, state = self.job.topology.warmup_steps, self.store.state
+        shares = [True] * len(self.facts.layout.parts)
+        mechanism = Mechanism(self.member.noise_plan.warm_up, self.records, steps)
+        change = self._train(mechanism, shares, seed, upload_gradient=False)
+        with loaded_into(self.backbone, state, self.outputs, self.mixing()):
+            vectors = self.backbone.experts.b_factors()
+        state.pending = change
+        state.own = self.backbone.initial_expert.copy()
+        return vectors
+
+    def head_event(self) -> PoissonGaussian:
+        """What training the head alone costs."""
+        rate = self.job.training.head_sample_rate
+        return PoissonGaussian(self.member.noise_plan.head, rate, self.job.head_steps)
+
+    def train_head(self, seed: bytes) -> None:
+        """Train the head alone on cached features; the result stays at home."""
+        labels = self.member.data.train.labels
+        assert labels is not None  # or the request was answered without a charge
+        mechanism = Mechanism(self.member.noise_plan.head, self.records, self.job.head_steps)
+
+        def on(rows: slice) -> None:
+            features = self.observed().features[rows]
+            with loaded_into(self.backbone, self.store.state, self.outputs, self.mixing()):
+                train_head(
+                    features,
+                    labels[rows],
+                    self.backbone.centred,
+                    self.job,
+                    mechanism,
+                    NoiseSource(seed),
+                    lambda: self.workings.tick(self.id, Purpose.HEAD),
+                )
+
+        self._answered(lambda: on(slice(None)), lambda: on(slice(0)))
+
+    def rehearse(self, state: ClientState) -> None:
+        """Run the engine's guards on public dummy records under the weights received.
+
+        Raises:
+            fedtree_dp.TrainingError, fedtree_dp.ConfigurationError: These weights train nothing.
+        """
+        mechanism = Mechanism(self.member.noise_plan.rounds, self.records, steps=1)
+        self._trainer().rehearse(state, self._local(self.shares()), mechanism)
+
+    def round_change(self, seed: bytes) -> Floats:
+        """Take a round's private steps; return what is uploaded of them."""
+        steps = self.job.training.local_steps
+        mechanism = Mechanism(self.member.noise_plan.rounds, self.records, steps)
+        return self._train(mechanism, self.shares(), seed, upload_gradient=steps == 1)
+
+    def _answered(self, compute: Callable[[], T], without_rows: Callable[[], T]) -> T:
+        """Compute what was charged; where that breaks down, the same on no rows: noise alone.
+
+        A missing reply would tell about the rows that it broke down on. What fails without rows,
+        too, fails for everybody, and no reply is no answer about anybody.
+        """
+        try:
+            return compute()
+        except Exception as error:
+            kind = type(error).__name__  # its text could quote rows
+            log.warning("%s: a private computation broke down (%s): noise alone", self.id, kind)
+            return without_rows()
+
+    def _local(self, shares: list[bool]) -> LocalModel:
+        return LocalModel(self.outputs, tuple(shares), self.mixing())
+
+    def _train(
+        self, mechanism: Mechanism, shares: list[bool], seed: bytes, *, upload_gradient: bool
+    ) -> Floats:
+        def on(data: ClientData) -> Floats:
+            return self._trainer().train(
+                data,
+                self.store.state,
+                self._local(shares),
+                mechanism,
+                NoiseSource(seed),
+                upload_gradient=upload_gradient,
+            )
+
+        own = self.member.data
+        labels = None if own.train.labels is None else own.train.labels[:0]
+        nobody = replace(own, train=Table((), labels))
+        return self._answered(lambda: on(own), lambda: on(nobody))
+
+    def _trainer(self) -> RoundTrainer:
+        return RoundTrainer(
+            self.backbone,
+            self.job,
+            engine=self.workings.engine,
+            tick=lambda: self.workings.tick(self.id, "step"),
+        )

@@ -1,0 +1,113 @@
+"""The experts that a client holds: checked when they arrive, moved by the client itself.
+
+A client never takes a node's values from the server. It gets the opened sums since the round that
+it knows, moves its nodes by them (`agreed.moves`), and compares digests. The external expert is the
+mean of nodes that it does not belong to; of that it checks the digest that all members of its node
+were given, and that the public optimiser can have reached it.
+"""
+
+import copy
+
+import numpy as np
+
+from fedtree_secagg import Node
+from fedtree_secure.agreed.messages import Experts, OpenedSum, WireError, unpack
+from fedtree_secure.agreed.moves import NodeValues, mean_of, node_digest, start, within_reach
+from fedtree_secure.agreed.round_plan import clip_is_usable, nodes_of, reach
+from fedtree_secure.agreed.stages import MERGE
+from fedtree_secure.client.party import Party
+from fedtree_secure.client.sessions import Received
+from fedtree_secure.client.state import ClientState, Floats
+from fedtree_secure.client.step import Refusal
+
+
+def receive(party: Party, experts: Experts, before: int) -> Received:
+    """Check what the server sent for a round, on copies.
+
+    Args:
+        before: The round that begins, or the job's rounds plus one at the end.
+
+    Raises:
+        WireError: The form is wrong.
+        Refusal: A value is not the one that follows from the opened sums, or out of reach.
+    """
+    own = party.nodes()
+    moved = _moved(party, own, experts.opened, before)
+    external = unpack(experts.external, party.facts.layout.length)
+    bound, initial = reach(party.job, before), party.facts.initial
+    if not within_reach(external, initial, bound):
+        raise Refusal("experts", "the external expert is out of the public optimiser's reach")
+    for node in own:  # an invented sum under a wide clip could move a node anywhere
+        if not within_reach(moved[node.name].values, start(node, initial).values, bound):
+            raise Refusal("experts", f"{node.name}: its sums move it further than clients can")
+    every = nodes_of(party.tree(), party.facts.layout.parts)
+    if party.has_tree and tuple(entry.node for entry in experts.digests) != tuple(
+        node.name for node in every
+    ):
+        raise Refusal("experts", "the digests are not those of this tree's nodes")
+    told = {entry.node: entry for entry in experts.digests}
+    for node in own:
+        if told[node.name] != node_digest(node, moved[node.name], external):
+            raise Refusal("experts", f"{node.name}: its values do not follow from the opened sums")
+    known = max(before - 1, party.store.record.known_round)
+    return Received(moved, external, known, experts.digests)
+
+
+def _moved(
+    party: Party, own: tuple[Node, ...], opened: tuple[OpenedSum, ...], before: int
+) -> dict[str, NodeValues]:
+    by_name = {node.name: node for node in own}
+    order = [(entry.round, entry.node) for entry in opened]
+    if order != sorted(set(order)) or any(entry.node not in by_name for entry in opened):
+        raise WireError("opened sums must be of the client's own nodes, in order, each once")
+    if any(entry.round >= before for entry in opened):
+        raise WireError("an opened sum of a round that is not over")
+    state, known = party.store.state, party.store.record.known_round
+    moved = {
+        node.name: copy.deepcopy(state.nodes.get(node.name)) or start(node, party.facts.initial)
+        for node in own
+    }
+    for entry in opened:
+        if entry.round > known:
+            _move(party, by_name[entry.node], moved[entry.node], entry)
+    return moved
+
+
+def _move(party: Party, node: Node, values: NodeValues, entry: OpenedSum) -> None:
+    merge = entry.round == MERGE
+    if merge and party.job.topology.source != "lora_b":
+        raise WireError("this job has no merge round")
+    fixed = party.store.record.clips.get("merge" if merge else "round")
+    usable = clip_is_usable(entry.clip, party.own_clip(merge=merge))
+    if not usable or (fixed is not None and entry.clip != fixed):
+        raise Refusal("clip", "an opened sum under another clip than the run's")
+    grid = party.quantiser(entry.clip, merge=merge)
+    mean = mean_of(entry, node, grid, party.job.masking.min_group)
+    if party.job.training.local_steps == 1 and not merge:
+        values.follow_gradient(mean, party.job.training.learning_rate)
+    else:
+        values.add(mean)
+
+
+def take_over(party: Party, state: ClientState, received: Received) -> None:
+    """Write checked experts into a client's values; what it keeps to itself stays as it is."""
+    layout = party.facts.layout
+    given = np.array(party.facts.initial, copy=True)
+    state.nodes = received.nodes
+    for node in party.nodes():
+        node.scatter(received.nodes[node.name].values, given)
+    shares = party.shares()
+    for (begin, end), shared in zip(layout.layers, shares, strict=False):
+        if shared:
+            state.own[begin:end] = given[begin:end]
+        state.external[begin:end] = received.external[begin:end]
+    if layout.head and shares[-1]:
+        _write_head(state.head, given[layout.head[0] : layout.head[1]])
+
+
+def _write_head(head: dict[str, Floats], flat: Floats) -> None:
+    at = 0
+    for name in [n for n in head if n.endswith(("weight", "bias"))][-2:]:
+        size = head[name].size
+        head[name] = flat[at : at + size].reshape(head[name].shape).copy()
+        at += size

@@ -1,0 +1,297 @@
+"""What a client checks before it takes a step of a round.
+
+Each function looks at one request and returns the `Step` that it leads to; none changes anything.
+Everything that a server sent is checked before the charge: after it nothing can be refused.
+"""
+
+import hashlib
+
+import numpy as np
+
+from fedtree_dp import DPError
+from fedtree_secagg import client as masking
+from fedtree_secure.agreed.messages import (
+    Alone,
+    Begin,
+    Confirm,
+    Deliver,
+    Done,
+    Experts,
+    Finish,
+    Mask,
+    Protocol,
+    Reply,
+    Reveal,
+    Share,
+    Voted,
+)
+from fedtree_secure.agreed.round_plan import (
+    clip_is_usable,
+    finish_bytes,
+    finish_quorum,
+    plan_of_round,
+)
+from fedtree_secure.agreed.stages import MERGE, MOST_ATTEMPTS, purpose_of
+from fedtree_secure.client.party import Party
+from fedtree_secure.client.received import receive, take_over
+from fedtree_secure.client.sessions import (
+    FinishVoted,
+    Idle,
+    Received,
+    RoundAdvertised,
+    RoundConfirmed,
+    RoundShared,
+    RoundUploaded,
+    Session,
+)
+from fedtree_secure.client.state import ClientState, Floats
+from fedtree_secure.client.step import Charge, OutOfOrder, Refusal, Step
+from fedtree_secure.client.store import Record
+
+LAST = "all"  # the stage after which no round follows
+
+
+def begin(party: Party, _session: Session, message: Begin) -> Step:
+    """Counters, kind, clip, budget and experts must be what the public computations allow."""
+    _check_open(party)
+    if not party.nodes():
+        raise OutOfOrder(f"{party.id}: this client belongs to no group")
+    _check_counters(party, message)
+    _check_clip(party, message)
+    if message.merge and party.store.state.pending is None:
+        raise Refusal("merge")
+    if not message.merge and not party.store.affords(party.round_event()):
+        raise Refusal("budget", f"round {message.round} would exceed the budget")
+    received = _experts(party, message.experts, message.round)
+    plan = plan_of_round(
+        party.terms,
+        party.facts,
+        party.tree(),
+        party.store.record.evidence,
+        message.clip,
+        received.digests,
+        merge=message.merge,
+    )
+    state, advert = masking.advertise(
+        party.member.identity,
+        party.id,
+        party.terms.roster,
+        plan,
+        round=message.round,
+        attempt=message.attempt,
+        randomness=party.fresh(),
+    )
+
+    def answer(_: bytes) -> tuple[Session, Reply]:
+        take_over(party, party.store.state, received)
+        return RoundAdvertised(message.round, message.merge, state), Protocol(advert)
+
+    def write(noted: Record) -> None:
+        party.store.journal.begin(message.round, message.attempt)
+        party.store.journal.record("advertised")
+        noted.round, noted.known_round = message.round, received.known_round
+        noted.clips = {**noted.clips, _kind(message): message.clip}
+
+    return Step(answer, write, keeps=True)
+
+
+def _check_open(party: Party) -> None:
+    """After the last experts no round follows: their reach is that of all rounds."""
+    if LAST in party.store.record.finished:
+        raise OutOfOrder(f"{party.id}: the run is over for this client")
+
+
+def _check_counters(party: Party, message: Begin) -> None:
+    last = party.store.journal.last or (-1, 0)
+    if not 0 < message.attempt <= MOST_ATTEMPTS or message.round > party.job.rounds:
+        raise OutOfOrder(f"{party.id}: a round or an attempt beyond the job's")
+    if (message.round, message.attempt) <= last:
+        raise OutOfOrder(
+            f"{party.id}: round {message.round} attempt {message.attempt} is not after {last}, "
+            "which this client has answered"
+        )
+    merges = party.job.topology.source == "lora_b"
+    if message.merge != (message.round == MERGE) or (message.merge and not merges):
+        raise OutOfOrder(
+            f"{party.id}: round {MERGE} merges the warm-up, and no other; this one is "
+            f"{message.round}"
+        )
+
+
+def _check_clip(party: Party, message: Begin) -> None:
+    """The clip is fixed for the run; see `clip_is_usable` for its bounds."""
+    fixed = party.store.record.clips.get(_kind(message))
+    usable = clip_is_usable(message.clip, party.own_clip(merge=message.merge))
+    if not usable or (fixed is not None and message.clip != fixed):
+        raise Refusal("clip", f"the run's clip of {message.clip:g} would cut this client's updates")
+
+
+def _kind(message: Begin) -> str:
+    return "merge" if message.merge else "round"
+
+
+def _experts(party: Party, experts: Experts, before: int) -> Received:
+    """Check experts, and rehearse on public records under them; private rows come only after."""
+    received = receive(party, experts, before)
+    if before == MERGE:
+        return received  # a merge trains nothing
+    rehearsed = ClientState.from_bytes(party.store.state.to_bytes())
+    take_over(party, rehearsed, received)
+    try:
+        party.rehearse(rehearsed)
+    except DPError as error:
+        raise Refusal("experts", f"public records cannot be trained on: {error}") from None
+    return received
+
+
+def share(party: Party, session: Session, message: Share) -> Step:
+    """The adverts must be signed by roster members for this very plan."""
+    if not isinstance(session, RoundAdvertised):
+        raise OutOfOrder(f"{party.id}: no round is at this stage")
+    state, shares = masking.share(session.state, message.adverts, randomness=party.fresh())
+    following = RoundShared(session.number, session.merge, state)
+
+    def write(_: Record) -> None:
+        party.store.journal.record("shared")
+
+    return Step(lambda _: (following, Protocol(shares)), write)
+
+
+def mask(party: Party, session: Session, message: Mask) -> Step:
+    """Every peer's box must open; then the round is charged, trained, masked and burnt."""
+    if not isinstance(session, RoundShared):
+        raise OutOfOrder(f"{party.id}: no round is at this stage")
+    opened = masking.receive(session.state, message.inbox)
+
+    def upload(change: Floats) -> tuple[Session, Reply]:
+        # Noise makes every value finite; what is not was so before it and carries no record.
+        finite = np.nan_to_num(change.astype(np.float64), nan=0.0, posinf=0.0, neginf=0.0)
+        state, masked = masking.upload(opened, finite, randomness=party.fresh())
+        return RoundUploaded(state), Protocol(masked)
+
+    if session.merge:
+        pending = party.store.state.pending
+        if pending is None:
+            raise Refusal("merge")
+
+        def merged(_: bytes) -> tuple[Session, Reply]:
+            party.store.state.pending = None
+            return upload(pending)
+
+        return Step(merged, _burning(party, hashlib.sha256(pending.tobytes()).digest()), keeps=True)
+    return Step(
+        lambda seed: upload(party.round_change(seed)),
+        _burning(party, party.fresh()),
+        Charge(purpose_of(session.number), party.round_event(), repeatable=False),
+        keeps=True,
+        paced=True,
+    )
+
+
+def _burning(party: Party, update: bytes):  # type: ignore[no-untyped-def]
+    """Note that the update of this attempt is burnt, before it is computed: it may leave."""
+
+    def write(_: Record) -> None:
+        party.store.journal.record("masked", update=update)
+
+    return write
+
+
+def confirm(party: Party, session: Session, message: Confirm) -> Step:
+    """The survivors must be sharers, this client among them, and enough."""
+    if not isinstance(session, RoundUploaded):
+        raise OutOfOrder(f"{party.id}: no round is at this stage")
+    state, vote = masking.confirm(session.state, message.survivors)
+
+    def write(_: Record) -> None:
+        party.store.journal.record("confirmed")
+
+    return Step(lambda _: (RoundConfirmed(state), Protocol(vote)), write)
+
+
+def reveal(party: Party, session: Session, message: Reveal) -> Step:
+    """A threshold must have signed the same survivors."""
+    if not isinstance(session, RoundConfirmed):
+        raise OutOfOrder(f"{party.id}: no round is at this stage")
+    shares = masking.reveal(session.state, message.votes)
+
+    def write(_: Record) -> None:
+        party.store.journal.record("revealed")
+
+    return Step(lambda _: (Idle(), Protocol(shares)), write)
+
+
+def alone(party: Party, _session: Session, message: Alone) -> Step:
+    """A round at home: the client must belong to no node.
+
+    A server that crashed asks again; a round that is done is not done or charged once more.
+    """
+    record = party.store.record
+    _check_open(party)
+    if party.nodes() or not MERGE < message.round <= party.job.rounds:
+        raise OutOfOrder(f"{party.id}: this client trains in a group, or the job has no such round")
+    if message.round <= record.round:
+        return Step(lambda _: (Idle(), Done()))
+    if not party.store.affords(party.round_event()):
+        raise Refusal("budget", f"round {message.round} would exceed the budget")
+    received = _experts(party, message.experts, message.round)
+
+    def answer(seed: bytes) -> tuple[Session, Reply]:
+        state = party.store.state
+        take_over(party, state, received)
+        if state.pending is not None:  # a warm-up that no group will ever merge
+            state.own += state.pending[: len(state.own)]
+            state.pending = None
+        party.round_change(seed)
+        return Idle(), Done()
+
+    def write(noted: Record) -> None:
+        noted.round, noted.known_round = message.round, received.known_round
+
+    charge = Charge(purpose_of(message.round), party.round_event(), repeatable=False)
+    return Step(answer, write, charge, keeps=True, paced=True)
+
+
+def finish(party: Party, _session: Session, message: Finish) -> Step:
+    """The last experts must follow from the opened sums like all before; it signs what it got.
+
+    A client of no node has nobody to agree with and keeps what it got at once.
+    """
+    received = receive(party, message.experts, party.job.rounds + 1)
+    if not party.nodes():
+        return _kept(party, received)
+    signed = finish_bytes(party.terms, received.digests)
+
+    def answer(_: bytes) -> tuple[Session, Reply]:
+        return FinishVoted(received), Voted(party.member.identity.sign(signed))
+
+    def write(noted: Record) -> None:
+        noted.finished = sorted({*noted.finished, LAST})  # no round may follow
+
+    return Step(answer, write)
+
+
+def deliver(party: Party, session: Session, message: Deliver) -> Step:
+    """As many members as must survive a round must have signed the very experts that it checked."""
+    if not isinstance(session, FinishVoted):
+        raise OutOfOrder(f"{party.id}: no last experts were given to this client")
+    signed = finish_bytes(party.terms, session.received.digests)
+    names = [name for name, _ in message.votes]
+    least = finish_quorum(party.terms, party.tree(), party.facts.layout.parts)
+    if len(set(names)) != len(names) or len(names) < least:
+        raise Refusal("experts", f"fewer than {least} clients signed these last experts")
+    if not all(party.terms.roster.verifies(name, sign, signed) for name, sign in message.votes):
+        raise Refusal("experts", "a signature over the last experts does not hold")
+    return _kept(party, session.received)
+
+
+def _kept(party: Party, received: Received) -> Step:
+    def answer(_: bytes) -> tuple[Session, Reply]:
+        take_over(party, party.store.state, received)
+        return Idle(), Done()
+
+    def write(noted: Record) -> None:
+        noted.known_round = received.known_round
+        noted.finished = sorted({*noted.finished, LAST})
+
+    return Step(answer, write, keeps=True)

@@ -1,0 +1,185 @@
+"""What a client checks before it joins, sketches, and adopts a tree.
+
+Each function looks at one request and returns the `Step` that it leads to; none changes anything.
+"""
+
+from fedtree_secagg import sketch
+from fedtree_secure.agreed.messages import (
+    AdoptTree,
+    Done,
+    Join,
+    Joined,
+    Prepare,
+    ProposeTree,
+    Protocol,
+    Reply,
+    SketchHello,
+    SketchSeal,
+    SketchSend,
+    Voted,
+    WireError,
+    digest,
+)
+from fedtree_secure.agreed.round_plan import (
+    check_members,
+    compute_tree,
+    fixed_tree,
+    sketch_context,
+    vote_bytes,
+)
+from fedtree_secure.agreed.stages import MOST_ATTEMPTS, MOST_SKETCHES, Purpose
+from fedtree_secure.client.party import Party
+from fedtree_secure.client.sessions import (
+    Idle,
+    Session,
+    SketchGreeted,
+    SketchSealed,
+    TreeVoted,
+)
+from fedtree_secure.client.step import Charge, OutOfOrder, Refusal, Step
+from fedtree_secure.client.store import Record
+
+
+def join(party: Party, _session: Session, message: Join) -> Step:
+    """The terms and the model must be this client's own; its answer holds public numbers."""
+    if message.terms != party.terms.digest or message.model != party.facts.digest:
+        raise Refusal("mismatch")
+    plan = party.member.noise_plan
+
+    def answer(_: bytes) -> tuple[Session, Reply]:
+        known = party.store.record.known_round
+        return Idle(), Joined(plan.rounds, party.records, plan.fingerprint, party.outputs, known)
+
+    return Step(answer)
+
+
+def sketch_hello(party: Party, _session: Session, message: SketchHello) -> Step:
+    """The job must need distances, no tree may be signed yet, and a quorum must take part."""
+    record = party.store.record
+    if fixed_tree(party.terms, party.facts) is not None or record.voted:
+        raise Refusal("sketch", "no distances are needed, or a tree was signed")
+    if record.sketches >= MOST_SKETCHES:
+        raise Refusal("sketch", f"{MOST_SKETCHES} sketches were made, and no more ever are")
+    check_members(message.members, party.terms)
+    if party.id not in message.members:
+        raise WireError("a sketch of a group that this client is not in")
+    if not record.sketch_attempt < message.attempt <= MOST_ATTEMPTS:
+        raise OutOfOrder(f"{party.id}: sketch attempt {message.attempt} was used, or is absurd")
+    context = sketch_context(party.terms, party.facts.digest, message.attempt)
+
+    def answer(_: bytes) -> tuple[Session, Reply]:
+        state, hello = sketch.hello(
+            party.member.identity,
+            party.id,
+            party.terms.roster,
+            message.members,
+            context,
+            randomness=party.fresh(),
+        )
+        return SketchGreeted(message.attempt, state), Protocol(hello)
+
+    def write(noted: Record) -> None:
+        noted.sketch_attempt = message.attempt
+
+    return Step(answer, write)
+
+
+def sketch_seal(party: Party, session: Session, message: SketchSeal) -> Step:
+    """The adverts must be signed by a quorum of the roster, this client's among them."""
+    if not isinstance(session, SketchGreeted):
+        raise OutOfOrder(f"{party.id}: no sketch is at this stage")
+    state, sealed = sketch.seal(session.state, message.hellos, randomness=party.fresh())
+    if len(state.group.names) < party.terms.quorum:
+        raise Refusal("sketch", "fewer clients than a quorum would be in this sketch")
+    return Step(lambda _: (SketchSealed(session.attempt, state), Protocol(sealed)))
+
+
+def sketch_send(party: Party, session: Session, message: SketchSend) -> Step:
+    """The sealed seed must be the one that the group's leader committed to."""
+    if not isinstance(session, SketchSealed):
+        raise OutOfOrder(f"{party.id}: no sketch is at this stage")
+    state = sketch.unseal(session.state, message.sealed)
+    purpose, event = party.sketch_event()
+
+    def answer(seed: bytes) -> tuple[Session, Reply]:
+        values = party.store.state
+        if values.sketched is None:
+            values.sketched = party.sketch_vectors(seed)
+        size = party.job.topology.sketch_size
+        return Idle(), Protocol(sketch.encode(state, list(values.sketched), size=size))
+
+    def write(noted: Record) -> None:
+        noted.sketches += 1
+        noted.sketched_attempt = session.attempt
+
+    return Step(answer, write, Charge(purpose, event, repeatable=True), keeps=True, paced=True)
+
+
+def propose_tree(party: Party, _session: Session, message: ProposeTree) -> Step:
+    """The tree must follow from distances to which this client's own sketch went; it signs one."""
+    record = party.store.record
+    if fixed_tree(party.terms, party.facts) is not None:
+        raise Refusal("tree", "this job's tree needs no distances")
+    if message.attempt != record.sketched_attempt or party.id not in message.members:
+        raise Refusal("tree", "the distances are not of a sketch that this client took part in")
+    check_members(message.members, party.terms)
+    proposed = digest(message)
+    if record.voted not in ("", proposed):
+        raise Refusal("tree", "another tree was signed")
+    tree = compute_tree(party.terms, party.facts, message)
+    if tree.labels != message.labels:
+        raise Refusal("tree", "the labels do not follow from the distances")
+
+    def answer(_: bytes) -> tuple[Session, Reply]:
+        signature = party.member.identity.sign(vote_bytes(party.terms, message))
+        return TreeVoted(message, tree), Voted(signature)
+
+    def write(noted: Record) -> None:
+        noted.voted = proposed
+
+    return Step(answer, write)
+
+
+def adopt_tree(party: Party, session: Session, message: AdoptTree) -> Step:
+    """A quorum of the roster must have signed the very proposal that this client signed."""
+    if not isinstance(session, TreeVoted):
+        raise OutOfOrder(f"{party.id}: no tree was proposed to this client")
+    signed = vote_bytes(party.terms, session.proposal)
+    names = [name for name, _ in message.votes]
+    if len(set(names)) != len(names) or len(names) < party.terms.quorum:
+        raise Refusal("tree", "fewer clients than a quorum signed this tree")
+    if not all(party.terms.roster.verifies(name, sign, signed) for name, sign in message.votes):
+        raise Refusal("tree", "a signature over the tree does not hold")
+    labels, proposed = session.tree.labels, digest(session.proposal)
+    new = party.store.record.tree is None
+
+    def answer(_: bytes) -> tuple[Session, Reply]:
+        state = party.store.state
+        state.sketched = None
+        if new and state.pending is not None:
+            # What is not shared is the client's own at once; the rest waits for the merge.
+            for (start, stop), shared in zip(
+                party.facts.layout.layers, party.shares(), strict=False
+            ):
+                if not shared:
+                    state.own[start:stop] += state.pending[start:stop]
+        return Idle(), Done()
+
+    def write(noted: Record) -> None:
+        noted.tree, noted.evidence = labels, proposed
+
+    return Step(answer, write, keeps=True)
+
+
+def prepare(party: Party, _session: Session, _message: Prepare) -> Step:
+    """Nothing is checked but the budget: the head starts at public values and stays at home."""
+    finished = Purpose.HEAD in party.store.record.finished
+    if not party.job.head_steps or finished or party.member.data.train.labels is None:
+        return Step(lambda _: (Idle(), Done()))
+
+    def answer(seed: bytes) -> tuple[Session, Reply]:
+        party.train_head(seed)
+        return Idle(), Done()
+
+    charge = Charge(Purpose.HEAD, party.head_event(), repeatable=True)
+    return Step(answer, charge=charge, keeps=True, paced=True)

@@ -1,0 +1,292 @@
+"""A whole run in one process: it plays the server and every client, as different parties.
+
+The two sides meet in nothing but the transport's bytes. This module sets them up, and collects on
+the clients' side what a run leaves behind.
+"""
+
+import contextlib
+import dataclasses
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from fedtree_dp import epsilon_of
+from fedtree_dp.account.accounting import PLANNING_DISCRETIZATION
+from fedtree_secure.agreed.transport import Transport
+from fedtree_secure.client.adapter import save_adapter
+from fedtree_secure.client.canaries import plant
+from fedtree_secure.client.data import Client, prepare
+from fedtree_secure.client.data_sets import DataSets, refuse_legacy
+from fedtree_secure.client.state import initial_state, loaded_into
+from fedtree_secure.config import Job
+from fedtree_secure.embedded.folder import empty, key_of, open_folder, server_key
+from fedtree_secure.embedded.in_process import Announcing, InProcess
+from fedtree_secure.embedded.progress import Observer, Silent
+from fedtree_secure.embedded.references import add_references
+from fedtree_secure.embedded.setting import (
+    Parties,
+    Setting,
+    check_clients,
+    check_heads,
+    open_parties,
+)
+from fedtree_secure.embedded.shared import Shared
+from fedtree_secure.embedded.summary import Finished, add_costs, client_report, write_report
+from fedtree_secure.embedded.transcript import Transcript
+from fedtree_secure.errors import ConfigurationError, RunStopped
+from fedtree_secure.model.backbone import Backbone
+from fedtree_secure.model.rows import ClientData
+from fedtree_secure.report.manifest import write_manifest
+from fedtree_secure.report.summary import Result
+from fedtree_secure.server.coordinator import Coordinator, Hooks
+from fedtree_secure.server.state import RoundRecord
+from fedtree_secure.storage import SecretBox, held, read_json, write_json
+
+Wrap = Callable[[Any], Transport]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOptions:
+    """How a job is run, beside what the job is.
+
+    Attributes:
+        resume: Continue a run that was stopped or killed.
+        simulate: Research mode, in which nothing is released: stores live inside the run folder,
+            and references (head alone, local only, FedIT) are trained under the same epsilon for
+            comparison. A real run never trains them, because they would spend the clients' budget.
+        state: Folder of the data sets' stores; None for ``FEDTREE_STATE`` or the user's own.
+        auditable: Keep every message (``messages.bin``), so that audits can look at the run's own
+            uploads; the summary says what that costs.
+        canaries: With ``auditable``: coins of each client, see `client.canaries`. Costs data, no
+            epsilon.
+        observer: Is told about progress.
+        shared: A loaded backbone and caches, to save time over several jobs.
+        wrap_transport: For tests and audits: gets the embedded transport, returns the one to use.
+    """
+
+    resume: bool = False
+    simulate: bool = False
+    state: Path | str | None = None
+    auditable: bool = False
+    canaries: int = 0
+    observer: Observer = field(default_factory=Silent)
+    shared: Shared = field(default_factory=Shared)
+    wrap_transport: Wrap | None = None
+
+    def __post_init__(self) -> None:
+        if self.canaries and not self.auditable:
+            raise ConfigurationError(
+                f"{self.canaries} canaries were asked for; they need auditable=True (--auditable)"
+            )
+        if self.simulate and self.state is not None:
+            raise ConfigurationError(
+                "state is for real runs; a simulation keeps its stores in the run folder"
+            )
+
+
+def run_job(job: Job, clients: Sequence[Client], out: Path, options: RunOptions) -> Result:
+    """Train, aggregate, stop at the budget, evaluate at home, and write the run folder.
+
+    Args:
+        job: What to do.
+        clients: At least ``masking.min_group`` of them.
+        out: Run folder; new, empty, or (with ``resume``) that of the same job.
+        options: See `RunOptions`.
+
+    Raises:
+        FedTreeError: A setting, a row, a model, a folder or a store cannot be used; nothing was
+            charged. `RunStopped` where the run was interrupted: ``resume`` continues it.
+    """
+    result = _run_once(job, clients, out, options)
+    if options.simulate:
+
+        def train(reference: Job, place: Path) -> Result:
+            again = dataclasses.replace(
+                options, resume=(place / "job.json").exists(), auditable=False, canaries=0
+            )
+            return _run_once(reference, clients, place, again)
+
+        add_references(job, clients, result, options.shared, train)
+    if options.auditable:
+        add_costs(result, job, clients, options.canaries)
+    box = SecretBox.from_environment()
+    run = str(read_json(out / "job.json")["run"])
+    write_manifest(out, run, {c.id: key_of(out / "clients" / c.id, box) for c in clients})
+    return result
+
+
+def _run_once(job: Job, clients: Sequence[Client], out: Path, options: RunOptions) -> Result:
+    check_clients(job, clients)
+    SecretBox.from_environment()  # a key file that cannot be used is refused before anything else
+    kept = {"messages": options.auditable, "canaries": options.canaries}
+    kind = {"simulate": options.simulate, "auditable": kept}
+    data_sets = DataSets.inside(out) if options.simulate else DataSets.of_user(_path(options.state))
+    if not options.simulate:
+        refuse_legacy(out, (c.dataset or c.id for c in clients), data_sets)
+    with held(out), contextlib.ExitStack() as stack:
+        new, clock = not (out / "job.json").exists(), _Clock()
+        run = open_folder(out, job, clients, resume=options.resume, kind=kind)
+        options.observer.job(out.name)
+        try:
+            backbone = options.shared.backbone(job)
+            setting = Setting(
+                job, clients, out, run, data_sets, backbone, options.shared, options.observer
+            )
+            clock.lap("load model")
+            setting, data, sides = _set_up(stack, setting, options)
+        except BaseException:
+            if new:  # refused before anything happened: the folder is free for another run
+                empty(out)
+            raise
+        clock.lap("read data, plan noise")
+        kept_messages = out / "messages.bin" if options.auditable else None
+        transcript = Transcript(out / "transcript.txt", kept_messages)
+        stack.callback(transcript.close)
+        coordinator, embedded = _drive(setting, sides, transcript, options.wrap_transport)
+        clock.lap("train and aggregate")
+        return _conclude(setting, sides, data, Finished(coordinator, embedded, transcript), clock)
+
+
+def _set_up(
+    stack: contextlib.ExitStack, setting: Setting, options: RunOptions
+) -> tuple[Setting, dict[str, ClientData], Parties]:
+    """Read rows and make the parties; evaluation and reports know nothing of canaries."""
+    job, tokenizer = setting.job, setting.backbone.tokenizer
+    data = {client.id: prepare(client, job, tokenizer) for client in setting.clients}
+    check_heads(job, data)
+    train = data
+    if options.canaries:  # what is cached of rows is not that of a job without canaries
+        train = plant(setting.folder, data, job, tokenizer, options.canaries, os.urandom)
+        setting = dataclasses.replace(setting, shared=options.shared.without_caches())
+    return setting, data, open_parties(stack, setting, train)
+
+
+def _path(state: Path | str | None) -> Path | None:
+    return None if state is None else Path(state)
+
+
+def _drive(
+    setting: Setting, sides: Parties, transcript: Transcript, wrap: Wrap | None
+) -> tuple[Coordinator, InProcess]:
+    embedded = InProcess({name: p.handle for name, p in sides.participants.items()}, transcript)
+    transport: Transport = Announcing(embedded, setting.observer, setting.job)
+    if wrap is not None:
+        transport = wrap(transport)
+    outputs = next(iter(sides.participants.values())).party.outputs
+    key = server_key(setting.folder, setting.job, SecretBox.from_environment())
+    with _interruptible() as stop:
+        coordinator = Coordinator(
+            sides.terms,
+            key,
+            setting.backbone.facts(outputs),
+            transport,
+            setting.folder / "server",
+            Hooks(stop.is_set, lambda record: _announce(setting, sides, record)),
+        )
+        try:
+            coordinator.run()
+        except RunStopped as stopped:
+            last = embedded.failures[-1] if embedded.failures else None
+            detail = f" (last failure, {last.client}: {last.error})" if last else ""
+            raise RunStopped(
+                f"{stopped}{detail}. Nothing is lost; continue with resume=True (--resume)"
+            ) from (last.error if last else None)
+        finally:
+            _show_records(setting, sides)
+    return coordinator, embedded
+
+
+def _announce(setting: Setting, sides: Parties, record: RoundRecord) -> None:
+    """For people who watch: the statement's finer grid would change the third digit only."""
+    spent = max(
+        epsilon_of(ledger.events(), ledger.budget.delta, discretization=PLANNING_DISCRETIZATION)
+        for ledger in sides.ledgers.values()
+    )
+    allowed = max(ledger.budget.epsilon for ledger in sides.ledgers.values())
+    note = f"[yellow]{record.error}" if record.error else ""
+    setting.observer.round(record.round, setting.job.rounds, spent, allowed, note)
+
+
+def _show_records(setting: Setting, sides: Parties) -> None:
+    """Write what auditors may see of each client's record."""
+    for name, participant in sides.participants.items():
+        record = participant.party.store.record.public()
+        write_json(setting.place_of(name) / "journal.json", record)
+
+
+def _conclude(
+    setting: Setting,
+    sides: Parties,
+    data: Mapping[str, ClientData],
+    finished: Finished,
+    clock: "_Clock",
+) -> Result:
+    """On the clients' side: evaluate at home, save adapters, copy ledgers, write the summary."""
+    folder, backbone, reports, adapters = setting.folder, setting.backbone, {}, {}
+    for client in setting.clients:
+        participant, ledger = sides.participants[client.id], sides.ledgers[client.id]
+        adapters[client.id] = folder / "adapters" / client.id
+        with participant.at_backbone():
+            metric = backbone.evaluate(data[client.id])
+            save_adapter(backbone, adapters[client.id], data[client.id].label_set)
+        causal = setting.job.task == "causal-lm"
+        untrained = _untrained(backbone, data[client.id]) if causal else None
+        reports[client.id] = client_report(
+            client, data[client.id], ledger, metric, untrained, finished.transcript
+        )
+        copy = folder / "ledgers" / f"{client.dataset or client.id}.sqlite"
+        copy.parent.mkdir(exist_ok=True)
+        ledger.snapshot(copy)
+        secret = sides.identities[client.id].to_private_bytes()
+        key = Ed25519PrivateKey.from_private_bytes(secret)
+        ledger.keep_checkpoint(copy.with_suffix(".checkpoints"), key)
+    clock.lap("evaluate and save")
+    return write_report(setting.job, folder, reports, adapters, finished, backbone, clock.laps)
+
+
+def _untrained(backbone: Backbone, data: ClientData) -> dict[str, Any] | None:
+    """The metric of the frozen backbone: what a language model is to be compared with."""
+    flat = np.zeros(backbone.experts.depth, dtype=bool)
+    with loaded_into(backbone, initial_state(backbone, 0), 0, flat):
+        return backbone.evaluate(data)
+
+
+@contextlib.contextmanager
+def _interruptible() -> Iterator[threading.Event]:
+    """First Ctrl-C: finish the round, then stop. Second: stop at once (the stores are valid at
+    every moment).
+    """
+    stop = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+
+    def first(*_: Any) -> None:
+        stop.set()
+        signal.signal(signal.SIGINT, previous)
+
+    previous = signal.signal(signal.SIGINT, first)
+    try:
+        yield stop
+    finally:
+        signal.signal(signal.SIGINT, previous)
+
+
+class _Clock:
+    def __init__(self) -> None:
+        self.laps: dict[str, float] = {}
+        self._last = time.perf_counter()
+
+    def lap(self, name: str) -> None:
+        """End a phase."""
+        now = time.perf_counter()
+        self.laps[name] = round(now - self._last, 3)
+        self._last = now

@@ -1,0 +1,141 @@
+"""How an embedded run is set up: stores opened, noise planned, keys read, parties made.
+
+Nothing is charged here. What is refused here leaves no trace in the run folder.
+"""
+
+import contextlib
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from fedtree_dp import Ledger
+from fedtree_secagg import Identity, Roster
+from fedtree_secure.agreed.noise_plan import NoisePlan, plan_noise
+from fedtree_secure.agreed.terms import Terms
+from fedtree_secure.client.data import Client, texts_of
+from fedtree_secure.client.data_sets import DataSets
+from fedtree_secure.client.pacing import Pace
+from fedtree_secure.client.participant import Participant
+from fedtree_secure.client.party import Member, Workings
+from fedtree_secure.client.state import initial_state
+from fedtree_secure.client.store import Store
+from fedtree_secure.config import Job
+from fedtree_secure.embedded.folder import key_of, record_roster, server_key
+from fedtree_secure.embedded.progress import Observer
+from fedtree_secure.embedded.shared import Shared
+from fedtree_secure.errors import ConfigurationError, DataError
+from fedtree_secure.model.backbone import Backbone
+from fedtree_secure.model.rows import ClientData
+from fedtree_secure.storage import SecretBox, write_json
+
+
+@dataclass(frozen=True)
+class Parties:
+    """Everything of the clients' side that a run needs, by client id."""
+
+    participants: dict[str, Participant]
+    ledgers: dict[str, Ledger]
+    identities: dict[str, Identity]
+    terms: Terms
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What the parts of a run have in common."""
+
+    job: Job
+    clients: Sequence[Client]
+    folder: Path
+    run: str
+    data_sets: DataSets
+    backbone: Backbone
+    shared: Shared
+    observer: Observer
+
+    def place_of(self, client: str) -> Path:
+        """The folder of a client in the run folder."""
+        return self.folder / "clients" / client
+
+
+def check_clients(job: Job, clients: Sequence[Client]) -> None:
+    """Refuse a list of clients that no run could be made of.
+
+    Raises:
+        ConfigurationError: Too few, two with one name, or a budget that does not fit the records.
+    """
+    least = job.masking.min_group
+    if len(clients) < least:
+        raise ConfigurationError(
+            f"{len(clients)} clients were given; at least masking.min_group = {least} are needed, "
+            "because no sum over fewer is ever opened"
+        )
+    named = (("id", [c.id for c in clients]), ("dataset", [c.dataset or c.id for c in clients]))
+    for what, names in named:
+        twice = {name for name in names if names.count(name) > 1}
+        if twice:
+            raise ConfigurationError(
+                f"two clients have the {what} {min(twice)!r}; each needs its own"
+            )
+    for client in clients:
+        budget = client.privacy or job.privacy
+        budget.check_records(client.records or job.training.records)
+
+
+def check_heads(job: Job, data: Mapping[str, ClientData]) -> None:
+    """Refuse a shared head over several label sets; `DataError` says so."""
+    if job.head == "shared" and len({found.label_set for found in data.values()}) > 1:
+        raise DataError(
+            'head = "shared" needs one label set, and the clients have several; declare the same '
+            'labels for all, or use head = "local"'
+        )
+
+
+def open_parties(
+    stack: contextlib.ExitStack, setting: Setting, data: Mapping[str, ClientData]
+) -> Parties:
+    """Open all stores and plan all noise before anything is charged, then make the participants."""
+    job, box = setting.job, SecretBox.from_environment()
+    texts = {client.id: texts_of(client) for client in setting.clients}
+    ledgers = {
+        client.id: stack.enter_context(
+            setting.data_sets.opened(
+                client.dataset or client.id, client.privacy or job.privacy, texts[client.id]
+            )
+        )
+        for client in setting.clients
+    }
+    plans = {c.id: _noise_plan(setting, c, ledgers[c.id]) for c in setting.clients}
+    identities = {c.id: key_of(setting.place_of(c.id), box) for c in setting.clients}
+    roster = Roster({name: identity.public_bytes for name, identity in identities.items()})
+    server = server_key(setting.folder, job, box)
+    record_roster(setting.folder, roster, server.public_bytes)
+    terms = Terms(job, roster, server.public_bytes, setting.run)
+    pace = Pace(job.pacing.minimum, job.pacing.interval) if job.pacing.interval else None
+    participants = {}
+    for client in setting.clients:
+        member = Member(client, data[client.id], identities[client.id], plans[client.id])
+        initial = initial_state(setting.backbone, len(member.data.label_set))
+        participants[client.id] = Participant(
+            terms,
+            member,
+            setting.backbone,
+            Store(ledgers[client.id], setting.run, box, initial),
+            workings=Workings(tick=lambda _client, _stage: setting.observer.step()),
+            cache=setting.shared.cache_of(client.id),
+            pace=pace,
+        )
+    return Parties(participants, ledgers, identities, terms)
+
+
+def _noise_plan(setting: Setting, client: Client, ledger: Ledger) -> NoisePlan:
+    """The client's plan: made once before anything is charged, kept in its store, never changed."""
+    stored = ledger.get(setting.run, "plan")
+    if stored is None:
+        plan = plan_noise(setting.job, client.privacy or setting.job.privacy, ledger.events())
+        with ledger.transaction() as transaction:
+            transaction.put(setting.run, "plan", plan.to_bytes())
+    else:
+        plan = NoisePlan.from_bytes(stored)
+    write_json(setting.place_of(client.id) / "noise.json", dataclasses.asdict(plan))
+    return plan

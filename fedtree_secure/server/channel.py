@@ -1,0 +1,95 @@
+"""The server's way to its clients: requests signed and numbered, replies decoded, faults by name.
+
+No reply can stop the server: what does not decode counts as no reply, and its sender is named.
+"""
+
+import logging
+from collections.abc import Mapping
+
+from fedtree_secagg import Identity
+from fedtree_secure.agreed import messages as wire
+from fedtree_secure.agreed.envelope import seal
+from fedtree_secure.agreed.stages import REQUESTS_OF_A_START
+from fedtree_secure.agreed.terms import Terms
+from fedtree_secure.agreed.transport import Transport
+from fedtree_secure.errors import ConfigurationError, RunStopped
+
+log = logging.getLogger("fedtree_secure.server")
+
+
+class Channel:
+    """Signs requests and reads replies.
+
+    Args:
+        terms: What everybody pinned; names the server's key.
+        key: The server's key pair.
+        transport: Carries bytes; it is not trusted.
+        start: How often this server has started in the run, this time included, from 1.
+        answered: Number of the last request that each client answered, from earlier starts.
+
+    Raises:
+        ConfigurationError: The key is not the one that the terms pin.
+    """
+
+    def __init__(
+        self,
+        terms: Terms,
+        key: Identity,
+        transport: Transport,
+        start: int,
+        answered: Mapping[str, int],
+    ) -> None:
+        if key.public_bytes != terms.server_key:
+            raise ConfigurationError("the server's key is not the one that the job pins")
+        self._terms, self._key, self._transport = terms, key, transport
+        self._counter = start * REQUESTS_OF_A_START
+        self.answered = dict(answered)
+
+    def exchange(self, name: str, requests: Mapping[str, wire.Message]) -> dict[str, wire.Reply]:
+        """Send requests, return the replies that came and decode.
+
+        Raises:
+            RunStopped: Nobody answered.
+        """
+        if not requests:
+            return {}
+        self._counter += 1
+        bodies: dict[int, bytes] = {}  # equal requests are one object, and encoded once
+        sealed = {}
+        for client, message in requests.items():
+            if id(message) not in bodies:
+                bodies[id(message)] = wire.encode(message)
+            last = self.answered.get(client, 0)
+            sealed[client] = seal(
+                self._key, self._terms.run, client, self._counter, last, bodies[id(message)]
+            )
+        answers = self._transport.exchange(name, sealed)
+        replies = {client: self._read(name, client, data) for client, data in answers.items()}
+        found = {client: reply for client, reply in replies.items() if reply is not None}
+        if not found:
+            raise RunStopped(f"no client answered at stage {name}")
+        return found
+
+    def _read(self, name: str, client: str, data: bytes) -> wire.Reply | None:
+        if client not in self._terms.roster:
+            return None
+        try:
+            reply = wire.decode_reply(data)
+        except wire.WireError as error:
+            log.warning("client %s sent no valid reply at stage %s: %s", client, name, error)
+            return None
+        if isinstance(reply, wire.Refused):
+            log.warning("client %s refuses at stage %s: %s", client, name, reply.reason)
+        else:
+            self.answered[client] = self._counter
+        return reply
+
+
+def payloads(replies: Mapping[str, wire.Reply]) -> dict[str, bytes]:
+    """Return what protocol replies carry, by client."""
+    return {n: reply.payload for n, reply in replies.items() if isinstance(reply, wire.Protocol)}
+
+
+def refusals(replies: Mapping[str, wire.Reply]) -> dict[str, str]:
+    """Return the reason of each client that refused."""
+    return {n: reply.reason for n, reply in replies.items() if isinstance(reply, wire.Refused)}

@@ -1,0 +1,122 @@
+"""The experts of all nodes, as the server holds them: moved by opened sums, told as sums.
+
+What a client is told depends on its nodes alone, so clients of the same leaf get one message.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
+
+from fedtree_secagg import Node, NodeSum
+from fedtree_secure.agreed.messages import Experts, NodeDigest, OpenedSum, pack
+from fedtree_secure.agreed.moves import Floats, NodeValues, mean_of, node_digest, start
+from fedtree_secure.agreed.round_plan import nodes_of
+from fedtree_secure.agreed.stages import MERGE
+from fedtree_secure.agreed.tree import Tree
+from fedtree_secure.config import Job
+from fedtree_secure.model.facts import ModelFacts
+
+
+class NodeBook:
+    """Values of every node, and every sum that was opened.
+
+    Args:
+        job, facts, tree: Public settings, the model's facts, who shares which part.
+    """
+
+    def __init__(self, job: Job, facts: ModelFacts, tree: Tree) -> None:
+        self.job, self.facts, self.tree = job, facts, tree
+        self.nodes = nodes_of(tree, facts.layout.parts)
+        self.values = {node.name: start(node, facts.initial) for node in self.nodes}
+        self.opened: list[OpenedSum] = []
+        self._by_group = {node.members: node for node in self.nodes}
+        self._told: dict[tuple[object, ...], Experts] = {}
+        self._digests: tuple[NodeDigest, ...] | None = None
+
+    @property
+    def cohort(self) -> frozenset[str]:
+        """Clients that belong to a node."""
+        return frozenset(name for node in self.nodes for name in node.members)
+
+    def apply(self, sums: Mapping[str, NodeSum], number: int) -> None:
+        """Move the nodes whose sums were opened in a round; the others keep their values."""
+        opened = [
+            OpenedSum(
+                number,
+                name,
+                len(found.members_summed),
+                found.quantiser.clip,
+                np.ascontiguousarray(found.ring, dtype="<i4").tobytes(),
+            )
+            for name, found in sorted(sums.items())
+        ]
+        for entry in opened:
+            grid = sums[entry.node].quantiser
+            node = sums[entry.node].node
+            mean = mean_of(entry, node, grid, self.job.masking.min_group)
+            values = self.values[entry.node]
+            if self.job.training.local_steps == 1 and number != MERGE:
+                values.follow_gradient(mean, self.job.training.learning_rate)
+            else:
+                values.add(mean)
+        self.remember(opened)
+
+    def remember(self, opened: Iterable[OpenedSum]) -> None:
+        """Add sums that are in the values already."""
+        self.opened.extend(opened)
+        self._told.clear()
+        self._digests = None
+
+    def restore(self, values: Mapping[str, NodeValues], opened: Sequence[OpenedSum]) -> None:
+        """Take over what an earlier start wrote down."""
+        self.values = dict(values)
+        self.opened = []
+        self.remember(opened)
+
+    def digests(self) -> tuple[NodeDigest, ...]:
+        """What the members of each node hold alike, by node."""
+        if self._digests is None:
+            self._digests = tuple(
+                node_digest(node, self.values[node.name], self._external(node.members[0]))
+                for node in self.nodes
+            )
+        return self._digests
+
+    def told(self, name: str, known: int) -> Experts:
+        """Return what a client needs to hold its experts of this moment.
+
+        Args:
+            name: The client.
+            known: Last round whose sums it holds, -1 if none.
+        """
+        own = tuple(node.name for node in self.nodes if name in node.members)
+        key = (known, tuple(self._groups(name)))
+        if key not in self._told:
+            sums = tuple(e for e in self.opened if e.round > known and e.node in own)
+            self._told[key] = Experts(sums, self.digests(), pack(self._external(name)))
+        return self._told[key]
+
+    def _groups(self, name: str) -> list[tuple[str, ...] | None]:
+        return [self.tree.group_of(name, part) for part in range(len(self.facts.layout.parts))]
+
+    def _external(self, name: str) -> Floats:
+        """The mean over the members of the other released clusters; initial without any."""
+        external = self.facts.initial.copy()
+        for part, (begin, end) in enumerate(self.facts.layout.parts):
+            others = self.tree.externals_of(name, part)
+            if others:
+                weighted = [
+                    len(group) * self._part(self._by_group[group], begin, end).astype(np.float64)
+                    for group in others
+                ]
+                external[begin:end] = np.sum(weighted, axis=0) / sum(map(len, others))
+        return external
+
+    def _part(self, node: Node, begin: int, end: int) -> Floats:
+        at = 0
+        for first, last in node.ranges:
+            if first <= begin and end <= last:
+                offset = at + begin - first
+                return self.values[node.name].values[offset : offset + end - begin]
+            at += last - first
+        raise AssertionError(f"{begin}:{end} is not of {node.name}")

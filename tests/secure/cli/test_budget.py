@@ -1,0 +1,22 @@
+"""`fedtree-secure budget`: what a plan costs. What `plan` solves for: `report/test_planning.py`."""
+
+from command_line import call
+
+NUMBERS = ("--epsilon", 8, "--delta", "1e-5", "--records", 1000, "--batch", 200, "--rounds", 10)
+
+
+def test_budget_prices_a_plan(capsys):
+    assert call("budget", *NUMBERS) == 0
+    shown = capsys.readouterr().out
+    assert "noise" in shown
+    assert "200" in shown
+
+
+def test_budget_refuses_a_delta_that_is_too_large(capsys):
+    assert call("budget", *("0.01" if given == "1e-5" else given for given in NUMBERS)) == 2
+    assert "delta" in capsys.readouterr().err
+
+
+def test_plan_counts_every_number_that_a_job_file_has_itself(job_file, capsys):
+    assert call("budget", "plan", "--job", job_file, "--local-steps", 2) == 2
+    assert "its own local-steps" in " ".join(capsys.readouterr().err.split())
