@@ -8,18 +8,34 @@ right one passed.
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from fedtree_audits.errors import MissingEvidence
+from fedtree_audits.errors import MissingEvidence, UnknownAudit
 from fedtree_audits.report.page import write
 from fedtree_audits.run_folder import RunFolder, open_run
 from fedtree_audits.statistics.verdict import Result, Verdict
 
 CORRECT = "correct build"
+NAMES = (
+    "accounted",
+    "adapter_release",
+    "artefacts",
+    "canary_client",
+    "canary_whitebox",
+    "components",
+    "disclosure",
+    "hostile_server",
+    "lattice",
+    "ledger",
+    "reconstruct",
+    "replay",
+    "secagg_transcript",
+)
 Variant = Callable[[int], Result]
 """Audits one build, broken or not, with randomness from a seed."""
 
@@ -49,12 +65,8 @@ class Audit:
             return self.on_run(open_run(path))
         except MissingEvidence as missing:
             said = str(missing)
-        except (
-            LookupError,
-            TypeError,
-            ValueError,
-            OSError,
-        ) as error:  # files of another shape: never a PASS
+        except (LookupError, TypeError, ValueError, OSError) as error:
+            # Files of another shape: never a PASS.
             said = f"{path} cannot be read as this audit expects: {type(error).__name__}: {error}"
         return Result(
             audit=self.name,
@@ -78,6 +90,36 @@ class Audit:
         return {CORRECT: self.correct(seed).verdict} | {
             name: variant(seed).verdict for name, variant in self.mutants.items()
         }
+
+
+def audit_named(name: str) -> Audit:
+    """Return an audit by its name.
+
+    Raises:
+        UnknownAudit: There is none of this name.
+    """
+    if name not in NAMES:
+        raise UnknownAudit(f"there is no audit {name!r}; there are {', '.join(NAMES)}")
+    found: Audit = importlib.import_module(f"fedtree_audits.checks.{name}").AUDIT
+    return found
+
+
+def audit(run: str | Path, name: str) -> Result:
+    """Audit a run, and write the report as the command does.
+
+    Args:
+        run: Its folder; the report goes to ``RUN/audits``.
+        name: Of the audit, one of `NAMES`.
+
+    Returns:
+        What was found; ``.verdict`` is equal to ``"PASS"``, ``"FAIL"`` or ``"INCONCLUSIVE"``.
+
+    Raises:
+        UnknownAudit: There is no audit of this name.
+    """
+    result = audit_named(name).audit(Path(run))
+    write(result, Path(run) / "audits")
+    return result
 
 
 def counts(verdicts: Mapping[str, Mapping[str, Verdict]]) -> dict[str, int]:

@@ -4,6 +4,7 @@
 
     AuditError
      ├── ScoresError      (also ValueError)  scores that allow no bound: nan, ties only, one class
+     ├── UnknownAudit     (also ValueError)  no audit has this name
      └── MissingEvidence                     the run lacks what the audit needs: INCONCLUSIVE
 """
 
@@ -20,3 +21,7 @@ class ScoresError(AuditError, ValueError):
 
 class MissingEvidence(AuditError):  # noqa: N818 - what is the case, not a fault of the caller
     """The run does not hold a file or record that this audit reads; named in the text."""
+
+
+class UnknownAudit(AuditError, ValueError):  # noqa: N818 - what is the case
+    """There is no audit of this name; those that there are stand in the text."""

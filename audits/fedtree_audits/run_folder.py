@@ -12,9 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from fedtree_audits.errors import MissingEvidence
-from fedtree_secure.agreed.noise_plan import NoisePlan
-from fedtree_secure.config import Job, build
-from fedtree_secure.errors import FedTreeError
+from fedtree_secure.testing import FedTreeError, Job, NoisePlan, build
 
 
 @dataclass(frozen=True)
@@ -53,7 +51,10 @@ class RunFolder:
     @property
     def roster(self) -> dict[str, str]:
         """Client id to its pinned public key, hexadecimal."""
-        return {name: str(key) for name, key in self.read("roster.json").items()}
+        try:
+            return {name: str(key) for name, key in self.read("roster.json")["clients"].items()}
+        except (KeyError, AttributeError):
+            raise MissingEvidence(f"{self.path / 'roster.json'} names no clients' keys") from None
 
     def noise_plan(self, client: str) -> NoisePlan:
         """The plan that the client wrote before it computed anything."""

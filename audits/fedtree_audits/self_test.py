@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import functools
-import importlib
 import json
 import multiprocessing
 import sys
@@ -18,29 +17,10 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from typing import Any
 
-from fedtree_audits.command import CORRECT, Audit, counts, say
+from fedtree_audits.command import CORRECT, NAMES, audit_named, counts, say
 from fedtree_audits.statistics.verdict import Verdict
 
-NAMES = (
-    "adapter_release",
-    "artefacts",
-    "canary_client",
-    "canary_whitebox",
-    "components",
-    "disclosure",
-    "lattice",
-    "ledger",
-    "reconstruct",
-    "replay",
-    "secagg_transcript",
-)
 SHOWN = {Verdict.FAIL: "caught", Verdict.PASS: "NOT caught", Verdict.INCONCLUSIVE: "inconclusive"}
-
-
-def audit_named(name: str) -> Audit:
-    """Return an audit by its name."""
-    found: Audit = importlib.import_module(f"fedtree_audits.checks.{name}").AUDIT
-    return found
 
 
 def run(names: Sequence[str], seeds: Sequence[int], workers: int = 1) -> dict[str, int]:

@@ -18,6 +18,16 @@ torch.set_num_threads(1)
 from tiny_models import WORDS, write_bert  # noqa: E402
 
 
+@pytest.fixture(scope="session", autouse=True)
+def stores(tmp_path_factory):
+    """Stores and heads of data sets; never in the user's own folder."""
+    place = tmp_path_factory.mktemp("stores")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FEDTREE_STATE", str(place / "state"))
+        patch.setenv("FEDTREE_HEADS", str(place / "heads"))
+        yield place
+
+
 @pytest.fixture(scope="session")
 def tiny_bert(tmp_path_factory):
     return write_bert(tmp_path_factory.mktemp("tiny-bert"), layers=2)
@@ -34,7 +44,7 @@ def rows(task, count, seed):
 
 
 @pytest.fixture(scope="session")
-def finished(tiny_bert, tmp_path_factory):
+def finished(tiny_bert, stores, tmp_path_factory):
     """Folder of an auditable run: two rounds, six clients of two tasks, fingerprint tree; treat it
     as read-only.
     """
@@ -42,7 +52,7 @@ def finished(tiny_bert, tmp_path_factory):
         backbone=str(tiny_bert),
         privacy=PrivacyBudget(epsilon=8, delta=1e-3),
         rounds=2,
-        lora=Lora(rank=2, alpha=4.0),
+        lora=Lora(r=2, alpha=4.0),
         training=Training(
             records=60, sample_rate=0.5, head_steps=8, head_sample_rate=0.5, max_length=16
         ),

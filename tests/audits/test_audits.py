@@ -4,19 +4,44 @@ lacks.
 
 import json
 import shutil
+import tomllib
 from fractions import Fraction
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from fedtree_audits import command, self_test
+from fedtree_audits import audit, command, self_test
 from fedtree_audits.checks import disclosure, ledger
+from fedtree_audits.command import NAMES, audit_named
+from fedtree_audits.errors import UnknownAudit
 from fedtree_audits.report import schema
-from fedtree_audits.self_test import NAMES, audit_named
 from fedtree_audits.statistics.verdict import Verdict
+
+PYPROJECT = Path(__file__).parents[2] / "pyproject.toml"
 
 # For each broken build the check that must notice it; another one noticing it as well is no harm.
 REASONS = {
+    "accounted": {
+        "mixing weight trained outside": "c3: between steps",
+        "head tuned at delivery": "c0: adapter",
+        "head tuned after its steps": "c0: between steps",
+        "one more tensor delivered": "c0: adapter",
+        "a step not charged": "c0: charges",
+        "upload changed after the engine": "opened sums",
+    },
+    "hostile_server": {
+        "guards on private rows": "sum: values of 10000",
+        "no reply after an error": "replies: a step that breaks down",
+        "padded to the longest record": "sum: values that break padding",
+        "reach unchecked": "replies: out of reach",
+        "digests unchecked": "experts: other ones for one member",
+        "digests outside of the plan": "experts: one member in another world",
+        "last values from the server": "experts: a back door at the end",
+        "tree without a quorum": "tree: two for two halves",
+        "tree without an own sketch": "tree: distances without a sketch",
+        "counter unchecked": "replies: a request twice",
+    },
     "artefacts": {
         "edited adapter": "adapters/c2/adapter_model.safetensors",
         "exchanged adapter, list made to fit": "signature of c5",
@@ -150,8 +175,8 @@ def test_the_smallest_support_is_the_smallest(seed):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_audits_of_a_real_run_pass_and_write_their_page(name, finished, tmp_path, capsys):
-    audit, expected = audit_named(name), EXPECTED.get(name, Verdict.PASS)
-    given = command.main(audit, ["--run", str(finished), "--out", str(tmp_path)])
+    chosen, expected = audit_named(name), EXPECTED.get(name, Verdict.PASS)
+    given = command.main(chosen, ["--run", str(finished), "--out", str(tmp_path)])
     assert given == expected.exit_code, capsys.readouterr().out
     data = json.loads((tmp_path / f"{name}.json").read_text())
     schema.check(data)
@@ -160,8 +185,28 @@ def test_audits_of_a_real_run_pass_and_write_their_page(name, finished, tmp_path
     assert data["hashes"]["job.json"]
     assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
     page = (tmp_path / f"{name}.md").read_text()
-    assert audit.question in page
+    assert chosen.question in page
     assert "anonymous" not in page.lower()
+
+
+def test_an_audit_is_one_call_and_leaves_its_report(copy):
+    result = audit(str(copy), "ledger")
+    assert result.verdict == "PASS"
+    assert json.loads((copy / "audits" / "ledger.json").read_text())["verdict"] == "PASS"
+    (copy / "ledgers" / "t0-c1.sqlite").unlink()
+    assert audit(copy, "ledger").verdict == "INCONCLUSIVE"
+
+
+def test_an_audit_that_there_is_not_is_named(tmp_path):
+    with pytest.raises(UnknownAudit, match="no audit 'ledgers'; there are accounted, "):
+        audit(tmp_path, "ledgers")
+
+
+def test_every_audit_is_an_entry_point():
+    """The editable install may lag behind; the project's own file may not."""
+    pyproject = tomllib.loads(PYPROJECT.read_text())
+    listed = pyproject["project"]["entry-points"]["fedtree_secure.audits"]
+    assert listed == {name: f"fedtree_audits.checks.{name}:AUDIT" for name in NAMES}
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -184,13 +229,12 @@ def test_a_real_run_without_a_ledger_is_inconclusive(copy):
 
 
 def test_a_ledger_of_another_client_in_its_place_fails(copy):
-    """Same plan, same events: only the data set's name tells them apart."""
+    """Mostly of the same events: only name and signature are sure to tell them apart."""
     shutil.copy(copy / "ledgers" / "t1-c1.sqlite", copy / "ledgers" / "t0-c1.sqlite")
     result = ledger.AUDIT.audit(copy)
-    assert [check.name for check in result.checks if not check.holds] == [
-        "t0-c1: data set",
-        "t0-c1: signed checkpoint",
-    ]
+    failed = {check.name for check in result.checks if not check.holds}
+    assert {"t0-c1: data set", "t0-c1: signed checkpoint"} <= failed
+    assert all(name.startswith("t0-c1: ") for name in failed)
 
 
 def test_an_edited_summary_fails(copy):

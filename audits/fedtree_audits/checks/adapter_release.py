@@ -40,7 +40,8 @@ from fedtree_audits.command import Audit, Variant, main
 from fedtree_audits.errors import MissingEvidence, ScoresError
 from fedtree_audits.rigs.broken import NoPrivacy
 from fedtree_audits.rigs.engines import Build
-from fedtree_audits.rigs.federated import PlantedEngine, ample
+from fedtree_audits.rigs.federated import planting
+from fedtree_audits.rigs.parties import ample
 from fedtree_audits.rigs.tiny import texts, write_model
 from fedtree_audits.rigs.weight_attack import (
     BATCH,
@@ -52,13 +53,22 @@ from fedtree_audits.run_folder import RunFolder
 from fedtree_audits.statistics import estimators as est
 from fedtree_audits.statistics.scores import Bools, Floats, Scores
 from fedtree_audits.statistics.verdict import POWER, Check, Power, Result
-from fedtree_dp import DPSGD, NoiseSource, PoissonGaussian, PrivacyBudget, calibrate, epsilon_of
-from fedtree_secure.client.adapter import save_adapter
-from fedtree_secure.client.data import Client, Table, prepare
-from fedtree_secure.client.state import fresh_belongings, seated
-from fedtree_secure.client.training import train_round
-from fedtree_secure.config import Job, Lora, Training
-from fedtree_secure.model.backbone import Backbone
+from fedtree_dp import NoiseSource, PoissonGaussian, PrivacyBudget, calibrate, epsilon_of
+from fedtree_secure.testing import (
+    Backbone,
+    Client,
+    Job,
+    LocalModel,
+    Lora,
+    Mechanism,
+    RoundTrainer,
+    Table,
+    Training,
+    initial_state,
+    loaded_into,
+    prepare,
+    save_adapter,
+)
 
 QUESTION = "What does the shipped adapter leak?"
 CANARIES, FEWEST = 800, 400
@@ -80,9 +90,11 @@ RATES = (0.01, 0.001)
 class Released:
     """Scores of one shipped adapter; the first ``len(included)`` canaries had a coin.
 
-    Attributes: weights, losses: by attack, shape (canaries + NEVER,). included: the coins, shape
-        (canaries,). expected: how far apart, in standard deviations, members and others must lie by
-        weights if the event holds.
+    Attributes:
+        weights, losses: by attack, shape (canaries + NEVER,).
+        included: the coins, shape (canaries,).
+        expected: how far apart, in standard deviations, members and others must lie by weights if
+            the event holds.
     """
 
     weights: Floats
@@ -125,7 +137,7 @@ def release(build: Build, event: PoissonGaussian, key: bytes, canaries: int) -> 
             ),
             privacy=ample(1e-6),
             task="causal-lm",
-            lora=Lora(rank=RANK, alpha=2.0 * RANK, targets=TARGETS),
+            lora=Lora(r=RANK, alpha=2.0 * RANK, targets=TARGETS),
             training=Training(
                 records=RECORDS, sample_rate=event.sample_rate, physical_batch_size=BATCH
             ),
@@ -139,25 +151,19 @@ def release(build: Build, event: PoissonGaussian, key: bytes, canaries: int) -> 
         table = prepare(
             Client("all", train=Dataset.from_dict({"text": planted})), job, backbone.tokenizer
         ).train
-        mine, alone = fresh_belongings(backbone, 0), [False] * backbone.experts.depth
+        mine, depth = initial_state(backbone, 0), backbone.experts.depth
+        alone = LocalModel(0, (False,) * depth, np.zeros(depth, dtype=bool))
         directions = clipped_gradients(backbone, mine, table)
-        train_round(
-            backbone,
-            job,
+        RoundTrainer(backbone, job, engine=planting(build, None)).train(
             data,
             mine,
-            shares=alone,
-            mixing=np.array(alone),
-            noise_multiplier=event.noise_multiplier,
-            records=RECORDS,
-            steps=event.steps,
+            alone,
+            Mechanism(event.noise_multiplier, RECORDS, event.steps),
+            build.source(key, 0),
             upload_gradient=False,
-            noise=build.source(key, 0),
-            tick=lambda: None,
-            engine=_engine(build),
         )
         shipped = Path(place) / "adapter"
-        with seated(backbone, mine, 0, np.array(alone)):
+        with loaded_into(backbone, mine, 0, alone.mixing):
             save_adapter(backbone, shipped, data.label_set)
         return Released(
             weight_scores(
@@ -215,13 +221,11 @@ def audit_build(
         assumptions=(
             (
                 "the code attacked here is the one installed where the run took place, with the "
-                "run's "
-                "rate and noise"
+                "run's rate and noise"
             ),
             (
                 "a small language model whatever the run's task is: canaries are records that it "
-                "can "
-                "hardly confuse"
+                "can hardly confuse"
             ),
             (
                 "final weights, noncentral t: scores of canaries are Gaussian, since the noise "
@@ -263,13 +267,6 @@ def audit_run(run: RunFolder) -> Result:
         canaries=canaries,
         hashes=run.hashes("job.json"),
     )
-
-
-def _engine(build: Build) -> Any:
-    def make(*given: Any, **settings: Any) -> DPSGD:
-        return PlantedEngine(*given, build=build, planted=None, **settings)
-
-    return make
 
 
 @torch.no_grad()

@@ -26,10 +26,17 @@ from fedtree_audits.errors import MissingEvidence
 from fedtree_audits.rigs import specimen
 from fedtree_audits.run_folder import RunFolder, open_run
 from fedtree_audits.statistics.verdict import Check, Result
-from fedtree_secure.agreed.transport import SERVER
-from fedtree_secure.client.canaries import COMMITMENTS, Canaries
-from fedtree_secure.errors import RunFolderError
-from fedtree_secure.report.manifest import NAME, describe, listed, read_manifest, signed_bytes
+from fedtree_secure.testing import (
+    COMMITMENTS,
+    NAME,
+    SERVER,
+    Canaries,
+    RunFolderError,
+    describe,
+    listed,
+    read_manifest,
+    signed_bytes,
+)
 
 QUESTION = "Is what lies in the run folder what the run delivered?"
 FIELDS = 6  # of a transcript line: number, sender, receiver, stage, bytes, SHA-256
@@ -63,8 +70,7 @@ def audit_run(run: RunFolder) -> Result:
         assumptions=(
             (
                 "roster.json holds the clients' own keys; compare it, or the manifest's hash "
-                "below, "
-                "with what was kept"
+                "below, with what was kept"
             ),
         ),
         checks=checks,
@@ -294,7 +300,9 @@ AUDIT = Audit(
             _edit_json("summary.json", lambda found: found["clients"].pop("c4"))
         ),
         "another roster": _specimen(
-            _edit_json("roster.json", lambda found: found.update(c0=found["c1"]))
+            _edit_json(
+                "roster.json", lambda found: found["clients"].update(c0=found["clients"]["c1"])
+            )
         ),
     },
 )

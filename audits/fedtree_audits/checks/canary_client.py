@@ -1,15 +1,17 @@
 """Audit `canary_client`: what another participant learns from what it is sent.
 
 A federation of the installed code runs on a small model (`federated`): two clusters that share a
-trunk. One participant keeps the experts it is sent in every round. Canaries are records of other
-clients whose gradient is a random Gaussian direction (Andrew et al. 2302.03098): in d dimensions
-such directions are nearly orthogonal to each other and to everything else, and the cosine of a
-direction with what was released is normal with variance 1/d unless the canary was in. One set of
-canaries stands in each of three views: the trunk, the onlooker's own cluster, the external expert.
+trunk. One participant keeps everything that it is told in every round. Canaries are records of
+other clients whose gradient is a random Gaussian direction (Andrew et al. 2302.03098): in d
+dimensions such directions are nearly orthogonal to each other and to everything else, and the
+cosine of a direction with what was released is normal with variance 1/d unless the canary was in.
+One set of canaries stands in each of three views: the trunk, the onlooker's own cluster, the
+external expert.
 
-What is sent are values that the server's Adam moved, not sums. Learning rate and decays are public,
-so the onlooker takes the momentum away from the moves; what is left is the round's sum up to a
-scale for each coordinate (`sums`).
+Of its own nodes, trunk and cluster, the onlooker is told the opened sums themselves. Of others it
+is sent the external expert: values that Adam moved. Learning rate and decays are public, so the
+onlooker takes the momentum away from the moves; what is left is the round's sum up to a scale for
+each coordinate (`sums_behind`).
 
 Two claims are tested. The client's own: epsilon at its noise multiplier, against everybody. And
 that of masking: no sum over fewer than `min_group` clients is opened, so that beside the onlooker's
@@ -25,10 +27,8 @@ import hashlib
 import math
 import os
 import sys
-import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -38,15 +38,15 @@ from fedtree_audits.command import Audit, Variant, main
 from fedtree_audits.errors import MissingEvidence
 from fedtree_audits.rigs.broken import BUILDS, any_group_opens
 from fedtree_audits.rigs.engines import Build
-from fedtree_audits.rigs.federated import Planted, Sent, ample, run_federation, two_clusters
+from fedtree_audits.rigs.federated import Attack, Held, Planted, run_federation, two_clusters
+from fedtree_audits.rigs.parties import ample, scratch
 from fedtree_audits.rigs.tiny import write_model
 from fedtree_audits.run_folder import RunFolder
 from fedtree_audits.statistics import estimators as est
 from fedtree_audits.statistics.scores import Bools, Floats
 from fedtree_audits.statistics.verdict import POWER, Check, Power, Result
 from fedtree_dp import NoiseSource, PoissonGaussian, epsilon_of
-from fedtree_secure.config import Job, Masking, Training
-from fedtree_secure.model.backbone import Backbone
+from fedtree_secure.testing import Backbone, Job, Masking, Training
 
 QUESTION = "What does another participant learn from what it is sent?"
 VIEWS = ("trunk", "own cluster", "external expert")
@@ -56,7 +56,7 @@ CONFIDENCE = 1 - 0.05 / (METHODS * len(VIEWS))
 GUESSED = 0.2  # share of canaries that are guessed about, fixed here
 LAYERS, TRUNK, WIDTH = 2, 1, 256
 RECORDS = 200
-BETA = 0.9  # of the server's Adam: torch's default
+BETA = 0.9  # of the Adam that moves nodes
 
 
 @dataclass(frozen=True)
@@ -78,11 +78,11 @@ class Setup:
 class View:
     """What one view showed.
 
-    Attributes: scores: cosine of direction and sum times the square root of the dimension, shape
-        (rounds - 1, canaries); the
-            first round is left out, because Adam's first move is a sign.
+    Attributes:
+        scores: of each round, larger for canaries that were in its sum, shape (rounds, canaries).
+            The first round of the external expert is left out: Adam's first move is a sign.
         included: the coins, shape (canaries,).
-        drawn: whether the client's batch held the canary, shape (rounds - 1, canaries).
+        drawn: whether the client's batch held the canary, shape of the scores.
     """
 
     scores: Floats
@@ -90,16 +90,16 @@ class View:
     drawn: Bools
 
 
-def sums(values: Floats, learning_rate: float) -> Floats:
-    """Return what the server's Adam was given, up to a scale for each coordinate, from the values
-    that it moved.
+def sums_behind(values: Floats, learning_rate: float) -> Floats:
+    """Return what Adam was given, up to a scale for each coordinate, from the values that it moved.
 
     Args:
         values: shape (rounds + 1, coordinates), the first row before the first round.
         learning_rate: of Adam (Kingma and Ba 2015, algorithm 1); the decays are torch's defaults.
 
-    Returns: Shape (rounds, coordinates), each coordinate with a root mean square of 1. A move is
-        the debiased momentum over the root of the debiased second moment. That root is taken as
+    Returns:
+        Shape (rounds, coordinates), each coordinate with a root mean square of 1. A move is the
+        debiased momentum over the root of the debiased second moment. That root is taken as
         constant over the rounds: it is an average over all of them, and iterating the exact
         equations gained nothing.
     """
@@ -125,9 +125,9 @@ def look(
     names = tuple(f"c{i:03}" for i in range(2 * min_group))
     first = len(names) - 1 if setup.alone else min_group
     tree = two_clusters(names, TRUNK, LAYERS, first, 1 if setup.alone else min_group)
-    with tempfile.TemporaryDirectory() as place:
+    with scratch() as place:
         job = Job(
-            backbone=str(write_model(Path(place) / "model", "llama", layers=LAYERS, hidden=WIDTH)),
+            backbone=str(write_model(place / "model", "llama", layers=LAYERS, hidden=WIDTH)),
             privacy=ample(1e-6),
             rounds=ROUNDS,
             task="causal-lm",
@@ -157,21 +157,34 @@ def look(
             for i, view in enumerate(VIEWS)
         }
         with setup.opening():
-            sent = run_federation(
+            held = run_federation(
                 job,
                 backbone,
                 tree,
-                Path(place) / "run",
+                place / "run",
                 key,
-                noise_multiplier=event.noise_multiplier,
-                planted=planted,
-                build=setup.build,
-                onlooker=names[0],
+                Attack(event.noise_multiplier, planted, setup.build, names[0]),
             )
     return {
-        view: _view(_received(sent, view)[:, places[view]], planted[hosts[view]], places[view], job)
+        view: _view(held, view, planted[hosts[view]], places[view], job.training.learning_rate)
         for view in VIEWS
     }
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What of the run itself goes into a report.
+
+    Attributes:
+        hashes: of the files the settings came from.
+        checks: made on the run's own files.
+    """
+
+    hashes: Mapping[str, str] = field(default_factory=dict)
+    checks: tuple[Check, ...] = ()
+
+
+NOTHING = Evidence()
 
 
 def audit_setup(
@@ -183,8 +196,7 @@ def audit_setup(
     *,
     canaries: int = CANARIES,
     control: bool = True,
-    hashes: Mapping[str, str] | None = None,
-    checks: tuple[Check, ...] = (),
+    evidence: Evidence = NOTHING,
 ) -> Result:
     """Audit one federation against an event.
 
@@ -196,8 +208,7 @@ def audit_setup(
         key: 32 bytes that all randomness comes from.
         canaries: coins tossed in each view.
         control: whether a federation without noise is attacked as well, which must be caught.
-        hashes: of the files the settings came from.
-        checks: found elsewhere, to be reported as well.
+        evidence: found elsewhere, to be reported as well.
     """
     masked = replace(event, noise_multiplier=event.noise_multiplier * math.sqrt(min_group - 1))
     claims = {"masked": epsilon_of([masked], delta), "own": epsilon_of([event], delta)}
@@ -215,12 +226,11 @@ def audit_setup(
         audit="canary_client",
         question=QUESTION,
         claim=f"epsilon {claims['masked']:.4g} at delta {delta:g} over {event.steps} steps for "
-        "another participant, "
-        f"who sees sums over {min_group} clients or more; {claims['own']:.4g} if it saw one client "
-        "alone",
+        f"another participant, who sees sums over {min_group} clients or more; {claims['own']:.4g} "
+        "if it saw one client alone",
         adversary=(
-            "a participant that keeps every expert it is sent and knows every canary and when it "
-            "was drawn"
+            "a participant that keeps every sum and expert that it is told, and knows every canary "
+            "and when it was drawn"
         ),
         assumptions=(
             (
@@ -234,14 +244,13 @@ def audit_setup(
             ),
             (
                 "the onlooker works alone: c colluders know c clients' noise, so min_group - c "
-                "would "
-                "take its place"
+                "would take its place"
             ),
         ),
-        checks=(*checks, *found),
+        checks=(*evidence.checks, *found),
         power=_power(seen, masked, delta, claims["masked"]),
         controls=controls,
-        hashes={"coins commitment": commitment} | dict(hashes or {}),
+        hashes={"coins commitment": commitment} | dict(evidence.hashes),
         figures=figures | {"claims": claims, "canaries": canaries, "rounds": ROUNDS},
     )
 
@@ -267,8 +276,7 @@ def audit_run(run: RunFolder) -> Result:
         least,
         os.urandom(32),
         canaries=_enough(event, least),
-        hashes=run.hashes("job.json", "summary.json"),
-        checks=(smallest,),
+        evidence=Evidence(run.hashes("job.json", "summary.json"), (smallest,)),
     )
 
 
@@ -303,14 +311,13 @@ def _plant(
     return Planted(directions, included, build.sampler(int(included.sum()), rate, source))
 
 
-def _received(sent: Sent, view: str) -> Floats:
-    return sent.external if view == "external expert" else sent.cluster
-
-
-def _view(values: Floats, planted: Planted, place: slice, job: Job) -> View:
-    given = sums(values, job.training.learning_rate)
+def _view(held: Held, view: str, planted: Planted, place: slice, learning_rate: float) -> View:
+    if view == VIEWS[2]:
+        given, first = sums_behind(held.external[:, place], learning_rate), 1
+    else:  # uploads are steps against the gradient
+        given, first = -held.sums[:, place], 0
     scores = given @ planted.directions[:, place].astype(np.float64).T
-    return View(scores[1:], planted.included, np.array(planted.drawn)[1:])
+    return View(scores[first:], planted.included, np.array(planted.drawn)[first:])
 
 
 def _attack(

@@ -42,16 +42,14 @@ from fedtree_audits.statistics.scores import Floats
 from fedtree_audits.statistics.verdict import POWER, Check, Power, Result, holm_by_level
 from fedtree_dp import PoissonGaussian, epsilon_of
 from fedtree_dp.account.accounting import PLANNING_DISCRETIZATION
-from fedtree_secure.config import Lora
+from fedtree_secure.testing import Lora
 
 QUESTION = "Does measured leakage exceed the claim?"
 CANARIES, STEPS = 1000, 60
 ERROR = 0.05  # of all four methods together
 CONFIDENCE = 1 - ERROR / 4
-GUESSED, FEWEST_GUESSES = (
-    0.02,
-    50,
-)  # share of canaries that are guessed about, fixed here for every run
+# Share of canaries that are guessed about, fixed here for every run.
+GUESSED, FEWEST_GUESSES = 0.02, 50
 NO_NOISE = 1e-4  # spread of float32 sums, in clipping norms
 LORA = Lora()
 
@@ -100,8 +98,7 @@ def audit_build(
             ),
             (
                 "canaries sit in the LoRA layers of a small transformer: what is clipped, summed "
-                "and "
-                "noised has its shape"
+                "and noised has its shape"
             ),
             "per step: equal noise in all steps, Poisson batches (tested by the components audit)",
         ),

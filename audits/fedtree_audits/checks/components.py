@@ -78,9 +78,8 @@ def audit_build(
         audit="components",
         question=QUESTION,
         claim=f"every step is Gaussian noise of {noise:.4g} clipping norms on a sum that one "
-        "record moves by at most "
-        f"one, over Poisson batches of rate {event.sample_rate:g}; {event.steps} steps: "
-        f"epsilon {claim:.3g} at {delta:g}",
+        f"record moves by at most one, over Poisson batches of rate {event.sample_rate:g}; "
+        f"{event.steps} steps: epsilon {claim:.3g} at {delta:g}",
         adversary="none: an auditor inside a client measures the mechanism itself",
         assumptions=(
             (

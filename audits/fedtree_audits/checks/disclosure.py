@@ -25,7 +25,7 @@ from fedtree_audits.errors import MissingEvidence
 from fedtree_audits.rigs import specimen
 from fedtree_audits.run_folder import RunFolder, open_run
 from fedtree_audits.statistics.verdict import Check, Result
-from fedtree_secure.agreed.round_plan import node_name
+from fedtree_secure.testing import node_name
 
 QUESTION = "Can released sums be combined to isolate a client?"
 Weights = dict[str, Fraction]
@@ -51,8 +51,9 @@ class Released:
 def rows_of(summary: dict[str, Any]) -> list[Released]:
     """Return everything linear that a run released, from its summary.
 
-    Raises: MissingEvidence: the summary lacks rounds or layers, or a round opened a node that no
-        layer explains.
+    Raises:
+        MissingEvidence: the summary lacks rounds or layers, or a round opened a node that no layer
+            explains.
     """
     if "rounds" not in summary or "layers" not in summary:
         raise MissingEvidence("summary.json has no rounds or no layers")
@@ -165,8 +166,7 @@ def audit_rows(
         audit="disclosure",
         question=QUESTION,
         claim=f"no combination of released sums depends on fewer than {min_group} clients, or on "
-        "fewer than "
-        f"{min_group - colluders} besides {colluders} colluding ones",
+        f"fewer than {min_group - colluders} besides {colluders} colluding ones",
         adversary=(
             "everybody together: all rounds' opened sums, cluster and external experts, and "
             "colluding clients"
@@ -178,8 +178,8 @@ def audit_rows(
             ),
             (
                 "uploads of different rounds are different unknowns; a client whose update hardly "
-                "changes between "
-                "rounds with different survivors is protected by its own DP noise alone"
+                "changes between rounds with different survivors is protected by its own DP noise "
+                "alone"
             ),
         ),
         checks=checks,

@@ -27,8 +27,7 @@ from fedtree_audits.statistics.scores import Floats
 from fedtree_audits.statistics.verdict import POWER, SIGNIFICANCE, Check, Power, Result
 from fedtree_dp import Gaussian, NoiseSource, discrete_gaussian, epsilon_of
 from fedtree_secagg import Quantiser
-from fedtree_secure.agreed.round_plan import grid_bits
-from fedtree_secure.client.training import largest_change
+from fedtree_secure.testing import grid_bits, largest_change
 
 QUESTION = "Do float bits leak?"
 VALUES, DRAWS, SIGMA = 20_000, 40_000, 3.7

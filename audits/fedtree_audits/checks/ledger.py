@@ -36,7 +36,7 @@ from fedtree_dp import (
     epsilon_of,
 )
 from fedtree_dp.account.accounting import merge
-from fedtree_secure.agreed.round_plan import MERGE, node_name
+from fedtree_secure.testing import MERGE, node_name
 
 QUESTION = "Does the claimed epsilon match what ran?"
 TOLERANCE = 1e-3
@@ -72,8 +72,7 @@ def audit_run(run: RunFolder) -> Result:
             "the job file, the noise plans and the rounds' survivors are what ran",
             (
                 "whoever edits ledger, journal and summary together is detected by the client's "
-                "signed checkpoint "
-                "alone, and not at all with the client's signing key"
+                "signed checkpoint alone, and not at all with the client's signing key"
             ),
         ),
         checks=checks,
@@ -104,7 +103,7 @@ def required(run: RunFolder, client: str) -> dict[str, Event]:
             f"round {n}": replace(steps, noise_multiplier=plan.rounds)
             for n in range(1, job.rounds + 1)
         }
-    left = set(journal.get("released", {})) | {f"round {n}" for n in rounds if n != MERGE}
+    left = set(journal.get("releases", {})) | {f"round {n}" for n in rounds if n != MERGE}
     left |= {"warm-up", "fingerprint"} if rounds else set()
     return {purpose: event for purpose, event in known.items() if purpose in left}
 

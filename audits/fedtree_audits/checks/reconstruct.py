@@ -35,7 +35,8 @@ from fedtree_audits.command import Audit, Variant, main
 from fedtree_audits.errors import MissingEvidence
 from fedtree_audits.rigs.broken import BUILDS
 from fedtree_audits.rigs.engines import Build
-from fedtree_audits.rigs.federated import PlantedEngine, ample
+from fedtree_audits.rigs.federated import planting
+from fedtree_audits.rigs.parties import ample
 from fedtree_audits.rigs.tiny import WORDS, write_model
 from fedtree_audits.rigs.token_presence import (
     candidates,
@@ -47,13 +48,20 @@ from fedtree_audits.rigs.token_presence import (
 from fedtree_audits.run_folder import RunFolder
 from fedtree_audits.statistics.scores import Floats
 from fedtree_audits.statistics.verdict import POWER, Check, Power, Result
-from fedtree_dp import DPSGD
 from fedtree_secagg import Quantiser
-from fedtree_secure.client.data import Client, prepare
-from fedtree_secure.client.state import fresh_belongings
-from fedtree_secure.client.training import largest_change, train_round
-from fedtree_secure.config import Job, Lora, Training
-from fedtree_secure.model.backbone import Backbone
+from fedtree_secure.testing import (
+    Backbone,
+    Client,
+    Job,
+    LocalModel,
+    Lora,
+    Mechanism,
+    RoundTrainer,
+    Training,
+    initial_state,
+    largest_change,
+    prepare,
+)
 
 QUESTION = "Can texts be recovered?"
 TRIALS, LENGTH, LARGE_RANK = 12, 6, 16
@@ -102,30 +110,19 @@ def updates(
         build: what its engine is put together from.
         key: 32 bytes for noise and rounding.
     """
-    job, shares = backbone.job, [True] * backbone.experts.depth
+    job, depth = backbone.job, backbone.experts.depth
     data = prepare(
         Client("client", train=Dataset.from_dict({"text": [text]})), job, backbone.tokenizer
     )
-    mine = fresh_belongings(backbone, 0)
+    mine = initial_state(backbone, 0)
     mine.own = mine.own + _moved(backbone)
-
-    def engine(*given: Any, **settings: Any) -> DPSGD:
-        return PlantedEngine(*given, build=build, planted=None, **settings)
-
-    change = train_round(
-        backbone,
-        job,
+    change = RoundTrainer(backbone, job, engine=planting(build, None)).train(
         data,
         mine,
-        shares=shares,
-        mixing=np.zeros(len(shares), dtype=bool),
-        noise_multiplier=noise_multiplier,
-        records=1,
-        steps=1,
+        LocalModel(0, (True,) * depth, np.zeros(depth, dtype=bool)),
+        Mechanism(noise_multiplier, records=1, steps=1),
+        build.source(key, 0),
         upload_gradient=True,
-        noise=build.source(key, 0),
-        tick=lambda: None,
-        engine=engine,
     )
     grid = Quantiser(
         clip=largest_change(job, max(noise_multiplier, 1.0), 1, merge=False), bits=24, saturate=True
@@ -151,7 +148,7 @@ def attack(
             backbone=str(write_model(Path(place) / "model", "llama", layers=1)),
             privacy=ample(1e-6),
             task="causal-lm",
-            lora=Lora(rank=shape.rank, alpha=2.0 * shape.rank, freeze_a=shape.freeze_a),
+            lora=Lora(r=shape.rank, alpha=2.0 * shape.rank, freeze_a=shape.freeze_a),
             training=Training(records=1, sample_rate=1.0),
         )
         backbone = Backbone(job, device="cpu")
@@ -264,7 +261,7 @@ def audit_run(run: RunFolder) -> Result:
         raise MissingEvidence(
             f"the noise plans in {run.path} have no rounds: the server was sent no update"
         )
-    own = Shape(job.lora.rank, job.lora.freeze_a)
+    own = Shape(job.lora.r, job.lora.freeze_a)
     shapes = dict.fromkeys(
         (Shape(LARGE_RANK, freeze_a=False), Shape(LARGE_RANK, freeze_a=True), own)
     )
@@ -303,8 +300,8 @@ def _frozen(figures: Mapping[str, Mapping[str, list[float]]]) -> str:
     ]
     return (
         "a frozen A is no protection by itself: the check on B's gradient finds words while a text "
-        "has fewer tokens "
-        f"than the rank (AUC of one plain update: {', '.join(found) or 'not measured'})"
+        "has fewer tokens than the rank (AUC of one plain update: "
+        f"{', '.join(found) or 'not measured'})"
     )
 
 

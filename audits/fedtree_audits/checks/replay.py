@@ -28,7 +28,7 @@ from fedtree_audits.statistics.scores import Floats
 from fedtree_audits.statistics.verdict import POWER, SIGNIFICANCE, Check, Power, Result
 from fedtree_dp import Gaussian, NoiseSource, epsilon_of
 from fedtree_dp.sgd.guards import Batch
-from fedtree_secure.client.training import fingerprint
+from fedtree_secure.testing import fingerprint
 
 QUESTION = "Does private data steer control flow, the normaliser or the tree?"
 SIZE, NEIGHBOURS, TREE_NOISE = 12, 6, 2.0
@@ -81,8 +81,7 @@ def audit_parts(parts: Parts, key: bytes, hashes: dict[str, str] | None = None) 
         assumptions=(
             (
                 "engine, sampler and fingerprint replayed here are the ones installed where the "
-                "run "
-                "took place"
+                "run took place"
             ),
         ),
         checks=checks,

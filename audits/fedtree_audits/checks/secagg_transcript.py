@@ -30,9 +30,8 @@ from fedtree_audits.statistics.scores import Floats
 from fedtree_audits.statistics.verdict import POWER, SIGNIFICANCE, Check, Power, Result
 from fedtree_secagg import Ring, SecAggError
 from fedtree_secagg.rounds import messages
-from fedtree_secure.agreed import messages as wire
-from fedtree_secure.agreed.transport import SERVER
-from fedtree_secure.errors import FedTreeError
+from fedtree_secure.testing import SERVER, FedTreeError
+from fedtree_secure.testing import messages as wire
 
 QUESTION = "Does the server see anything but uniform data?"
 ROUNDS = 6

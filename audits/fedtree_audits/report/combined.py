@@ -28,9 +28,12 @@ RAN = ("PASS", "FAIL")
 class AttackClass:
     """One class of attacks.
 
-    Attributes: attack: the opinion's term. audits: that stand for it; any of them, with a verdict
-        of PASS or FAIL, executes it. note: what they try, or why nothing does. out_of_scope:
-        whether it is none of this package's business; `audits` then look at something near it.
+    Attributes:
+        attack: the opinion's term.
+        audits: that stand for it; any of them, with a verdict of PASS or FAIL, executes it.
+        note: what they try, or why nothing does.
+        out_of_scope: whether it is none of this package's business; `audits` then look at something
+            near it.
     """
 
     attack: str
@@ -42,9 +45,9 @@ class AttackClass:
 ATTACK_CLASSES = (
     AttackClass(
         "membership inference",
-        ("adapter_release", "canary_client", "canary_whitebox"),
+        ("adapter_release", "canary_client", "canary_whitebox", "hostile_server"),
         "canaries with coins committed beforehand: server that sees every step, another "
-        "participant, released adapter",
+        "participant, released adapter; and replies to a server that lies",
     ),
     AttackClass(
         "attribute inference",
@@ -151,8 +154,7 @@ def markdown(data: Mapping[str, Any]) -> str:
     lines += [
         (
             "PASS: nothing contradicts the claim, and the audit would have seen what the column "
-            "power "
-            "says."
+            "power says."
         ),
         "FAIL: something contradicts it.",
         "INCONCLUSIVE: evidence is missing, or the audit could not have seen enough.",

@@ -59,8 +59,7 @@ def power_in_words(power: Power) -> str:
     article = "an" if power.quantity[0] in "aeiou" else "a"
     return (
         f"{article} {power.quantity} of {power.detected:.3g} would have been noticed with 90% "
-        "probability, against a "
-        f"claim of {power.claim:.3g}"
+        f"probability, against a claim of {power.claim:.3g}"
     )
 
 

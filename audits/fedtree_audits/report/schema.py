@@ -101,8 +101,9 @@ PUBLISHED: dict[str, type[msgspec.Struct]] = {"result-1": Result, "combined-1": 
 def check(data: Any, kind: type[msgspec.Struct] = Result) -> None:
     """Check plain values against a type.
 
-    Raises: msgspec.ValidationError: something is missing, unknown or of another type; the text says
-        where.
+    Raises:
+        msgspec.ValidationError: something is missing, unknown or of another type; the text says
+            where.
     """
     msgspec.convert(data, kind, strict=True)
 

@@ -11,6 +11,7 @@ import contextlib
 import hashlib
 import math
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -20,10 +21,8 @@ from torch import Tensor
 from fedtree_audits.rigs.engines import Build
 from fedtree_dp import NoiseSource, PoissonSampler, PrivateOptimizer
 from fedtree_dp.sgd.optimizer import Clipped
-from fedtree_secagg import Plan
-from fedtree_secure.agreed import round_plan as agreement
-from fedtree_secure.agreed.tree import Tree
-from fedtree_secure.client import participant
+from fedtree_secagg import Node, Plan, Quantiser
+from fedtree_secure.testing import Tree, inside, mean_of
 
 
 class NoNoise(PrivateOptimizer):
@@ -63,11 +62,16 @@ class Unclipped(PrivateOptimizer):
 
     max_grad_norm: float
 
-    def accumulate(self, per_sample: Sequence[Tensor], valid: Tensor | None = None) -> Clipped:
+    def accumulate(
+        self,
+        per_sample: Sequence[Tensor],
+        valid: Tensor | None = None,
+        present: Tensor | None = None,
+    ) -> Clipped:
         """Raise the bound around the real method."""
         bound = float(self.max_grad_norm)
         self.max_grad_norm = 1e9
-        found = super().accumulate(per_sample, valid)
+        found = super().accumulate(per_sample, valid, present)
         self.max_grad_norm = bound
         return found
 
@@ -80,9 +84,14 @@ class PerLayer(PrivateOptimizer):
     """Clips each parameter to the norm that should hold for all of them together."""
 
     @torch.no_grad()
-    def accumulate(self, per_sample: Sequence[Tensor], valid: Tensor | None = None) -> Clipped:
+    def accumulate(
+        self,
+        per_sample: Sequence[Tensor],
+        valid: Tensor | None = None,
+        present: Tensor | None = None,
+    ) -> Clipped:
         """Clip one parameter after the other."""
-        del valid
+        del valid, present
         for p, rows in zip(self.params, per_sample, strict=True):
             norms = rows.reshape(len(rows), math.prod(rows.shape[1:])).norm(dim=1)
             total = torch.einsum("i,i...->...", (self.max_grad_norm / norms).clamp(max=1.0), rows)
@@ -94,9 +103,14 @@ class NaNPasses(PrivateOptimizer):
     """Opacus' own rule: a NaN is scaled by NaN and added."""
 
     @torch.no_grad()
-    def accumulate(self, per_sample: Sequence[Tensor], valid: Tensor | None = None) -> Clipped:
+    def accumulate(
+        self,
+        per_sample: Sequence[Tensor],
+        valid: Tensor | None = None,
+        present: Tensor | None = None,
+    ) -> Clipped:
         """Clip without looking for what is not finite."""
-        del valid
+        del valid, present
         norms = torch.stack(
             [g.reshape(len(g), math.prod(g.shape[1:])).norm(dim=1) for g in per_sample]
         ).norm(dim=0)
@@ -109,10 +123,16 @@ class NaNPasses(PrivateOptimizer):
 class PrivateDivisor(PrivateOptimizer):
     """Divides by the number of records in the batch."""
 
-    def accumulate(self, per_sample: Sequence[Tensor], valid: Tensor | None = None) -> Clipped:
+    def accumulate(
+        self,
+        per_sample: Sequence[Tensor],
+        valid: Tensor | None = None,
+        present: Tensor | None = None,
+    ) -> Clipped:
         """Remember the size of the batch."""
-        self.expected_batch_size = float(len(per_sample[0]))
-        return super().accumulate(per_sample, valid)
+        rows = len(per_sample[0])
+        self.expected_batch_size = float(rows if present is None else int(present.sum()))
+        return super().accumulate(per_sample, valid, present)
 
 
 class Repeating(NoiseSource):
@@ -200,25 +220,46 @@ class AnyGroup(Plan):
         """Check nothing."""
 
 
-class AnyCluster(Tree):
-    """Releases clusters of any size."""
+def any_cluster(
+    members: tuple[str, ...], labels: tuple[tuple[int, ...], ...], min_group: int
+) -> Tree:
+    """Return a tree that releases clusters of any size."""
+    del min_group
+    return Tree(members, labels, 1)
 
-    def released(self, part: int) -> tuple[tuple[str, ...], ...]:
-        """Return all clusters."""
-        return self.clusters(part)
+
+def _any_mean(opened: Any, node: Node, quantiser: Quantiser, least: int) -> Any:
+    """Take a sum over any number of survivors."""
+    del least
+    return mean_of(opened, node, quantiser, 1)
+
+
+@contextlib.contextmanager
+def replaced(*changes: tuple[Any, str, Any]) -> Iterator[None]:
+    """Put broken parts in the place of shipped ones, and the shipped ones back.
+
+    Args:
+        changes: module or class, name in it, and what stands there meanwhile.
+    """
+    shipped = [(place, name, getattr(place, name)) for place, name, _ in changes]
+    for place, name, broken in changes:
+        setattr(place, name, broken)
+    try:
+        yield
+    finally:
+        for place, name, original in shipped:
+            setattr(place, name, original)
 
 
 @contextlib.contextmanager
 def any_group_opens() -> Iterator[None]:
-    """Take the smallest group out of the plan that both sides agree on and out of the participants'
-    tree.
+    """Take the smallest group out of the plan that both sides agree on, out of the participants'
+    tree, and out of what both take for a sum.
     """
-    swapped = ((agreement, "Plan", AnyGroup), (participant, "Tree", AnyCluster))
-    shipped = [getattr(module, name) for module, name, _ in swapped]
-    for module, name, broken in swapped:
-        setattr(module, name, broken)
-    try:
+    with replaced(
+        (inside.round_plan, "Plan", AnyGroup),
+        (inside.party, "tree_of", any_cluster),
+        (inside.received, "mean_of", _any_mean),
+        (inside.experts, "mean_of", _any_mean),
+    ):
         yield
-    finally:
-        for (module, name, _), original in zip(swapped, shipped, strict=True):
-            setattr(module, name, original)

@@ -109,6 +109,7 @@ def releases(
         expected_batch_size=divisor,
         noise=build.source(key, client),
     ) as engine:
+        engine.rehearse(records(2, seed=2**20))
         engine.optimizer.__class__ = build.optimizer
         for batch in batches:
             engine.step(batch)

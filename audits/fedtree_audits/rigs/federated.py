@@ -10,9 +10,7 @@ a trunk and two clusters exist whatever the texts are.
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,21 +20,26 @@ import numpy.typing as npt
 import torch
 
 from fedtree_audits.rigs.engines import Build
+from fedtree_audits.rigs.parties import Casting, Parties, open_parties
 from fedtree_audits.rigs.tiny import text_rows
 from fedtree_audits.statistics.scores import Bools, Floats
-from fedtree_dp import DPSGD, Ledger, NoiseSource, PoissonSampler, PrivacyBudget
+from fedtree_dp import DPSGD, PoissonSampler
 from fedtree_dp.sgd.engine import StepReport
 from fedtree_dp.sgd.guards import Batch
-from fedtree_secagg import Identity, Roster
-from fedtree_secure.agreed import messages as wire
-from fedtree_secure.agreed.noise_plan import NoisePlan
-from fedtree_secure.agreed.transport import InProcess, Transcript
-from fedtree_secure.agreed.tree import Tree
-from fedtree_secure.client.data import Client, prepare
-from fedtree_secure.client.participant import Participant
-from fedtree_secure.config import Job
-from fedtree_secure.model.backbone import Backbone
-from fedtree_secure.server.coordinator import Coordinator
+from fedtree_secure.testing import (
+    Backbone,
+    Coordinator,
+    InProcess,
+    Job,
+    NoisePlan,
+    Participant,
+    Transcript,
+    Tree,
+    Workings,
+    messages,
+    nodes_of,
+    open_request,
+)
 
 SIZE = 3.0  # norm of a canary's gradient, in clipping norms
 ROWS = 6  # texts of a client beside its canaries
@@ -46,9 +49,12 @@ ROWS = 6  # texts of a client beside its canaries
 class Planted:
     """Canaries of one client.
 
-    Attributes: directions: shape (canaries, values of an update), each of norm 1. included: the
-        coins, shape (canaries,). sampler: draws from the included ones. drawn: whether a step's
-        batch held the canary; one row of shape (canaries,) for each step so far.
+    Attributes:
+        directions: shape (canaries, values of an update), each of norm 1.
+        included: the coins, shape (canaries,).
+        sampler: draws from the included ones.
+        drawn: whether a step's batch held the canary; one row of shape (canaries,) for each step so
+            far.
     """
 
     directions: npt.NDArray[np.float32]
@@ -99,30 +105,60 @@ class PlantedEngine(DPSGD):
 
 
 @dataclass(frozen=True)
-class Sent:
-    """What the onlooker was sent.
+class Held:
+    """What the onlooker holds in the end: what it was sent, and what it computed from that.
 
-    Attributes: cluster, external: its experts at the start of every round and at the end, shape
-        (rounds + 1, values).
+    Attributes:
+        own, external: its experts at the start of every round and at the end, shape
+            (rounds + 1, values).
+        sums: the opened sums of its nodes at their places, in the units of an upload, shape
+            (rounds, values); nan where it was told none.
     """
 
-    cluster: Floats
+    own: Floats
     external: Floats
+    sums: Floats
 
 
 class _Onlooker:
-    """Carries messages and keeps the experts in those for one client."""
+    """Carries messages, and keeps what one client holds after each that brings experts."""
 
-    def __init__(self, inner: InProcess, name: str) -> None:
-        self._inner, self._name = inner, name
-        self.seen: list[tuple[bytes, bytes]] = []
+    def __init__(self, inner: InProcess, parties: Parties, name: str) -> None:
+        self._inner, self._parties, self._name = inner, parties, name
+        self.states: list[tuple[Floats, Floats]] = []
+        self.opened: dict[tuple[int, str], messages.OpenedSum] = {}
 
     def exchange(self, stage: str, requests: Mapping[str, bytes]) -> dict[str, bytes]:
+        replies = self._inner.exchange(stage, requests)
         if self._name in requests:
-            message = wire.decode_request(requests[self._name])
-            if isinstance(message, wire.Begin | wire.Finish):
-                self.seen.append((message.cluster, message.external))
-        return self._inner.exchange(stage, requests)
+            self._keep(requests[self._name])
+        return replies
+
+    def _keep(self, request: bytes) -> None:
+        terms = self._parties.terms
+        message = open_request(request, terms.server_key, terms.run, self._name).message
+        if isinstance(message, messages.Begin | messages.Deliver):
+            state = self._parties.participants[self._name].party.store.state
+            self.states.append((state.own.astype(np.float64), state.external.astype(np.float64)))
+        if isinstance(message, messages.Begin | messages.Finish):
+            self.opened |= {(entry.round, entry.node): entry for entry in message.experts.opened}
+
+
+@dataclass(frozen=True)
+class Attack:
+    """What is measured in a federation.
+
+    Attributes:
+        noise_multiplier: of every client's steps.
+        planted: canaries by client.
+        build: what the engine and its randomness are put together from.
+        onlooker: who looks on.
+    """
+
+    noise_multiplier: float
+    planted: Mapping[str, Planted]
+    build: Build
+    onlooker: str
 
 
 def run_federation(
@@ -131,66 +167,63 @@ def run_federation(
     tree: Tree,
     folder: Path,
     key: bytes,
-    *,
-    noise_multiplier: float,
-    planted: Mapping[str, Planted],
-    build: Build,
-    onlooker: str,
-) -> Sent:
-    """Run every round of the job and return what one client was sent.
+    attack: Attack,
+) -> Held:
+    """Run every round of the job and return what one client holds.
 
     Args:
         job, backbone: settings (one local step a round) and the model; they must fit each other.
         tree: who shares which layer; its members are the clients.
         folder: empty; states and ledgers are written there.
         key: 32 bytes that all randomness comes from.
-        noise_multiplier: of every client's steps.
-        planted: canaries by client.
-        build: what the engine and its randomness are put together from.
-        onlooker: whose messages are kept.
+        attack: what is planted, and who looks on.
 
     Raises:
         RuntimeError: a client failed, or a round opened nothing: then nothing was measured.
     """
-    fresh = _keys(key)
-    folder.mkdir(parents=True, exist_ok=True)
-    identities = {name: Identity.generate(next(fresh)) for name in tree.members}
-    roster = Roster({name: identity.public_bytes for name, identity in identities.items()})
+    casting = Casting(
+        rows={name: text_rows(ROWS, number) for number, name in enumerate(tree.members)},
+        noise=NoisePlan(rounds=attack.noise_multiplier),
+        key=key,
+        workings=lambda name, randomness: Workings(
+            randomness=randomness, engine=planting(attack.build, attack.planted.get(name))
+        ),
+    )
     with contextlib.ExitStack() as stack:
-        participants = {}
-        for number, name in enumerate(tree.members):
-            client = Client(name, train=text_rows(ROWS, number))
-            ledger = Ledger.open(folder / f"{name}.sqlite", dataset=name, budget=job.privacy)
-            participants[name] = Participant(
-                client,
-                prepare(client, job, backbone.tokenizer),
-                job,
-                roster,
-                identities[name],
-                backbone,
-                stack.enter_context(ledger),
-                NoisePlan(rounds=noise_multiplier),
-                folder / name,
-                job_id="audit",
-                randomness=_randomness(next(fresh)),
-                engine=_engine(build, planted.get(name)),
-            )
-            participants[name]._journal.tree = [list(row) for row in tree.labels]
+        parties = open_parties(stack, job, backbone, folder, casting)
+        parties.give_tree(tree)
         transcript = Transcript(folder / "transcript.txt")
         stack.callback(transcript.close)
-        embedded = InProcess({name: p.handle for name, p in participants.items()}, transcript)
-        carrier = _Onlooker(embedded, onlooker)
-        coordinator = Coordinator(job, roster, backbone, carrier, folder / "server")
-        coordinator._adopt(tree)
+        handlers = {name: p.handle for name, p in parties.participants.items()}
+        embedded = InProcess(handlers, transcript)
+        carrier = _Onlooker(embedded, parties, attack.onlooker)
+        coordinator = Coordinator(
+            parties.terms, parties.server, backbone.facts(), carrier, folder / "server"
+        )
+        coordinator.adopt(tree)
         coordinator.run()
-    closed = [record for record in coordinator.records if record.error or record.closed]
-    if embedded.failures or closed:
-        raise RuntimeError(f"the audited federation failed: {embedded.failures[:1] or closed[:1]}")
-    width = backbone.layout().length
-    unpacked = [
-        [wire.unpack(part, width).astype(np.float64) for part in pair] for pair in carrier.seen
-    ]
-    return Sent(np.stack([pair[0] for pair in unpacked]), np.stack([pair[1] for pair in unpacked]))
+        closed = [record for record in coordinator.records if record.error or record.closed]
+        if embedded.failures or closed:
+            failed = embedded.failures[:1] or closed[:1]
+            raise RuntimeError(f"the audited federation failed: {failed}")
+        own, external = (np.stack(column) for column in zip(*carrier.states, strict=True))
+        return Held(
+            own, external, _sums(parties.participants[attack.onlooker], carrier.opened, job)
+        )
+
+
+def _sums(
+    participant: Participant, opened: Mapping[tuple[int, str], messages.OpenedSum], job: Job
+) -> Floats:
+    """Decode opened sums as the client does, each at its place in an update."""
+    party = participant.party
+    by_name = {node.name: node for node in nodes_of(party.tree(), party.facts.layout.parts)}
+    found = np.full((job.rounds, party.facts.layout.length), np.nan)
+    for (number, name), entry in opened.items():
+        total = np.frombuffer(entry.total, dtype="<i4").astype(np.int64)
+        decoded = party.quantiser(entry.clip, merge=False).decode(total)
+        by_name[name].scatter(decoded, found[number - 1])
+    return found
 
 
 def two_clusters(
@@ -204,26 +237,10 @@ def two_clusters(
     return Tree(tuple(members), labels, min_group)
 
 
-def ample(delta: float) -> PrivacyBudget:
-    """Return a budget that no audit of no texts exhausts; the claim is computed from what is
-    charged.
-    """
-    return PrivacyBudget(epsilon=1e4, delta=delta)
+def planting(build: Build, planted: Planted | None) -> Callable[..., DPSGD]:
+    """Return what makes a client's engine: the shipped one, put together from a build's pieces."""
 
-
-def _engine(build: Build, planted: Planted | None) -> Callable[..., DPSGD]:
     def make(*given: Any, **settings: Any) -> DPSGD:
         return PlantedEngine(*given, build=build, planted=planted, **settings)
 
     return make
-
-
-def _randomness(key: bytes) -> Callable[[int], bytes]:
-    return NoiseSource(key).bytes
-
-
-def _keys(key: bytes) -> Iterator[bytes]:
-    return (
-        hashlib.sha256(b"federated" + key + number.to_bytes(8, "big")).digest()
-        for number in itertools.count()
-    )

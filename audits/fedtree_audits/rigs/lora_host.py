@@ -25,8 +25,7 @@ from fedtree_audits.rigs.engines import Build, Probe
 from fedtree_audits.statistics.scores import Bools, Floats
 from fedtree_dp import DPSGD, PoissonGaussian
 from fedtree_dp.sgd.guards import Batch
-from fedtree_secure.config import Lora
-from fedtree_secure.model.experts import CLUSTER, Experts
+from fedtree_secure.testing import CLUSTER, Experts, Lora
 
 SIZE = 3.0  # norm of a canary's gradient, in clipping norms
 LAYERS, HEADS = 2, 4
@@ -46,7 +45,7 @@ class Host:
         from transformers import BertConfig, BertModel
 
         # at least twice the rank, so that A x = e_j has a solution that is far from ill-conditioned
-        hidden = HEADS * math.ceil(max(canaries / (MODULES * lora.rank), 2 * lora.rank) / HEADS)
+        hidden = HEADS * math.ceil(max(canaries / (MODULES * lora.r), 2 * lora.r) / HEADS)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             self.model = BertModel(
@@ -60,7 +59,7 @@ class Host:
                 ),
                 add_pooling_layer=False,
             )
-        placed = Lora(rank=lora.rank, alpha=lora.alpha, freeze_a=lora.freeze_a)
+        placed = Lora(r=lora.r, alpha=lora.alpha, freeze_a=lora.freeze_a)
         experts = Experts(self.model, placed, "bert", seed=0)
         self.layers = [module for modules in experts.by_layer for module in modules]
         self.parameters = [
@@ -68,7 +67,7 @@ class Host:
         ]
         for p in self.parameters:
             p.requires_grad_(True)
-        self._rank, self._scale = lora.rank, lora.alpha / lora.rank
+        self._rank, self._scale = lora.r, lora.alpha / lora.r
         # Columns x_j with A x_j = e_j, one (hidden, rank) matrix for each layer
         self._inputs = [
             torch.linalg.pinv(layer.lora_A[CLUSTER].weight.detach()).T.contiguous()
@@ -160,6 +159,7 @@ def train(build: Build, event: PoissonGaussian, key: bytes, canaries: int, lora:
         noise=source,
         physical_batch_size=512,
     ) as engine:
+        engine.rehearse(place.records(np.arange(2)))
         engine.optimizer.__class__ = build.optimizer
         for step in range(event.steps):
             batch = members[sampler.draw()]

@@ -22,11 +22,19 @@ from safetensors.numpy import save_file
 from fedtree_dp import Event, Gaussian, Ledger, PoissonGaussian, PrivacyBudget
 from fedtree_dp.account.accounting import merge
 from fedtree_secagg import Identity
-from fedtree_secure.agreed.noise_plan import NoisePlan, plan_noise
-from fedtree_secure.agreed.round_plan import node_name
-from fedtree_secure.agreed.transport import SERVER, Transcript
-from fedtree_secure.config import Job, Masking, Topology, Training
-from fedtree_secure.report.manifest import write_manifest
+from fedtree_secure.testing import (
+    SERVER,
+    Job,
+    Masking,
+    NoisePlan,
+    Record,
+    Topology,
+    Training,
+    Transcript,
+    node_name,
+    plan_noise,
+    write_manifest,
+)
 
 CLIENTS = tuple(f"c{i}" for i in range(6))
 Charge = tuple[Event, str]
@@ -84,12 +92,16 @@ def build_run(
 ) -> Path:
     """Write a run folder of six clients.
 
-    Args: folder: new or empty. change: what the first client's program does to the charges it
-        should make. groups: released groups of the one layer. records: the rounds' records; by
-        default every group is opened with all members in every round. claimed: epsilon in the
-        summary, where it shall not be the ledger's. ledgers: whether ledgers and what clients write
-        are made at all; else only what the server knows. journal_fits: whether the first client's
-        journal says what was charged, not what was done.
+    Args:
+        folder: new or empty.
+        change: what the first client's program does to the charges it should make.
+        groups: released groups of the one layer.
+        records: the rounds' records; by default every group is opened with all members in every
+            round.
+        claimed: epsilon in the summary, where it shall not be the ledger's.
+        ledgers: whether ledgers and what clients write are made at all; else only what the server
+            knows.
+        journal_fits: whether the first client's journal says what was charged, not what was done.
     """
     job = specimen_job()
     plan = _plan() if ledgers else NoisePlan()
@@ -110,13 +122,14 @@ def build_run(
         reports[name] = _charged(folder / "ledgers" / f"{name}.sqlite", name, job, made, claimed)
         _write(folder / "clients" / name / "noise.json", dataclasses.asdict(plan))
         released = {purpose: 1 for _, purpose in (made if journal_fits else honest)}
-        journal = {"round": job.rounds, "finished": ["head", "all"], "released": released}
-        _write(folder / "clients" / name / "journal.json", journal)
+        record = Record(round=job.rounds, finished=["head", "all"], releases=released)
+        _write(folder / "clients" / name / "journal.json", record.public())
     described = {name: {"dataset": name, "records": None} for name in CLIENTS}
     _write(
-        folder / "job.json", {"format": 1, "run": RUN, "job": job.to_dict(), "clients": described}
+        folder / "job.json", {"format": 2, "run": RUN, "job": job.to_dict(), "clients": described}
     )
-    _write(folder / "roster.json", {name: identity(name).public_bytes.hex() for name in CLIENTS})
+    keys = {name: identity(name).public_bytes.hex() for name in CLIENTS}
+    _write(folder / "roster.json", {"clients": keys, "server": identity(SERVER).public_bytes.hex()})
     layers = [
         {"layer": 0, "clusters": [list(g) for g in groups], "released": [list(g) for g in groups]}
     ]

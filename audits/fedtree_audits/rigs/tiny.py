@@ -31,10 +31,14 @@ def write_model(
 ) -> Path:
     """Write a transformer and its word-level tokenizer to a folder, as `transformers` saves them.
 
-    Args: folder: made if it is not there. kind: ``bert`` for classification, ``llama`` for language
-        modelling. layers, hidden: depth and width; four attention heads. seed: of the weights;
-        public, and the global generator is left as it was. more: words of the vocabulary beside
-        `WORDS`, which no text has unless an audit puts them there.
+    Args:
+        folder: made if it is not there.
+        kind: ``bert`` for classification, ``llama`` for language modelling and for classification
+            by the last token.
+        layers, hidden: depth and width; four attention heads.
+        seed: of the weights; public, and the global generator is left as it was.
+        more: words of the vocabulary beside `WORDS`, which no text has unless an audit puts them
+            there.
     """
     from transformers import BertTokenizerFast
     from transformers.utils import logging

@@ -18,8 +18,7 @@ from scipy.stats import t as student
 
 from fedtree_audits.statistics import estimators as est
 from fedtree_audits.statistics.scores import Floats
-from fedtree_secure.model.backbone import Backbone
-from fedtree_secure.model.experts import CLUSTER
+from fedtree_secure.testing import CLUSTER, Backbone
 
 _NEGLIGIBLE = 1e-4  # singular values below this share of the largest are rounding of float32 sums
 
@@ -29,7 +28,7 @@ def candidates(backbone: Backbone, words: Sequence[int]) -> list[Floats]:
     of that layer.
 
     Args:
-        backbone: a Llama whose first layer is adapted; nothing needs to be seated.
+        backbone: a Llama whose first layer is adapted; nothing needs to be loaded into it.
         words: token ids.
 
     Returns:

@@ -18,30 +18,34 @@ import torch
 from fedtree_audits.statistics.scores import Floats
 from fedtree_dp import PoissonGaussian
 from fedtree_dp.sgd.fused import FusedCapture
-from fedtree_secure.client.data import Table
-from fedtree_secure.client.state import Belongings, seated
-from fedtree_secure.client.training import trainables
-from fedtree_secure.model.backbone import Backbone
+from fedtree_secure.testing import (
+    Backbone,
+    ClientState,
+    LocalModel,
+    Table,
+    loaded_into,
+    trainables,
+)
 
 BATCH = 256
 BETA = 0.9  # of Adam: torch's default
 
 
-def clipped_gradients(backbone: Backbone, mine: Belongings, table: Table) -> dict[str, Floats]:
+def clipped_gradients(backbone: Backbone, mine: ClientState, table: Table) -> dict[str, Floats]:
     """Return each text's gradient at the client's weights over its joint norm, or over the clipping
     norm if larger.
 
     Args:
-        backbone, mine: the model and what is seated there; a language model, all layers at home.
+        backbone, mine: the model and what is loaded into it; a language model, all layers at home.
         table: texts.
 
     Returns:
         By the name that the factor has in the adapter's file, shape (texts, values).
     """
-    nothing = np.zeros(backbone.experts.depth, dtype=bool)
-    with seated(backbone, mine, 0, nothing):
-        for p in trainables(backbone, backbone.job, nothing.tolist(), nothing).all():
-            p.requires_grad_(True)
+    depth = backbone.experts.depth
+    alone = LocalModel(0, (False,) * depth, np.zeros(depth, dtype=bool))
+    with loaded_into(backbone, mine, 0, alone.mixing):
+        trainables(backbone, backbone.job, alone)
         named = [(name, p) for name, p in backbone.model.named_parameters() if p.requires_grad]
         capture, found = FusedCapture(backbone.model, named), []
         for start in range(0, len(table), BATCH):
@@ -67,9 +71,10 @@ def weight_scores(
 ) -> Floats:
     """Return each canary's share of an adapter's move, shape (canaries,).
 
-    Args: shipped: tensors of the adapter's file. B starts at zero and A is frozen, so that B is the
-        move; its first
-            `rank` columns are the client's own expert where two are folded into one.
+    Args:
+        shipped: tensors of the adapter's file. B starts at zero and A is frozen, so that B is the
+            move; its first `rank` columns are the client's own expert where two are folded into
+            one.
         directions: from `clipped_gradients`.
         event: what was accounted for.
         rank, learning_rate: of the job.

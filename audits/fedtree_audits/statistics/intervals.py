@@ -88,8 +88,9 @@ def mu_lower_bound(given: Scores, *, confidence: float = 0.95) -> float:
     """Return a lower limit of the shift between members and others in standard deviations, by the
     noncentral t.
 
-    Raises: ScoresError: confidence out of range, fewer than two canaries of a kind, or no spread
-        within the kinds.
+    Raises:
+        ScoresError: confidence out of range, fewer than two canaries of a kind, or no spread within
+            the kinds.
     """
     if not 0 < confidence < 1:
         raise ScoresError(f"confidence is {confidence!r}; allowed: above 0 and below 1")
@@ -120,10 +121,10 @@ def per_step_epsilon(
 ) -> float:
     """Return a lower bound of epsilon of a whole run from pooled per-step scores.
 
-    Args: given: one score for each (canary, step): the noisy sum's projection on the canary's
-        clipped gradient;
-            `included` says whether the sampler drew the canary in that step. The shift is 1 / noise
-            multiplier.
+    Args:
+        given: one score for each (canary, step): the noisy sum's projection on the canary's clipped
+            gradient; `included` says whether the sampler drew the canary in that step. The shift is
+            1 / noise multiplier.
         event: public rate and number of steps; its noise multiplier is not used.
         delta: of the claim.
 

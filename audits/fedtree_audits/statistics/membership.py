@@ -26,8 +26,9 @@ class Curve:
     """A receiver operating characteristic; one point for each distinct score, from (0, 0) to (1,
     1).
 
-    Attributes: false_positive, true_positive: shares of non-members and of members at or above a
-        threshold, shape (points,).
+    Attributes:
+        false_positive, true_positive: shares of non-members and of members at or above a threshold,
+            shape (points,).
     """
 
     false_positive: Floats
@@ -107,8 +108,9 @@ def tpr_at_fpr(given: Scores, rate: float, *, confidence: float = 0.95) -> Rate:
     The threshold is chosen on non-members alone, so that the interval of the members' share
     (Clopper and Pearson 1934) holds for it. Of equal scores all are accused or none.
 
-    Raises: ScoresError: rate or confidence out of range, or so few non-members that the rate means
-        "none at all".
+    Raises:
+        ScoresError: rate or confidence out of range, or so few non-members that the rate means
+            "none at all".
     """
     _quantile(confidence)
     if not 0 < rate < 1:
@@ -117,8 +119,7 @@ def tpr_at_fpr(given: Scores, rate: float, *, confidence: float = 0.95) -> Rate:
     if len(others) * rate < 1 - 1e-9:
         raise ScoresError(
             f"{len(others)} non-members are too few for a false positive rate of {rate:g}; at "
-            "least "
-            f"{math.ceil(1 / rate)} are needed"
+            f"least {math.ceil(1 / rate)} are needed"
         )
     allowed = math.floor(len(others) * rate + 1e-9)
     cut = others[

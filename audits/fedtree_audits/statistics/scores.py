@@ -46,9 +46,9 @@ class Scores:
 def scores(values: npt.ArrayLike, included: npt.ArrayLike) -> Scores:
     """Check scores and coins.
 
-    Raises: ScoresError: shapes differ, a value is not finite, all values are equal, fewer than 20
-        canaries, or canaries of
-            one kind only.
+    Raises:
+        ScoresError: shapes differ, a value is not finite, all values are equal, fewer than 20
+            canaries, or canaries of one kind only.
     """
     given, coins = np.asarray(values, dtype=np.float64), np.asarray(included)
     if given.ndim != 1 or coins.shape != given.shape:
@@ -97,8 +97,7 @@ class Guesses:
         if not 0 <= self.correct <= self.made <= self.canaries or self.made < 1:
             raise ScoresError(
                 f"{self.correct} correct of {self.made} guesses on {self.canaries} canaries; "
-                "needed: 0 <= correct <= "
-                "made <= canaries and at least one guess"
+                "needed: 0 <= correct <= made <= canaries and at least one guess"
             )
 
 

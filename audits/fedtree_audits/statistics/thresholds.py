@@ -79,8 +79,10 @@ def dkw_margin(count: int, level: float) -> float:
     """Return how far an empirical distribution of `count` values may lie on one side of the true
     one.
 
-    Args: count: independent values, at least 1. level: probability of lying further away anywhere,
-        above 0 and at most 1/2 (Massart 1990, theorem 1).
+    Args:
+        count: independent values, at least 1.
+        level: probability of lying further away anywhere, above 0 and at most 1/2 (Massart 1990,
+            theorem 1).
 
     Raises:
         ScoresError: out of range.

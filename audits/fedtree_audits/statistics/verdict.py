@@ -21,8 +21,8 @@ POWER = 0.9
 WORST_POWER_RATIO = 2.0
 
 
-class Verdict(enum.Enum):
-    """The three answers."""
+class Verdict(enum.StrEnum):
+    """The three answers; each is equal to its name as text."""
 
     PASS = "PASS"  # noqa: S105 - a verdict, not a password
     FAIL = "FAIL"
@@ -60,10 +60,13 @@ class Check:
 class Power:
     """How much an audit could have seen.
 
-    Attributes: claim: epsilon that is claimed. detected: smallest true epsilon that the audit would
-        have noticed with 90% probability. how: how this was found. quantity: what claim and
-        detected are, where not the epsilon of a whole run. limit: largest `detected` that is
-        enough; twice the claim if None. Needed where the claim is 0.
+    Attributes:
+        claim: epsilon that is claimed.
+        detected: smallest true epsilon that the audit would have noticed with 90% probability.
+        how: how this was found.
+        quantity: what claim and detected are, where not the epsilon of a whole run.
+        limit: largest `detected` that is enough; twice the claim if None. Needed where the claim is
+            0.
     """
 
     claim: float

@@ -11,6 +11,7 @@ from fedtree_audits.checks import artefacts, ledger
 from fedtree_audits.rigs import specimen
 from fedtree_audits.run_folder import open_run
 from fedtree_audits.statistics.verdict import Verdict
+from fedtree_secure.testing import Canaries, write_manifest
 
 
 @pytest.fixture
@@ -99,9 +100,6 @@ def test_a_message_is_named_by_its_line(delivered):
 
 
 def test_canaries_that_were_not_committed_to_are_named(delivered):
-    from fedtree_secure.client.canaries import Canaries
-    from fedtree_secure.report.manifest import write_manifest
-
     found = Canaries(("a", "b"), (0, 1), (True, False), "00" * 32)
     found.save(delivered / "clients" / "c0" / "canaries.json")
     (delivered / "commitments.json").write_text(json.dumps({"c0": found.commitment, "c1": "gone"}))
@@ -137,7 +135,7 @@ def test_a_client_that_did_not_sign_is_named(delivered):
 def test_a_checkpoint_of_a_client_without_a_key_fails(tmp_path):
     folder = specimen.build_run(tmp_path / "run")
     roster = json.loads((folder / "roster.json").read_text())
-    del roster["c0"]
+    del roster["clients"]["c0"]
     (folder / "roster.json").write_text(json.dumps(roster))
     checks = ledger.audit_run(open_run(folder)).checks
     assert [check.name for check in checks if not check.holds] == ["c0: signed checkpoint"]

@@ -13,8 +13,7 @@ from fedtree_audits.rigs.broken import AnyGroup, any_group_opens
 from fedtree_audits.rigs.federated import two_clusters
 from fedtree_audits.run_folder import open_run
 from fedtree_audits.statistics.verdict import Verdict
-from fedtree_secure.agreed import round_plan as agreement
-from fedtree_secure.client import participant
+from fedtree_secure.testing import inside
 
 
 def moved_by_adam(gradients, learning_rate):
@@ -30,7 +29,7 @@ def moved_by_adam(gradients, learning_rate):
 
 def test_adams_momentum_is_taken_away():
     given = np.random.default_rng(0).normal(size=(10, 4000)) * np.geomspace(1e-3, 10, 4000)
-    found = canary_client.sums(moved_by_adam(given, 4e-3), 4e-3)
+    found = canary_client.sums_behind(moved_by_adam(given, 4e-3), 4e-3)
     for late in range(2, 10):
         assert np.corrcoef(found[late] / 1, given[late] / np.geomspace(1e-3, 10, 4000))[0, 1] > 0.9
         assert abs(np.corrcoef(found[late], found[late - 1])[0, 1]) < 0.1
@@ -46,20 +45,20 @@ def test_the_plain_moves_would_mix_rounds():
 
 
 def test_values_that_never_move_are_no_division_by_zero():
-    assert np.array_equal(canary_client.sums(np.ones((5, 3)), 1e-3), np.zeros((4, 3)))
+    assert np.array_equal(canary_client.sums_behind(np.ones((5, 3)), 1e-3), np.zeros((4, 3)))
 
 
 def test_the_guard_is_back_after_a_broken_build():
-    shipped = agreement.Plan, participant.Tree
+    shipped = inside.round_plan.Plan, inside.party.tree_of
 
     def broken():
         with any_group_opens():
-            assert agreement.Plan is AnyGroup
+            assert inside.round_plan.Plan is AnyGroup
             raise KeyError
 
     with pytest.raises(KeyError):
         broken()
-    assert (agreement.Plan, participant.Tree) == shipped
+    assert (inside.round_plan.Plan, inside.party.tree_of) == shipped
 
 
 def test_two_clusters_share_a_trunk():

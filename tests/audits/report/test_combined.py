@@ -5,9 +5,9 @@ import json
 import msgspec
 import pytest
 
+from fedtree_audits.command import NAMES
 from fedtree_audits.report import combined, schema
 from fedtree_audits.report.page import write
-from fedtree_audits.self_test import NAMES
 from fedtree_audits.statistics.verdict import Check, Power, Result
 
 GOOD = Check("c", holds=True, detail="fine", p_value=0.5)
