@@ -32,7 +32,7 @@ check: $(STAMP)
 	$(BIN)/lint-imports
 
 mutants: $(STAMP)
-	$(BIN)/python tests/secagg/mutants.py
+	$(BIN)/python tests/mutants.py
 
 audit-self-test: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m fedtree_audits.self_test --seeds 20 --workers 2

@@ -1,11 +1,10 @@
 """What a private step costs: against the non-private peft step, and against Opacus' hooks and ghost
 clipping.
 
-    python benchmarks/dp_step.py              # under 5 minutes on two cores python
-    benchmarks/dp_step.py --quick      # a few repeats, no Llama: only to see that it runs python
-    benchmarks/dp_step.py --same-loss  # the Llama's peers with our loss as well: two minutes more
-    python benchmarks/dp_step.py --clock cpu  # one thread, processor time: for a machine that
-    others use too
+    python benchmarks/dp_step.py              # under 5 minutes on two cores
+    python benchmarks/dp_step.py --quick      # a few repeats, no Llama: only to see that it runs
+    python benchmarks/dp_step.py --same-loss  # the Llama's peers with our loss: two minutes more
+    python benchmarks/dp_step.py --clock cpu  # one thread, processor time: others use it too
 
 All variants of a size run alternately in one process, in an order that changes with every round, on
 the same weights and batch, dropout off everywhere; a ratio is the median over the rounds of this
@@ -14,14 +13,16 @@ the Llama's non-private step takes Hugging Face's own, and Opacus the one that i
 writes out; with --same-loss they run with ours, too, under keys of their own. Memory is the peak of
 a process that does nothing else. The last line is one JSON object:
 
-    ratio_small, ratio_minilm, ratio_llama   private over non-private step: MiniLM 8 x 32, 64 x 64;
-    a 135M Llama 8 x 128 vs_hooks, vs_ghost                       our step over Opacus' (below 1 is
-    faster); the largest over the sizes noise_ratio                              75,000 Gaussians
-    from the noise source over `torch.normal` memory_ratio                             peak resident
-    memory of MiniLM 64 x 64, private over non-private (Linux) calibration_seconds, calibration_gap
-    noise for epsilon 3 (q .01, 3,000 steps), and how far below 3 it ends open_ms
-    making and closing a trainer on MiniLM round_overhead                           a whole private
-    round over a plain one, minus 1 (round_overhead.py)
+    ratio_small, ratio_minilm, ratio_llama
+                     private over non-private step: MiniLM 8 x 32, 64 x 64; a 135M Llama 8 x 128
+    vs_hooks, vs_ghost
+                     our step over Opacus' (below 1 is faster); the largest over the sizes
+    noise_ratio      75,000 Gaussians from the noise source over `torch.normal`
+    memory_ratio     peak resident memory of MiniLM 64 x 64, private over non-private (Linux)
+    calibration_seconds, calibration_gap
+                     noise for epsilon 3 (q .01, 3,000 steps), and how far below 3 it ends
+    open_ms          making and closing a trainer on MiniLM
+    round_overhead   a whole private round over a plain one, minus 1 (round_overhead.py)
 """
 
 from __future__ import annotations
@@ -55,6 +56,7 @@ from fedtree_dp import DPSGD, NoiseSource, PrivacyBudget, per_sequence_loss
 from fedtree_dp.account.accounting import epsilon_of
 from fedtree_dp.account.calibration import calibrate
 from fedtree_dp.account.events import PoissonGaussian
+from fedtree_dp.sgd.shapes import Buckets, plan_slots, slots_for
 
 Batch = dict[str, Tensor]
 Clock = Callable[[], float]
@@ -171,18 +173,35 @@ def plain(model: nn.Module, loss: Callable, data: Batch) -> Callable[[], None]:
 def ours(
     model: nn.Module, loss: Callable, data: Batch, engine: str = "fused"
 ) -> Callable[[], None]:
+    records = len(data["labels"])
     trainer = DPSGD(
         model,
         adam(model),
         loss,
         noise_multiplier=SIGMA,
         max_grad_norm=CLIP,
-        expected_batch_size=len(data["labels"]),
-        physical_batch_size=len(data["labels"]),
+        expected_batch_size=records,
+        physical_batch_size=records + 1,
         noise=NoiseSource.from_os(),
         engine=engine,
     )
-    return lambda: void(trainer.step(data))
+    trainer.rehearse({name: value[:2] for name, value in data.items()})
+    parts = fixed_shapes(data)
+    return lambda: void(trainer.step(parts))
+
+
+def fixed_shapes(data: Batch) -> list[Batch]:
+    """Seat records as the product does: physical batches of a fixed shape with dummies."""
+    records, width = data["input_ids"].shape
+    slots, source = slots_for(records, records + 1), NoiseSource.from_os()
+    parts = []
+    for plan in plan_slots([width] * records, range(records), Buckets((width,)), slots, source):
+        rows, present = torch.tensor(plan.rows).clamp(min=0), torch.from_numpy(plan.present)
+        part = {name: value[rows] for name, value in data.items()}
+        part["attention_mask"] = part["attention_mask"].clone()
+        part["attention_mask"][~present, 1:] = 0
+        parts.append({**part, "present": present})
+    return parts
 
 
 def void(_: object) -> None:

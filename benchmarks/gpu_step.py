@@ -1,18 +1,18 @@
 """What a private step costs on a GPU: a Llama of 1.2 billion parameters in bf16, LoRA rank 16, 16
 texts of 512 tokens.
 
-    python benchmarks/gpu_step.py          # needs a CUDA device with about 40 GB python
-    benchmarks/gpu_step.py --quick  # a tiny Llama on whatever device there is: only to see that it
-    runs
+    python benchmarks/gpu_step.py          # needs a CUDA device with about 40 GB
+    python benchmarks/gpu_step.py --quick  # a tiny Llama on any device: only to see that it runs
 
 The frozen weights are random and in bf16, the adapters in float32 as peft makes them. Variants as
 in dp_step.py, alternated, each step timed until the device is done; memory is the allocator's peak
 over two steps of one variant. Without a GPU it says so and measures nothing. The last line is one
 JSON object:
 
-    device                     the card's name ratio, memory_ratio        our step over the
-    non-private one with Hugging Face's loss: time, peak memory vs_hooks, vs_hooks_memory  our step
-    over Opacus' hooks, with the loss of its documentation
+    device                     the card's name
+    ratio, memory_ratio        our step over the non-private one with Hugging Face's loss: time,
+                               peak memory
+    vs_hooks, vs_hooks_memory  our step over Opacus' hooks, with the loss of its documentation
 """
 
 from __future__ import annotations

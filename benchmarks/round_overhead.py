@@ -1,9 +1,9 @@
 """What a whole private round costs over plain federated LoRA: DP-SGD, sketch, masking and ledger
 together.
 
-    python benchmarks/round_overhead.py              # about 2 minutes on two cores python
-    benchmarks/round_overhead.py --quick      # only to see that it runs python
-    benchmarks/round_overhead.py --clock cpu  # processor time: for a machine that others use too
+    python benchmarks/round_overhead.py              # about 2 minutes on two cores
+    python benchmarks/round_overhead.py --quick      # only to see that it runs
+    python benchmarks/round_overhead.py --clock cpu  # processor time: others use the machine too
 
 The private side is `Federation.run` itself: its coordinator, participants, messages, masking,
 ledgers and state on the disk. The plain side is FedSGD on the same model object, the same rows, the
@@ -14,6 +14,8 @@ happens once in a job: its time, without the pass over the rows that the head's 
 well, is shared out over the rounds of a default job. The last line is one JSON object:
 
     round_overhead         median ratio minus 1, the sketch's share included (target: at most .10)
+    round_shapes           of it: a plain round whose rows are seated in physical batches of the
+                           product's fixed shape, over a plain one, minus 1
     round_private, round_plain, sketch_seconds   medians in seconds
 """
 
@@ -38,14 +40,19 @@ import numpy as np
 import torch
 from datasets import Dataset
 
-from fedtree_dp import PrivacyBudget
+from fedtree_dp import NoiseSource, PrivacyBudget
+from fedtree_dp.sgd.shapes import Buckets, plan_slots, slots_for
 from fedtree_secure import Client, Federation, Topology, Training
-from fedtree_secure.client.data import ClientData
-from fedtree_secure.client.state import fresh_belongings
-from fedtree_secure.embedded.progress import Silent
-from fedtree_secure.federation import Shared
-from fedtree_secure.model.backbone import Backbone
-from fedtree_secure.model.experts import CLUSTER
+from fedtree_secure.testing import (
+    CLUSTER,
+    Backbone,
+    ClientData,
+    Job,
+    Shared,
+    Silent,
+    data_sets_in,
+    prepare,
+)
 
 Clock = Callable[[], float]
 CLASSES = 8
@@ -83,7 +90,7 @@ class PlainRounds:
         data: Rows of every client.
     """
 
-    def __init__(self, job: Federation, backbone: Backbone, data: Mapping[str, ClientData]) -> None:
+    def __init__(self, job: Job, backbone: Backbone, data: Mapping[str, ClientData]) -> None:
         self.job, self.backbone, self.data = job, backbone, data
         self.expert = torch.nn.Parameter(torch.from_numpy(backbone.initial_expert.copy()))
         self.server = torch.optim.Adam([self.expert], lr=job.training.learning_rate)
@@ -93,17 +100,34 @@ class PlainRounds:
             for name, head in self.heads.items()
         }
 
-    def run(self) -> None:
+    def run(self, *, seated: bool = False) -> None:
         """One round: every client's gradient on all of its rows, then the server's step on their
         mean.
+
+        Args:
+            seated: Whether rows sit in physical batches of fixed shape, as the product's do.
         """
-        gradients = [self._gradient(name) for name in self.data]
+        gradients = [self._gradient(name, self._batches(name, seated)) for name in self.data]
         self.expert.grad = torch.stack(gradients).mean(0)
         self.server.step()
 
-    def _gradient(self, name: str) -> torch.Tensor:
+    def _batches(self, name: str, seated: bool) -> list[tuple[tuple[int, ...], int | None]]:
+        """Rows of each physical batch, and the width that they are padded to."""
+        lengths = [len(row) for row in self.data[name].train.tokens]
+        limit = self.job.training.physical_batch_size
+        if not seated:
+            order = np.argsort(lengths, kind="stable").tolist()
+            starts = range(0, len(order), limit)
+            return [(tuple(order[start : start + limit]), None) for start in starts]
+        buckets, slots = Buckets.up_to(self.job.training.max_length), slots_for(len(lengths), limit)
+        plans = plan_slots(lengths, range(len(lengths)), buckets, slots, NoiseSource.from_os())
+        return [(plan.rows, plan.width) for plan in plans]
+
+    def _gradient(
+        self, name: str, batches: list[tuple[tuple[int, ...], int | None]]
+    ) -> torch.Tensor:
         backbone, table = self.backbone, self.data[name].train
-        experts, limit = backbone.experts, self.job.training.physical_batch_size
+        experts = backbone.experts
         backbone.model.requires_grad_(False)
         experts.write(CLUSTER, self.expert.detach().numpy())
         experts.set_mixing(np.zeros(experts.depth, dtype=bool))
@@ -111,10 +135,11 @@ class PlainRounds:
         factors = [p for layer in range(experts.depth) for p in experts.factors(CLUSTER, layer)]
         for p in (*factors, *self.heads[name].parameters()):
             p.requires_grad_(True)
-        order = np.argsort([len(row) for row in table.tokens], kind="stable")
-        for start in range(0, len(order), limit):
-            batch = table.batch(order[start : start + limit], backbone.pad, backbone.device)
-            (backbone.loss(backbone.model, batch).sum() / len(order)).backward()
+        for rows, width in batches:
+            batch = table.batch(rows, backbone.pad, backbone.device, width=width)
+            present = torch.tensor([row >= 0 for row in rows])
+            losses = backbone.loss(backbone.model, batch)
+            (losses.masked_fill(~present, 0.0).sum() / len(table)).backward()
         self.adams[name].step()
         self.adams[name].zero_grad()
         gradient = torch.cat([p.grad.reshape(-1) for p in factors])
@@ -174,25 +199,18 @@ def overhead(clients: int, rows: int, rounds: int, clock: Clock) -> dict[str, fl
         training=Training(records=rows, sample_rate=1.0, max_length=32, head_steps=4),
         topology=Topology(),
     )
-    shared = Shared(backbone=Backbone(job))
-    assert shared.backbone is not None
-    people = make_clients(shared.backbone, clients, rows)
-    initial = fresh_belongings(shared.backbone, CLASSES)
-    shared.backbone.set_head(shared.backbone.new_head(CLASSES))
-    assert initial.head
+    shared = Shared()
+    backbone = shared.backbone(job.job)
+    people = make_clients(backbone, clients, rows)
+    data = {client.id: prepare(client, job.job, backbone.tokenizer) for client in people}
     watches: list[Stopwatch] = []
     with tempfile.TemporaryDirectory() as folder:
         # What both sides need once (features, warm kernels, priced plans) is there before the clock
         # runs.
-        warm = Federation(**{**vars(job), "rounds": 1})
-        warm.run(
-            people,
-            Path(folder) / "warm",
-            simulate=False,
-            ledgers=Path(folder) / "warm-ledgers",
-            shared=shared,
-        )
-        plain = PlainRounds(job, shared.backbone, shared.data)
+        warm = Path(folder) / "warm"
+        with data_sets_in(warm):
+            job.replace(rounds=1).run(people, warm / "run", shared=shared)
+        plain = PlainRounds(job.job, backbone, data)
         plain.run()
         observer = Alternating(plain.run, clock)
         observer.run_plain()
@@ -201,14 +219,15 @@ def overhead(clients: int, rows: int, rounds: int, clock: Clock) -> dict[str, fl
             watches.append(Stopwatch(inner, observer))
             return watches[-1]
 
-        job.run(
-            people,
-            Path(folder) / "timed",
-            ledgers=Path(folder) / "ledgers",
-            shared=shared,
-            observer=observer,
-            wrap_transport=watch,
-        )
+        with data_sets_in(Path(folder)):
+            job.run(
+                people,
+                Path(folder) / "timed",
+                shared=shared,
+                observer=observer,
+                wrap_transport=watch,
+            )
+        shapes = shapes_ratio(plain, rounds, clock)
     sketch = watches[0].sketch
     ratios = [
         (private + sketch / DEFAULT_ROUNDS) / statistics.mean(around)
@@ -218,10 +237,23 @@ def overhead(clients: int, rows: int, rounds: int, clock: Clock) -> dict[str, fl
     ]
     return {
         "round_overhead": statistics.median(ratios) - 1,
+        "round_shapes": shapes - 1,
         "round_private": statistics.median(observer.private_seconds),
         "round_plain": statistics.median(observer.plain_seconds),
         "sketch_seconds": sketch,
     }
+
+
+def shapes_ratio(plain: PlainRounds, rounds: int, clock: Clock) -> float:
+    """Median over rounds of a seated plain round's time over the plain one's before it."""
+    ratios = []
+    for _ in range(rounds):
+        start = clock()
+        plain.run()
+        between = clock()
+        plain.run(seated=True)
+        ratios.append((clock() - between) / (between - start))
+    return statistics.median(ratios)
 
 
 def measure(clock: Clock, *, quick: bool) -> dict[str, float]:

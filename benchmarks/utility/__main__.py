@@ -1,12 +1,11 @@
 """Accuracy at a given epsilon, beside the frozen backbone with a linear head at the same epsilon.
 
-    python benchmarks/utility                                          # the whole table of
-    docs/utility.md python benchmarks/utility --tasks wordnet-8 --epsilons 8 --seeds 0 # some cells
-    python benchmarks/utility --table-only                             # write the table from
-    finished cells python benchmarks/utility --variants                               # which
-    factors train: the second table
+    python benchmarks/utility               # the whole table of docs/utility.md
+    python benchmarks/utility --tasks wordnet-8 --epsilons 8 --seeds 0  # some cells
+    python benchmarks/utility --table-only  # write the table from finished cells
+    python benchmarks/utility --variants    # which factors train: the second table
 
-One client trains as `fedtree-secure run` trains it under `topology.source = "alone"`: the head by
+One client trains as `fedtree-secure run` trains it under `topology.source = "none"`: the head by
 DP-SGD on cached features, then head and LoRA together by DP-SGD, with the noise of `plan_noise` for
 the whole budget. Only the lower, adapter-free layers are cached (see cached.py) and the arithmetic
 is bfloat16. Each finished cell is one line of the results file; a cell that is there is not trained
@@ -22,7 +21,6 @@ The columns, accuracy on test rows that trained nothing:
 from __future__ import annotations
 
 import argparse
-import contextlib
 import dataclasses
 import hashlib
 import json
@@ -46,14 +44,24 @@ from torch import Tensor
 from variants import DEFAULT, EPSILONS, SEEDS, VARIANTS, one_factor
 from variants import TASKS as TASKS_OF_VARIANTS
 
-from fedtree_dp import Event, NoiseSource, PoissonGaussian, PrivacyBudget, epsilon_of
-from fedtree_secure.agreed.noise_plan import NoisePlan, plan_noise
-from fedtree_secure.client.data import Client, ClientData, prepare
-from fedtree_secure.client.state import fresh_belongings, seated
-from fedtree_secure.client.training import train_head, train_round
-from fedtree_secure.config import Job, Lora, Topology, Training
-from fedtree_secure.demo.data import minilm_folder
-from fedtree_secure.model.backbone import Backbone
+from fedtree_dp import DPSGD, Event, NoiseSource, PoissonGaussian, PrivacyBudget, epsilon_of
+from fedtree_secure import Client, Lora, Topology, Training
+from fedtree_secure.testing import (
+    Backbone,
+    ClientData,
+    ClientState,
+    Job,
+    LocalModel,
+    Mechanism,
+    NoisePlan,
+    RoundTrainer,
+    initial_state,
+    loaded_into,
+    minilm_folder,
+    plan_noise,
+    prepare,
+    train_head,
+)
 
 DELTA = 1e-5
 PROBE_C = 10.0  # the better of .1, 1 and 10 on the tuning seeds
@@ -71,7 +79,7 @@ def settings(train: int, seed: int, epsilon: Epsilon, variant: str = DEFAULT) ->
         seed=seed,
         lora=Lora(last_layers=2),
         training=Training(records=train, max_length=24),
-        topology=Topology(source="alone"),
+        topology=Topology(source="none"),
     )
     return VARIANTS[variant].apply(job)
 
@@ -102,7 +110,7 @@ class Setting:
         self.outputs = len(labels)
         self.flat = np.zeros(self.backbone.experts.depth, dtype=bool)
         upper = UpperPart(self.backbone)
-        with autocast(), seated(self.backbone, self.fresh(), self.outputs, self.flat):
+        with autocast(), loaded_into(self.backbone, self.fresh(), self.outputs, self.flat):
             self.data: ClientData = upper.numbered(data)
             assert self.data.test is not None
             self.features, self.test_features = (
@@ -110,9 +118,9 @@ class Setting:
             )
         self.majority = self.data.majority
 
-    def fresh(self) -> Any:
+    def fresh(self) -> ClientState:
         """The public initial values."""
-        return fresh_belongings(self.backbone, self.outputs)
+        return initial_state(self.backbone, self.outputs)
 
     def probe(self) -> float:
         """Accuracy of logistic regression on the frozen features, centred and scaled as the head's
@@ -126,42 +134,34 @@ class Setting:
         )
 
     def head(self, job: Job, noise_multiplier: float) -> float:
-        """Train the seated head alone; return its accuracy on the frozen features."""
+        """Train the loaded head alone; return its accuracy on the frozen features."""
         train_head(
             self.features,
             self.data.train.labels,
             self.backbone.centred,
             job,
-            noise_multiplier=noise_multiplier,
-            records=self.records,
-            noise=NoiseSource.from_os(),
-            tick=lambda: None,
+            Mechanism(noise_multiplier, self.records, job.head_steps),
+            NoiseSource.from_os(),
+            lambda: None,
         )
         return accuracy(self.backbone.centred(self.test_features), self.data.test.labels)
 
     def ours(self, job: Job, plan: NoisePlan) -> dict[str, float]:
         """Train head, then adapters and head; return the accuracy after both stages."""
         mine = self.fresh()
-        with seated(self.backbone, mine, self.outputs, self.flat):
+        with loaded_into(self.backbone, mine, self.outputs, self.flat):
             first = self.head(job, plan.head)
         steps, in_turns = job.rounds * job.training.local_steps, VARIANTS[self.variant].in_turns
+        mechanism = Mechanism(plan.rounds, self.records, 1 if in_turns else steps)
+        local = LocalModel(self.outputs, (False,) * len(self.flat), self.flat)
         for turn in range(steps if in_turns else 1):
-            with autocast(), one_factor(turn) if in_turns else contextlib.nullcontext():
-                train_round(
-                    self.backbone,
-                    job,
-                    self.data,
-                    mine,
-                    shares=[False] * len(self.flat),
-                    mixing=self.flat,
-                    noise_multiplier=plan.rounds,
-                    records=self.records,
-                    steps=1 if in_turns else steps,
-                    upload_gradient=False,
-                    noise=NoiseSource.from_os(),
-                    tick=lambda: None,
+            engine = one_factor(turn) if in_turns else DPSGD
+            trainer = RoundTrainer(self.backbone, job, engine=engine)
+            with autocast():
+                trainer.train(
+                    self.data, mine, local, mechanism, NoiseSource.from_os(), upload_gradient=False
                 )
-        with autocast(), seated(self.backbone, mine, self.outputs, self.flat):
+        with autocast(), loaded_into(self.backbone, mine, self.outputs, self.flat):
             found = self.backbone.evaluate(self.data)
         assert found is not None
         return {"ours_after_head": first, "ours": found["value"]}
@@ -176,7 +176,7 @@ class Setting:
         start = time.perf_counter()
         found: dict[str, Any] = self.ours(job, plan)
         found["seconds"] = round(time.perf_counter() - start, 1)
-        with seated(self.backbone, self.fresh(), self.outputs, self.flat):
+        with loaded_into(self.backbone, self.fresh(), self.outputs, self.flat):
             found["head"] = self.head(job, reference.head)
         found["noise"] = {"head": plan.head, "rounds": plan.rounds, "head_alone": reference.head}
         if epsilon is not None:

@@ -16,8 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fedtree_secure.client.data import ClientData, Table
-from fedtree_secure.model.backbone import Backbone
+from fedtree_secure.testing import Backbone, ClientData, Table
 
 BATCH = 64
 
@@ -36,10 +35,11 @@ class Lookup(nn.Module):
 
     def forward(self, input_ids: Tensor | None = None, **_: Any) -> Tensor:
         """Return float32 hidden states of shape (records, width, hidden) for ids of shape (records,
-        width).
+        width). Ids that are no row's number, as those of a rehearsal, stand for any row: texts here
+        are public.
         """
         assert input_ids is not None
-        return self.states[input_ids[:, 0], : input_ids.shape[1]].float()
+        return self.states[input_ids[:, 0] % len(self.states), : input_ids.shape[1]].float()
 
 
 @dataclass(frozen=True)
@@ -53,11 +53,18 @@ class Numbered(Table):
     first: int = 0
 
     def batch(
-        self, indices: Sequence[int] | Any, pad: int, device: torch.device | str = "cpu"
+        self,
+        indices: Sequence[int] | Any,
+        pad: int,
+        device: torch.device | str = "cpu",
+        *,
+        width: int | None = None,
     ) -> dict[str, Tensor]:
-        """Collate rows as `Table.batch` does."""
-        found = super().batch(indices, pad, device)
-        numbers = torch.as_tensor(np.asarray(indices, dtype=np.int64)) + self.first
+        """Collate rows as `Table.batch` does; a dummy has the states of the first row's first
+        token.
+        """
+        found = super().batch(indices, pad, device, width=width)
+        numbers = torch.as_tensor(np.asarray(indices, dtype=np.int64)).clamp(min=0) + self.first
         found["input_ids"] = numbers[:, None].expand_as(found["input_ids"]).contiguous()
         return found
 
@@ -87,9 +94,8 @@ class UpperPart:
         """Compute the lower layers' outputs for all rows; return tables that stand for them."""
         assert data.test is not None
         rows = [*data.train.tokens, *data.test.tokens]
-        states = torch.zeros(
-            len(rows), max(map(len, rows)), self.backbone.hidden_size, dtype=self._dtype
-        )
+        longest = self.backbone.job.training.max_length
+        states = torch.zeros(len(rows), longest, self.backbone.hidden_size, dtype=self._dtype)
         bert = self.backbone.model.bert
         bert.embeddings, bert.encoder.layer = self._embeddings, nn.ModuleList(self._lower)
         table, order = (

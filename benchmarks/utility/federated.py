@@ -1,10 +1,9 @@
 """What the federation adds at a given epsilon: the tree beside one group, every client alone, and
 the head alone.
 
-    python benchmarks/utility/federated.py                          # the third table of
-    docs/utility.md; hours python benchmarks/utility/federated.py --each 3 --columns tree  # some
-    cells python benchmarks/utility/federated.py --table-only             # write the table from
-    finished cells
+    python benchmarks/utility/federated.py               # the third table of docs/utility.md; hours
+    python benchmarks/utility/federated.py --each 3 --columns tree  # some cells
+    python benchmarks/utility/federated.py --table-only  # write the table from finished cells
 
 Two tasks, several clients on each, all rows different. Every cell is one `Federation.run` with the
 product's defaults but for what bounds the time (adapters in the last two layers, 24 tokens):
@@ -12,9 +11,9 @@ fingerprint, sketch, tree, ledgers and masking included. Each finished cell is o
 results file; a cell that is there is not run again. The columns, mean accuracy over the clients on
 test rows of their own:
 
-    tree, one group, alone    head and adapters; who shares a layer: groups that the private sketch
-    found, all, nobody head                      the head alone, with all of epsilon: the
-    frozen-backbone reference
+    tree, one group, alone    head and adapters; who shares a layer: the groups that the private
+                              sketch found, all, nobody
+    head                      the head alone, with all of epsilon: the frozen-backbone reference
 """
 
 from __future__ import annotations
@@ -41,8 +40,7 @@ from tasks import TASKS, split
 
 from fedtree_dp import PrivacyBudget
 from fedtree_secure import Client, Federation, Lora, Training
-from fedtree_secure.demo.data import minilm_folder
-from fedtree_secure.federation import Shared
+from fedtree_secure.testing import Shared, data_sets_in, minilm_folder
 
 CHOSEN = ("wordnet-8", "20ng-6")
 TRAIN, TEST, DELTA = 1000, 200, 1e-5
@@ -51,7 +49,7 @@ NAMES = ("column", "each", "epsilon", "seed")
 
 def job_of(column: str, epsilon: float, seed: int) -> Federation:
     """Return the product's defaults but for the column and for what bounds the time."""
-    job = Federation(
+    default = Federation(
         backbone=str(minilm_folder()),
         privacy=PrivacyBudget(epsilon, DELTA),
         seed=seed,
@@ -59,10 +57,10 @@ def job_of(column: str, epsilon: float, seed: int) -> Federation:
         training=Training(records=TRAIN, max_length=24),
     )
     if column == "tree":
-        return job
-    source = "single" if column == "one group" else "alone"
-    topology = dataclasses.replace(job.topology, source=source)
-    return dataclasses.replace(job, topology=topology, rounds=0 if column == "head" else job.rounds)
+        return default
+    source = "one_group" if column == "one group" else "none"
+    topology = dataclasses.replace(default.job.topology, source=source)
+    return default.replace(topology=topology, rounds=0 if column == "head" else default.job.rounds)
 
 
 def clients_of(task: str, each: int, seed: int, folder: Path) -> list[Client]:
@@ -88,12 +86,9 @@ def cell(
     """Run one federation; return the mean accuracy of each task's clients."""
     start = time.perf_counter()
     people = [client for task in CHOSEN for client in clients_of(task, each, seed, folder)]
-    with tempfile.TemporaryDirectory() as out:
-        reports = (
-            job_of(column, epsilon, seed)
-            .run(people, Path(out) / "run", shared=shared)
-            .data["clients"]
-        )
+    job = job_of(column, epsilon, seed)
+    with tempfile.TemporaryDirectory() as out, data_sets_in(Path(out)):
+        reports = job.run(people, Path(out) / "run", shared=shared).data["clients"]
     accuracy = {
         task: statistics.mean(
             r["metric"]["value"] for name, r in reports.items() if name.startswith(f"{task}-")
@@ -112,7 +107,7 @@ def settings() -> str:
     """Return a hash of everything that a cell depends on but column, group size, epsilon
     and seed.
     """
-    plain = job_of("tree", 8.0, 0).to_dict() | {"backbone": "", "test": TEST, "tasks": CHOSEN}
+    plain = job_of("tree", 8.0, 0).job.to_dict() | {"backbone": "", "test": TEST, "tasks": CHOSEN}
     return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:12]
 
 

