@@ -31,7 +31,7 @@ REASONS = {
         "upload changed after the engine": "opened sums",
     },
     "hostile_server": {
-        "guards on private rows": "sum: values of 10000",
+        "guards on private rows": "sum: values that break one record",
         "no reply after an error": "replies: a step that breaks down",
         "padded to the longest record": "sum: values that break padding",
         "reach unchecked": "replies: out of reach",

@@ -18,6 +18,7 @@ audit's own, chosen to make the attacks as easy as can be.
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -65,6 +66,7 @@ from fedtree_secure.testing import (
 QUESTION = "Does a server that lies learn or move anything that it may not?"
 ROUNDS = 20
 ROUNDING = 1e-4  # of float32 sums, relative to the clipping norm
+STRANGE = 1e-3  # the same of a sum, against one that is computed in float64
 REFUSED, TREE = "refused: experts", "refused: tree"
 
 
@@ -242,13 +244,19 @@ def _shares(stage: Stage, model: Path) -> list[Check]:
     checks = []
     for name, (total, rows) in without.items():
         more, others = with_it[name]
-        moved = float(np.linalg.norm(more - total)) / job.training.max_grad_norm
+        clip = job.training.max_grad_norm
+        moved = float(np.linalg.norm(more - total)) / clip
+        strange = max(
+            float(np.linalg.norm(found - _clipped(seen, clip))) / clip
+            for found, seen in ((total, rows), (more, others))
+        )
         changed = sum(others.get(tokens) != gradient for tokens, gradient in rows.items())
         checks += [
             Check(
                 f"sum: {name}",
-                moved <= 1 + ROUNDING,
-                f"one record moves it by {moved:.5g} clipping norms",
+                moved <= 1 + ROUNDING and strange <= STRANGE,
+                f"one record moves it by {moved:.5g} clipping norms; it is {strange:.2g} from the "
+                "sum of its records' own clipped gradients",
             ),
             Check(
                 f"other records: {name}",
@@ -257,6 +265,17 @@ def _shares(stage: Stage, model: Path) -> list[Check]:
             ),
         ]
     return checks
+
+
+def _clipped(rows: Mapping[bytes, bytes], clip: float) -> Floats:
+    """The sum that these gradients should give; one that is not finite counts nothing."""
+    total: Floats = np.zeros(1)
+    for gradient in rows.values():
+        flat = np.frombuffer(gradient, dtype=np.float32).astype(np.float64)
+        norm = float(np.linalg.norm(flat))
+        if math.isfinite(norm):
+            total = total + flat * min(1.0, clip / norm if norm else 1.0)
+    return total
 
 
 def _sums(stage: Stage, job: Job, *, target: bool) -> dict[str, tuple[Floats, dict[bytes, bytes]]]:

@@ -48,7 +48,6 @@ def test_weights_break_what_they_say_and_nothing_else(stage, model):
     assert broken("values that break one record") == [22]  # tokens of the target
     assert broken("values that break all others") == [16] * 8
     assert broken("values that break padding") == [22]  # the others fill their width
-    assert len(broken("values of 1e+08")) == 9
 
 
 def test_a_broken_record_is_answered_and_charged_like_none(stage, model):
