@@ -1,9 +1,10 @@
-"""`fedtree-secure ledger`: read, check and adopt the ledgers of data sets."""
+"""`fedtree-secure ledger`: read, check and adopt ledgers of data sets, and set their budgets."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import cyclopts
+from rich.markup import escape
 from rich.table import Table
 
 from fedtree_secure.cli.screen import console
@@ -64,13 +65,27 @@ def _what(entry: "Entry") -> str:
     if entry.event is not None:
         return ", ".join(f"{name} {value}" for name, value in entry.event.to_dict().items())
     if entry.budget is not None:
-        return f"budget ε {entry.budget.epsilon:g}, δ {entry.budget.delta:g}"
+        signed = f", signed by {entry.key[:16]}..." if entry.key else ""
+        why = f" ({entry.reason})" if entry.reason else ""
+        return f"budget ε {entry.budget.epsilon:g}, δ {entry.budget.delta:g}{why}{signed}"
     return ""
 
 
 @ledger_app.command
 def verify(path: Path) -> int:
-    """Check a ledger's hash chain and recompute epsilon with three accountants."""
+    """Check a ledger, or all ledgers of a folder: hash chains, checkpoints, epsilon and budgets.
+
+    A single ledger: epsilon by three accountants; exit code 1 where the budget is exceeded. A
+    folder: an upper bound of each epsilon, at once; exit code 10 where a budget is exceeded, 12
+    where a ledger is changed or damaged.
+
+    Parameters
+    ----------
+    path
+        A ledger; or a run folder, a folder of stores, or one of ledgers.
+    """
+    if path.is_dir():
+        return _verify_folder(path)
     from fedtree_dp import Ledger, epsilon_of
 
     with Ledger.inspect(path) as ledger:
@@ -87,3 +102,81 @@ def verify(path: Path) -> int:
         verdict = "[green]kept[/green]" if within else "[red]EXCEEDED[/red]"
         console.print(f"budget ε {ledger.budget.epsilon:g}: {verdict}")
     return 0 if within else 1
+
+
+def _verify_folder(folder: Path) -> int:
+    from fedtree_secure.report.exit_codes import Exit, worst
+    from fedtree_secure.report.ledger_check import check_ledgers
+
+    table = Table(title=f"ledgers of {folder}", title_justify="left")
+    for title in ("data set", "lines", "ε at most", "of", "δ", "budget signed by", "verdict"):
+        table.add_column(title, overflow="fold")
+    codes = []
+    for found in check_ledgers(folder):
+        codes.append(Exit.SIGNATURE if found.problem else Exit.OK if found.kept else Exit.BUDGET)
+        verdict = found.problem or ("kept" if found.kept else "EXCEEDED")
+        figures = (
+            ("", "", "", "", "")
+            if found.problem
+            else (
+                str(found.lines),
+                f"{found.epsilon:.4f}",
+                f"{found.allowed:g}",
+                f"{found.delta:g}",
+                found.key[:16] or "nobody",
+            )
+        )
+        style = "green" if codes[-1] is Exit.OK else "red"
+        table.add_row(escape(found.dataset), *figures, f"[{style}]{escape(verdict)}")
+    console.print(table)
+    return worst(codes)
+
+
+@ledger_app.command
+def set_budget(
+    dataset: str,
+    *,
+    epsilon: float,
+    delta: float,
+    reason: str,
+    key: Path,
+    state: Path | None = None,
+) -> int:
+    """Change the budget of a data set, signed by whoever answers for it.
+
+    The change is a line of the ledger's chain, a lower budget as well as a higher one. The first
+    signed change pins its key: later ones need it.
+
+    Parameters
+    ----------
+    dataset
+        Name of the data set.
+    epsilon, delta
+        Its budget from here on.
+    reason
+        Why, for those who read the ledger.
+    key
+        Ed25519 private key in PEM, readable by its owner alone:
+        openssl genpkey -algorithm ed25519 -out officer.pem
+    state
+        Folder of the stores, as for `run`.
+    """
+    from fedtree_dp import PrivacyBudget
+    from fedtree_secure.client.data_sets import DataSets
+    from fedtree_secure.names import check_name
+    from fedtree_secure.storage import read_signing_key
+
+    budget, signer = PrivacyBudget(epsilon=epsilon, delta=delta), read_signing_key(key)
+    check_name("the data set", dataset)
+    with DataSets.of_user(state).existing(dataset) as ledger:
+        before, spent = ledger.budget, ledger.spent()
+        entry = ledger.set_budget(budget, reason=reason, key=signer)
+    console.print(
+        f"line {entry.sequence} of the ledger of {dataset}: budget ε {before.epsilon:g} at δ = "
+        f"{before.delta:g} becomes ε {epsilon:g} at δ = {delta:g}; {spent:.4f} is spent; signed by "
+        f"{(entry.key or '')[:16]}...",
+        highlight=False,
+        markup=False,
+        soft_wrap=True,
+    )
+    return 0

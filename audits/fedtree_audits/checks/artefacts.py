@@ -14,12 +14,9 @@ import json
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
-
-from cryptography.exceptions import InvalidSignature
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from fedtree_audits.command import Audit, Variant, main
 from fedtree_audits.errors import MissingEvidence
@@ -33,14 +30,16 @@ from fedtree_secure.testing import (
     Canaries,
     RunFolderError,
     describe,
+    difference,
+    few,
     listed,
     read_manifest,
+    signature_fits,
     signed_bytes,
 )
 
 QUESTION = "Is what lies in the run folder what the run delivered?"
 FIELDS = 6  # of a transcript line: number, sender, receiver, stage, bytes, SHA-256
-SHOWN = 5
 
 
 def audit_run(run: RunFolder) -> Result:
@@ -93,7 +92,7 @@ def _signatures(run: RunFolder, manifest: Mapping[str, Any]) -> list[Check]:
             given is not None
             and key is not None
             and client in run.clients
-            and _verifies(key, given, signed)
+            and signature_fits(key, given, signed)
         )
         said = (
             "its signature fits"
@@ -106,35 +105,9 @@ def _signatures(run: RunFolder, manifest: Mapping[str, Any]) -> list[Check]:
     return checks
 
 
-def _verifies(key: str, signature: str, message: bytes) -> bool:
-    try:
-        Ed25519PublicKey.from_public_bytes(bytes.fromhex(key)).verify(
-            bytes.fromhex(signature), message
-        )
-    except (InvalidSignature, ValueError):
-        return False
-    return True
-
-
 def _file(folder: Path, name: str, told: Mapping[str, Any]) -> Check:
-    path = folder / name
-    if not path.is_file():
-        return Check(name, holds=False, detail="it was delivered and is gone")
-    found = describe(path)
-    if found["sha256"] == told["sha256"]:
-        return Check(name, holds=True, detail=f"{found['bytes']} bytes as delivered")
-    before, now = told.get("entries", {}), found["entries"]
-    changed = [
-        entry
-        for entry in [*before, *(e for e in now if e not in before)]
-        if before.get(entry) != now.get(entry)
-    ]
-    where = (
-        f"changed: {_few(changed)}"
-        if changed and now
-        else f"{found['bytes']} bytes, delivered {told['bytes']}"
-    )
-    return Check(name, holds=False, detail=f"not what was delivered; {where}")
+    said = difference(folder / name, told)
+    return Check(name, not said, said or f"{told['bytes']} bytes as delivered")
 
 
 def _strangers(folder: Path, files: Mapping[str, Any]) -> Check:
@@ -147,7 +120,7 @@ def _strangers(folder: Path, files: Mapping[str, Any]) -> Check:
     return Check(
         "nothing else",
         not found,
-        f"not delivered by the run: {_few(found)}" if found else "no file was added",
+        f"not delivered by the run: {few(found)}" if found else "no file was added",
     )
 
 
@@ -165,7 +138,7 @@ def _transcript(run: RunFolder) -> list[Check]:
         Check(
             "transcript lines",
             not torn,
-            f"{len(lines)} lines" + (f"; broken: {_few(torn)}" if torn else ""),
+            f"{len(lines)} lines" + (f"; broken: {few(torn)}" if torn else ""),
         )
     ]
     sent = {(line[1], line[3]) for line in lines if len(line) == FIELDS}
@@ -181,7 +154,7 @@ def _transcript(run: RunFolder) -> list[Check]:
         Check(
             "uploads behind the sums",
             not absent,
-            f"no upload of {_few(absent)}" if absent else "each has a line",
+            f"no upload of {few(absent)}" if absent else "each has a line",
         )
     )
     if (run.path / "messages.bin").is_file() and not torn:
@@ -200,7 +173,7 @@ def _messages(path: Path, lines: list[list[str]]) -> Check:
     return Check(
         "messages",
         not wrong,
-        f"differ from their line: {_few(wrong)}" if wrong else f"{len(lines)} as listed",
+        f"differ from their line: {few(wrong)}" if wrong else f"{len(lines)} as listed",
     )
 
 
@@ -221,12 +194,6 @@ def _commitments(run: RunFolder) -> list[Check]:
         )
         checks.append(Check(f"canaries of {client}", found == commitment, said))
     return checks
-
-
-def _few(names: Iterable[str]) -> str:
-    given = list(names)
-    more = f" and {len(given) - SHOWN} more" if len(given) > SHOWN else ""
-    return ", ".join(given[:SHOWN]) + more
 
 
 # --- self-test ------------------------------------------------------------------------------------

@@ -4,13 +4,17 @@ No line holds anything about the data beyond the names that its owner gave: mech
 rates, counts of steps, budgets, times. The chain shows changes; it cannot show that lines at the
 end are missing (see `fedtree_dp.ledger.checkpoint`),
 and it is no signature: who may write the file may write a new chain.
+
+A change of the budget may carry a signature of whoever answers for it, over the change and its
+place in the chain. The first one pins the key: from then on a budget that is not signed with it is
+no line of this ledger.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -24,6 +28,7 @@ from fedtree_dp.account.events import Event
 from fedtree_dp.errors import ConfigurationError, LedgerTampered
 
 _TAG = b"fedtree-dp/ledger/v1\n"
+_BUDGET_TAG = b"fedtree-dp/budget/v1\n"
 GENESIS = "0" * 64
 
 Row = tuple[int, bytes, bytes]
@@ -34,6 +39,7 @@ _FIELDS = {
     "opened": _COMMON | {"budget", "dataset", "ledger"},
     "charge": _COMMON | {"event", "job", "purpose"},
     "budget": _COMMON | {"budget", "reason"},
+    "signed-budget": _COMMON | {"budget", "reason", "key", "signature"},
 }
 
 
@@ -43,17 +49,20 @@ class Entry:
 
     Attributes:
         sequence: number of the line, from 0.
-        kind: `"opened"` (the first line), `"charge"` or `"budget"` (a changed budget).
+        kind: `"opened"` (the first line), `"charge"`, `"budget"` (a changed budget) or
+            `"signed-budget"` (one with a signature).
         time: UTC, ISO 8601, seconds; the writer's clock, for people.
         previous: hash of the line before, 64 hexadecimal digits; zeros for the first.
         hash: hash of this line.
         event: what was charged (`charge` only).
         job: the owner's name of the run that charged it (`charge` only).
         purpose: what it was for, such as `"round 3"` (`charge` only).
-        budget: the budget from here on (`opened` and `budget`).
-        reason: why the budget was changed (`budget` only).
+        budget: the budget from here on (`opened`, `budget` and `signed-budget`).
+        reason: why the budget was changed (`budget` and `signed-budget`).
         dataset: the owner's name of the data set (`opened` only).
         ledger: random identifier of the ledger, 32 hexadecimal digits (`opened` only).
+        key: Ed25519 public key that signed the change, 64 hexadecimal digits (`signed-budget`).
+        signature: its signature of `budget_message`, 128 hexadecimal digits (`signed-budget`).
     """
 
     sequence: int
@@ -68,6 +77,8 @@ class Entry:
     reason: str | None = None
     dataset: str | None = None
     ledger: str | None = None
+    key: str | None = None
+    signature: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return the line's own fields as plain values, its hash included."""
@@ -87,6 +98,25 @@ def seal(kind: str, fields: Mapping[str, Any], *, sequence: int, previous: str) 
         {**fields, "kind": kind, "sequence": sequence, "previous": previous, "time": time}
     )
     return sequence, body, digest(body)
+
+
+def budget_message(lines: Sequence[Entry], budget: PrivacyBudget, reason: str) -> bytes:
+    """Return what is signed to change the budget after these lines: ledger, place and change."""
+    return _BUDGET_TAG + rfc8785.dumps(
+        {
+            "ledger": lines[0].ledger,
+            "dataset": lines[0].dataset,
+            "sequence": len(lines),
+            "previous": lines[-1].hash,
+            "budget": budget.to_dict(),
+            "reason": reason,
+        }
+    )
+
+
+def budget_key(lines: Iterable[Entry]) -> str | None:
+    """Return the key that all further changes of the budget need; None while none was signed."""
+    return next((line.key for line in lines if line.key is not None), None)
 
 
 def digest(body: bytes) -> bytes:
@@ -156,7 +186,34 @@ def _read(row: Row, before: list[Entry]) -> Entry:
         raise LedgerTampered(
             f"line {sequence} of the ledger is of kind {entry.kind!r}, which cannot stand there"
         )
+    if sequence and entry.budget is not None:
+        _check_budget(entry, before)
     return entry
+
+
+def _check_budget(entry: Entry, before: Sequence[Entry]) -> None:
+    """Refuse a changed budget whose signature is missing, foreign or of another change."""
+    from cryptography.exceptions import InvalidSignature
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+
+    pinned = budget_key(before)
+    if pinned is not None and entry.key != pinned:
+        raise LedgerTampered(
+            f"line {entry.sequence} of the ledger changes the budget without the signature of the "
+            f"key {pinned[:16]}..., which signed it before"
+        )
+    if entry.key is None:
+        return
+    assert entry.budget is not None
+    message = budget_message(before, entry.budget, entry.reason or "")
+    try:
+        signature = bytes.fromhex(entry.signature or "")
+        Ed25519PublicKey.from_public_bytes(bytes.fromhex(entry.key)).verify(signature, message)
+    except (InvalidSignature, ValueError):
+        raise LedgerTampered(
+            f"line {entry.sequence} of the ledger changes the budget with a signature that does "
+            "not fit"
+        ) from None
 
 
 def _parse(body: bytes, sealed: str) -> Entry:
@@ -165,7 +222,8 @@ def _parse(body: bytes, sealed: str) -> Entry:
         raise ValueError("its text is not canonical")
     if data.get("kind") not in _FIELDS or data.keys() != _FIELDS[data["kind"]]:
         raise ValueError("its fields are not those of any kind")
-    for name in data.keys() & {"job", "purpose", "reason", "dataset", "ledger", "time", "previous"}:
+    labels = {"job", "purpose", "reason", "dataset", "ledger", "time", "previous"}
+    for name in data.keys() & (labels | {"key", "signature"}):
         checks.label(name, data[name])
     checks.count("sequence", data["sequence"], at_least=0)
     if "event" in data:

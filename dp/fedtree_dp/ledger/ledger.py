@@ -22,7 +22,7 @@ import secrets
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from fedtree_dp import checks
 from fedtree_dp.account.budget import PrivacyBudget
@@ -30,10 +30,21 @@ from fedtree_dp.account.events import Event
 from fedtree_dp.errors import ConfigurationError, LedgerError, LedgerRolledBack, LedgerTampered
 from fedtree_dp.ledger import file as store
 from fedtree_dp.ledger import locks, schema, state
-from fedtree_dp.ledger.entries import GENESIS, Entry, Row, read_chain, seal
+from fedtree_dp.ledger.entries import (
+    GENESIS,
+    Entry,
+    Row,
+    budget_key,
+    budget_message,
+    read_chain,
+    seal,
+)
 from fedtree_dp.ledger.head import Head, HeadFile
 from fedtree_dp.ledger.transaction import Transaction
 from fedtree_dp.ledger.view import LedgerView
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 
 class Ledger(LedgerView):
@@ -210,16 +221,37 @@ class Ledger(LedgerView):
         with self.transaction() as current:
             return current.charge(event, job=job, purpose=purpose)
 
-    def set_budget(self, budget: PrivacyBudget, *, reason: str) -> Entry:
+    def set_budget(
+        self, budget: PrivacyBudget, *, reason: str, key: Ed25519PrivateKey | None = None
+    ) -> Entry:
         """Record another budget, for all later charges; what was spent stays spent.
 
+        Lower and higher ones alike become a line of the chain. The first signed change pins its
+        key: whoever raises the budget later needs that key.
+
+        Args:
+            budget: from here on.
+            reason: for people.
+            key: of whoever answers for the change; signs it together with its place in the chain.
+
         Raises:
-            LedgerError: as for `charge`.
+            LedgerError: as for `charge`; or the budget was signed before, and not with this key.
             ConfigurationError: `reason` is not 1 to 200 printable characters.
         """
         fields = {"budget": budget.to_dict(), "reason": checks.label("reason", reason)}
+        public = None if key is None else key.public_key().public_bytes_raw().hex()
         with self._writing():
-            return self._append("budget", fields)
+            lines = self.entries()
+            pinned = budget_key(lines)
+            if pinned is not None and public != pinned:
+                raise LedgerError(
+                    f"{self.path}: the budget of {self.dataset!r} was signed with the key "
+                    f"{pinned[:16]}..., and a change needs its signature; nothing was changed"
+                )
+            if key is None:
+                return self._append("budget", fields)
+            signature = key.sign(budget_message(lines, budget, reason)).hex()
+            return self._append("signed-budget", fields | {"key": public, "signature": signature})
 
     def close(self) -> None:
         """Close the file; charges are on the disk already."""

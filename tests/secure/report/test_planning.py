@@ -10,8 +10,9 @@ from fedtree_dp import Gaussian, PoissonGaussian, PrivacyBudget, epsilon_of
 from fedtree_secure import Federation
 from fedtree_secure.agreed.noise_plan import plan_noise
 from fedtree_secure.cli.app import main
-from fedtree_secure.config import Job, Training, load_job
+from fedtree_secure.config import Job, Training
 from fedtree_secure.errors import ConfigurationError
+from fedtree_secure.job_file import load_job
 from fedtree_secure.report.plan_curves import AXES, FACTORS
 from fedtree_secure.report.priced_plan import price_job_file, price_numbers
 

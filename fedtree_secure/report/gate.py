@@ -1,0 +1,345 @@
+"""May this run's adapters go on? A pipeline's question, answered with an exit code.
+
+In this order, and the first kind of trouble decides the code (`report.exit_codes`): the folder is
+what its clients signed; the run kept its protocol; every data set's epsilon, computed again from
+its ledger, is within its own budget and within what is allowed here; no audit fails; every required
+audit passed, on the files that are here. What cannot be read is trouble, never a pass.
+"""
+
+import functools
+import math
+import tomllib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from fedtree_dp import Event, Ledger, epsilon_of
+from fedtree_dp.account.accounting import PLANNING_DISCRETIZATION, merge
+from fedtree_secure.errors import ConfigurationError, FedTreeError, suggest
+from fedtree_secure.report.audit_files import (
+    FAIL,
+    FOLDER,
+    INCONCLUSIVE,
+    AuditFinding,
+    read_audits,
+)
+from fedtree_secure.report.exit_codes import Exit, worst
+from fedtree_secure.report.manifest import NAME
+from fedtree_secure.report.verification import verify
+from fedtree_secure.storage import read_json
+
+TOLERANCE = 1e-3  # between the summary's epsilon and the ledger's, as in the audit `ledger`
+
+
+@dataclass(frozen=True)
+class RequiredAudits:
+    """Audits that must have passed; the keys of a TOML file.
+
+    Attributes:
+        required: Names.
+        detected: For some of them, the largest value that they must have been able to notice.
+    """
+
+    required: tuple[str, ...] = ()
+    detected: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What is allowed.
+
+    Attributes:
+        max_epsilon: Largest epsilon of any data set, over all jobs.
+        max_delta: Largest delta; below 1/n of declared records it must be anyhow.
+        audits: Those that must have passed.
+        simulations: Whether a simulation may pass, whose ledgers began empty.
+        manifest_sha256: Of the manifest, as it was kept elsewhere.
+    """
+
+    max_epsilon: float
+    max_delta: float | None = None
+    audits: RequiredAudits = field(default_factory=RequiredAudits)
+    simulations: bool = False
+    manifest_sha256: str | None = None
+
+    def __post_init__(self) -> None:
+        if not 0.0 < self.max_epsilon < math.inf:
+            raise ConfigurationError(f"max-epsilon is {self.max_epsilon}; it must be above 0")
+        if self.max_delta is not None and not 0.0 < self.max_delta < 1.0:
+            raise ConfigurationError(f"max-delta is {self.max_delta}; it must be within 0 and 1")
+
+
+@dataclass(frozen=True)
+class Trouble:
+    """One reason not to pass."""
+
+    code: Exit
+    said: str
+
+
+@dataclass(frozen=True)
+class Decision:
+    """Outcome of `decide`.
+
+    Attributes:
+        troubles: All reasons not to pass.
+        epsilon: Of each data set, from its ledger, by client; None where it cannot be read.
+        verdicts: Of the audits that ran.
+        manifest_sha256: Of the manifest that was checked.
+    """
+
+    troubles: tuple[Trouble, ...]
+    epsilon: Mapping[str, float | None]
+    verdicts: Mapping[str, str]
+    manifest_sha256: str
+
+    @property
+    def code(self) -> Exit:
+        """The exit code: that of the gravest trouble."""
+        return worst(trouble.code for trouble in self.troubles)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values, for ``--json``."""
+        return {
+            "schema": 1,
+            "passed": self.code is Exit.OK,
+            "exit_code": int(self.code),
+            "troubles": [
+                {"exit_code": int(t.code), "kind": t.code.name.lower(), "said": t.said}
+                for t in self.troubles
+            ],
+            "epsilon": {
+                name: "inf" if value == math.inf else value for name, value in self.epsilon.items()
+            },
+            "audits": dict(self.verdicts),
+            "manifest_sha256": self.manifest_sha256,
+        }
+
+
+def read_required(path: Path) -> RequiredAudits:
+    """Read a file of required audits.
+
+    ::
+
+        required = ["ledger", "disclosure"]
+        [detected]
+        canary_whitebox = 16.0
+
+    Raises:
+        ConfigurationError: It cannot be read, or has a key or a value that is not allowed.
+    """
+    try:
+        found = tomllib.loads(path.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigurationError(f"the file of audits {path} cannot be read: {error}") from None
+    for key in found:
+        if key not in ("required", "detected"):
+            raise ConfigurationError(
+                f"{path} has the unknown key {key!r}{suggest(key, ('required', 'detected'))}"
+            )
+    names, detected = found.get("required"), found.get("detected", {})
+    if not isinstance(names, list) or not names or not all(isinstance(n, str) for n in names):
+        raise ConfigurationError(f"{path}: required is {names!r}; it must be a list of audits")
+    numbers = isinstance(detected, dict) and all(
+        isinstance(x, int | float) and not isinstance(x, bool) for x in detected.values()
+    )
+    if not numbers or set(detected) - set(names):
+        raise ConfigurationError(
+            f"{path}: detected is {detected!r}; it must be a table of numbers for required audits"
+        )
+    return RequiredAudits(tuple(names), detected)
+
+
+def decide(folder: Path, limits: Limits) -> Decision:
+    """Decide on a run folder.
+
+    Raises:
+        ConfigurationError: There is no run here.
+    """
+    verified = verify(folder, limits.manifest_sha256)
+    if not any((folder / name).exists() for name in (NAME, "summary.json")):
+        unfinished = Trouble(Exit.PROTOCOL, f"{folder} holds a run that is not finished")
+        return Decision((unfinished,), {}, {}, "")
+    troubles = [Trouble(Exit.SIGNATURE, str(finding)) for finding in verified.findings]
+    job = _read(folder / "job.json")
+    summary = _read(folder / "summary.json")
+    troubles += _protocol(job, summary, limits)
+    epsilon: dict[str, float | None] = {}
+    for client, about in sorted(_table(job, "clients").items()):
+        claim = _table(_table(summary, "clients"), client).get("epsilon_spent")
+        epsilon[client], more = _budget(folder, client, about, claim, limits)
+        troubles += more
+    try:
+        audits = {audit.name: audit for audit in read_audits(folder)}
+    except FedTreeError as error:
+        audits = {}
+        troubles.append(Trouble(Exit.INCONCLUSIVE, str(error)))
+    troubles += _audits(audits, limits.audits, verified.unsigned)
+    return Decision(
+        tuple(troubles),
+        epsilon,
+        {name: audit.verdict for name, audit in audits.items()},
+        verified.manifest_sha256,
+    )
+
+
+def _read(path: Path) -> Mapping[str, Any]:
+    try:
+        found = read_json(path)
+    except FedTreeError:
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _table(value: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    found = value.get(key)
+    return found if isinstance(found, dict) else {}
+
+
+def _protocol(
+    job: Mapping[str, Any], summary: Mapping[str, Any], limits: Limits
+) -> Iterator[Trouble]:
+    """What an honest run never leaves behind: an end that is missing, a sum over too few."""
+    if not summary:
+        yield Trouble(Exit.PROTOCOL, "the run is not finished: there is no readable summary.json")
+        return
+    if job.get("simulate") is not False and not limits.simulations:
+        yield Trouble(
+            Exit.PROTOCOL,
+            "the run is a simulation: its ledgers began empty and say nothing of what was spent on "
+            "the data sets. Run it in earnest, or allow simulations",
+        )
+    try:
+        yield from _rounds(summary)
+    except (KeyError, TypeError, AttributeError) as error:
+        yield Trouble(Exit.PROTOCOL, f"summary.json cannot be read as a run's: {error!r}")
+
+
+def _rounds(summary: Mapping[str, Any]) -> Iterator[Trouble]:
+    settings, rounds = summary["job"], summary["rounds"]
+    least = settings["masking"]["min_group"]
+    done = {record["round"] for record in rounds if record["round"] > 0}
+    if done != set(range(1, settings["rounds"] + 1)):
+        yield Trouble(Exit.PROTOCOL, f"{len(done)} of {settings['rounds']} rounds are recorded")
+    for record in rounds:
+        small = [len(names) for names in record["opened"].values() if len(names) < least]
+        if small:
+            yield Trouble(
+                Exit.PROTOCOL,
+                f"round {record['round']} opened a sum over {min(small)} clients, fewer than "
+                f"min_group {least}",
+            )
+    for layer in summary["layers"]:
+        small = [len(group) for group in layer["released"] if len(group) < least]
+        if small:
+            yield Trouble(
+                Exit.PROTOCOL,
+                f"layer {layer['layer']} has an opened group of {min(small)}, fewer than "
+                f"min_group {least}",
+            )
+
+
+def _budget(
+    folder: Path, client: str, about: Mapping[str, Any], claim: Any, limits: Limits
+) -> tuple[float | None, list[Trouble]]:
+    """Compute a data set's epsilon from its ledger; compare with budget, limits and claim."""
+    try:
+        with Ledger.inspect(folder / "ledgers" / f"{about['dataset']}.sqlite") as ledger:
+            events, budget = merge(ledger.events()), ledger.budget
+    except (FedTreeError, KeyError, TypeError) as error:
+        return None, [Trouble(Exit.SIGNATURE, f"{client}: its ledger cannot be read: {error}")]
+    said, troubles = f"{client}: epsilon", []
+    for allowed, whose in ((budget.epsilon, "its own budget"), (limits.max_epsilon, "max-epsilon")):
+        if not _within(events, budget.delta, allowed):
+            reached = epsilon_of(events, budget.delta)
+            troubles.append(
+                Trouble(Exit.BUDGET, f"{said} is {reached:.4f}, above {allowed:g}, {whose}")
+            )
+    if limits.max_delta is not None and budget.delta > limits.max_delta:
+        troubles.append(
+            Trouble(
+                Exit.BUDGET,
+                f"{client}: delta is {budget.delta:g}, above {limits.max_delta:g}, max-delta",
+            )
+        )
+    troubles += _delta(client, about, budget.delta)
+    if not _claimed(events, budget.delta, claim):
+        troubles.append(
+            Trouble(
+                Exit.SIGNATURE,
+                f"{said} by its ledger is {_spent(events, budget.delta):.4f}, by summary.json "
+                f"{claim}",
+            )
+        )
+    return _spent(events, budget.delta), troubles
+
+
+def _delta(client: str, about: Mapping[str, Any], delta: float) -> list[Trouble]:
+    """A delta of 1/n lets one record be published in full."""
+    records = about.get("records")
+    if isinstance(records, int) and records > 0 and delta * records >= 1.0:
+        return [
+            Trouble(
+                Exit.BUDGET, f"{client}: delta {delta:g} is not below 1/{records} of its records"
+            )
+        ]
+    return []
+
+
+def _within(events: tuple[Event, ...], delta: float, allowed: float) -> bool:
+    """The coarse grid only overstates, so that it may accept; only the fine one may refuse."""
+    return _spent(events, delta) <= allowed or epsilon_of(events, delta) <= allowed
+
+
+def _claimed(events: tuple[Event, ...], delta: float, claim: Any) -> bool:
+    """Whether the summary claims what the ledger says; the fine grid decides where they differ."""
+    if not isinstance(claim, int | float):
+        return False
+    close = abs(_spent(events, delta) - claim) <= TOLERANCE
+    return close or abs(epsilon_of(events, delta) - claim) <= TOLERANCE
+
+
+@functools.lru_cache(maxsize=256)
+def _spent(events: tuple[Event, ...], delta: float) -> float:
+    """Epsilon off the coarse grid, never below the true one; clients often hold equal events."""
+    return epsilon_of(events, delta, discretization=PLANNING_DISCRETIZATION)
+
+
+def _audits(
+    found: Mapping[str, AuditFinding], wanted: RequiredAudits, unsigned: tuple[str, ...]
+) -> Iterator[Trouble]:
+    for name, audit in found.items():
+        if audit.verdict == FAIL:
+            yield Trouble(Exit.AUDIT, f"audit {name} fails: {'; '.join(audit.troubles[:3])}")
+    for name in wanted.required:
+        if name not in found:
+            yield Trouble(Exit.INCONCLUSIVE, f"audit {name} is required and did not run")
+            continue
+        yield from _required(found[name], wanted.detected.get(name))
+        if f"{FOLDER}/{name}.json" in unsigned:
+            yield Trouble(
+                Exit.SIGNATURE,
+                f"audit {name} is required and nobody signed it: fedtree-secure report FOLDER, "
+                "where the clients' keys are",
+            )
+
+
+def _required(audit: AuditFinding, most: float | None) -> Iterator[Trouble]:
+    if audit.verdict == INCONCLUSIVE:
+        yield Trouble(
+            Exit.INCONCLUSIVE,
+            f"audit {audit.name} is inconclusive: {'; '.join(audit.troubles[:3]) or audit.power}",
+        )
+    if audit.stale:
+        yield Trouble(
+            Exit.INCONCLUSIVE,
+            f"audit {audit.name} looked at other files than those here: {', '.join(audit.stale)}",
+        )
+    seen = math.inf if audit.detected is None else audit.detected
+    if most is not None and not audit.exact and seen > most:
+        yield Trouble(
+            Exit.INCONCLUSIVE,
+            f"audit {audit.name} could not have seen enough: {audit.power}; at most {most:g} is "
+            "asked for",
+        )

@@ -1,0 +1,82 @@
+"""The README of a delivered adapter as a Hugging Face model card: front matter with a ``privacy:``
+block, the page that was there, and what the privacy claim means.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from fedtree_secure.report.statement import ClientStatement, Statement
+
+README = "README.md"
+_FENCE = "---\n"
+_TITLE = "## Privacy\n"
+_TASKS = {"classification": "text-classification", "causal-lm": "text-generation"}
+
+
+def write_model_card(folder: Path, statement: Statement, client: ClientStatement) -> Path:
+    """Put front matter before the adapter's README and a section on privacy behind it.
+
+    Args:
+        folder: Of the adapter. What an earlier call put into its README is replaced.
+        statement: Of the run.
+        client: Whose adapter it is.
+    """
+    path = folder / README
+    body = _body(path.read_text("utf-8")) if path.is_file() else "# Adapter\n"
+    front = yaml.safe_dump(front_matter(statement, client), sort_keys=False, allow_unicode=True)
+    text = f"{_FENCE}{front}{_FENCE}\n{body.strip()}\n\n{_privacy(statement, client)}"
+    path.write_text(text, "utf-8")
+    return path
+
+
+def front_matter(statement: Statement, client: ClientStatement) -> dict[str, Any]:
+    """Return the card's metadata: what the hub reads, and the privacy claim for machines."""
+    return {
+        "library_name": "peft",
+        "base_model": statement.job["backbone"],
+        "pipeline_tag": _TASKS[statement.job["task"]],
+        "tags": ["lora", "differential-privacy", "federated-learning", "fedtree-secure"],
+        "privacy": {
+            "definition": "(epsilon, delta)-differential privacy",
+            "unit": statement.guarantee["unit"],
+            "adjacency": statement.guarantee["adjacency"],
+            "epsilon": client.epsilon,
+            "epsilon_without_amplification": client.epsilon_without_amplification,
+            "delta": client.delta,
+            "budget_epsilon": client.allowed,
+            "accountant": statement.guarantee["accountant"],
+            "sampling": statement.guarantee["sampling"],
+            "releases": [dict(release) for release in client.releases],
+            "declared_records": client.records,
+            "simulated": statement.simulated,
+            "run": statement.run,
+            "model_sha256": statement.model_sha256,
+        },
+    }
+
+
+def _body(text: str) -> str:
+    """The page without what `write_model_card` adds."""
+    if text.startswith(_FENCE) and (end := text.find(f"\n{_FENCE}", len(_FENCE))) > 0:
+        text = text[end + 1 + len(_FENCE) :]
+    return text.partition(f"\n{_TITLE}")[0]
+
+
+def _privacy(statement: Statement, client: ClientStatement) -> str:
+    simulated = (
+        "\nThis run is a simulation: its ledger began empty and says nothing of what was spent on "
+        "the data set elsewhere.\n"
+        if statement.simulated
+        else ""
+    )
+    return f"""{_TITLE}
+Trained with differential privacy: ε = {client.epsilon:.4f} at δ = {client.delta:g}, of a budget of
+{client.allowed:g}, for {statement.guarantee["unit"]} ({statement.guarantee["adjacency"]}).
+It counts all jobs on the client's data set up to this one.
+{simulated}
+The claim bounds what one row changes. It does not hide what is true of all rows together, and it
+does not cover test metrics, which are exact. `report.html` of the run shows the budget, the audits
+and the limits; `fedtree-secure verify` checks the run's signatures.
+"""
