@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from fedtree_secure.model.experts import Layout
+from fedtree_secure.model.layout import Layout
 
 
 @dataclass(frozen=True)
@@ -18,12 +18,12 @@ class ModelFacts:
 
     Attributes:
         digest: SHA-256 over weights, configuration, tokenizer and initial experts.
-        layout: Where layers (and a shared head) stand in the update vector.
+        layout: Where layers and the groups' heads stand in the update vector.
         hidden_size: Width of a hidden state.
         b_values: Values of the B factors in one layer.
         layer_names: Number of each adapted transformer layer in the model.
-        initial: (layout.length,) float32, the public beginning of every expert; a shared head
-            begins at zero. Not compared: the digest covers it.
+        initial: (layout.length,) float32, the public beginning of every expert and head. Not
+            compared: the digest covers it.
     """
 
     digest: bytes

@@ -1,0 +1,134 @@
+"""The ServerApp: the coordinator of a job over Flower's Grid. `serve` starts it, again and again.
+
+Flower's run is only a start of ours: another one continues at the next round, because name, state
+and counters are in the job's folder. It sees what the coordinator sees: no weights, rows or keys of
+sites.
+"""
+
+import logging
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+from flwr.app import Context
+from flwr.serverapp import ServerApp
+from flwr.serverapp.grid import Grid
+
+from fedtree_secure.errors import FedTreeError, RunFolderError, RunStopped
+from fedtree_secure.events import Events
+from fedtree_secure.flower.job_folder import FINISHED, REFUSED, STOPPED, JobFolder, Outcome
+from fedtree_secure.flower.transport import GridTransport, Patience
+from fedtree_secure.server.coordinator import Coordinator, Hooks
+from fedtree_secure.server.state import RoundRecord, StateFolder
+from fedtree_secure.storage import held
+
+log = logging.getLogger("fedtree_secure.flower")
+app = ServerApp()
+FETCH_S = 5.0  # between two offers of the last experts
+TAKE_OVER_S = 15.0  # an earlier start of the same job has so long to end
+
+
+@app.main()  # type: ignore[untyped-decorator]
+def main(grid: Grid, context: Context) -> None:
+    """Serve the job whose folder the run's configuration names."""
+    given = context.run_config
+    settings = Patience(
+        deadline=float(given["deadline"]),
+        gather=float(given["gather"]),
+        enough=float(given["enough"]),
+        grace=float(given["grace"]),
+    )
+    logging.getLogger("fedtree_secure").setLevel(logging.INFO)
+    start_job(JobFolder(Path(str(given["folder"]))), grid, settings, str(given["start"]))
+
+
+def start_job(folder: JobFolder, grid: Grid, patience: Patience, start: str) -> None:
+    """Serve a job from where it is until it is finished or stops; write down how it ended."""
+    events = Events(folder.events)
+    with _Taken(folder.state):
+        try:
+            folder.check()
+            finished = _serve(folder, grid, patience, events)
+            outcome = Outcome(start, FINISHED, "", finished)
+        except RunStopped as stopped:
+            outcome = Outcome(start, STOPPED, str(stopped), _finished_round(folder))
+        except FedTreeError as error:
+            outcome = Outcome(start, REFUSED, str(error), -1)
+        folder.end(outcome)
+        events(outcome.state, round=outcome.finished_round)
+
+
+def _serve(folder: JobFolder, grid: Grid, patience: Patience, events: Events) -> int:
+    terms = folder.terms
+    transport = GridTransport(grid, folder.key, terms, patience, events)
+    events("started", run=terms.run, job=terms.job.digest().hex(), process=os.getpid())
+    transport.gather(terms.job.masking.min_group)
+
+    def on_round(record: RoundRecord) -> None:
+        log.info("round %d of %d is over", record.round, terms.job.rounds)
+        opened = {node: len(names) for node, names in record.opened.items()}
+        events("round", round=record.round, opened=opened, closed=record.closed)
+
+    until: list[float] = []  # from the first call on
+
+    def ask_again(away: frozenset[str]) -> bool:
+        until.append(time.monotonic() + patience.gather)
+        log.info("the last experts were not fetched by %s yet", ", ".join(sorted(away)))
+        events("away", away=sorted(away))
+        time.sleep(FETCH_S)
+        return time.monotonic() < until[0]
+
+    hooks = Hooks(on_round=on_round, ask_again=ask_again)
+    coordinator = Coordinator(terms, folder.key, folder.facts, transport, folder.state, hooks)
+    coordinator.run()
+    folder.report(_report(folder, coordinator))
+    return coordinator.state.finished_round
+
+
+def _report(folder: JobFolder, coordinator: Coordinator) -> dict[str, Any]:
+    tree = coordinator.tree
+    assert tree is not None
+    return {
+        "format": 1,
+        "run": folder.run,
+        "job": folder.job.to_dict(),
+        "roster": folder.roster.digest,
+        "model_sha256": folder.facts.digest.hex(),
+        "layers": [
+            {
+                "layer": name,
+                "clusters": [list(group) for group in tree.clusters(at)],
+                "released": [list(group) for group in tree.released(at)],
+            }
+            for at, name in enumerate(folder.facts.layer_names)
+        ],
+        "rounds": [vars(record) for record in coordinator.records],
+        "fetched": sorted(coordinator.finished),
+    }
+
+
+def _finished_round(folder: JobFolder) -> int:
+    return StateFolder(folder.state).load().finished_round
+
+
+class _Taken:
+    """The state's folder, held; an earlier start that is just ending is waited for."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def __enter__(self) -> None:
+        began = time.monotonic()
+        while True:
+            self._held = held(self._path)
+            try:
+                self._held.__enter__()
+                return
+            except RunFolderError:
+                if time.monotonic() - began > TAKE_OVER_S:
+                    raise
+                time.sleep(0.2)
+
+    def __exit__(self, *_: object) -> None:
+        self._held.__exit__(None, None, None)

@@ -1,0 +1,153 @@
+"""Job files: TOML with the names of the settings in `config`, and where each client's rows are."""
+
+import dataclasses
+import tomllib
+import typing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from fedtree_dp import PrivacyBudget
+from fedtree_secure.config import Job
+from fedtree_secure.errors import ConfigurationError, suggest
+from fedtree_secure.names import check_name
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClientFiles:
+    """One ``[[clients]]`` entry of a job file: where a client's rows are and which columns to read.
+
+    Attributes:
+        id: Unique name, see `check_name`.
+        train, test: CSV, JSONL, JSON or Parquet files, relative to the job file.
+        text, label: Column names; ``label`` is not read for causal language modelling.
+        labels: The declared label set; without it the labels found in the files are taken, and
+            named as public.
+        records: Declared size of the training set (see `Training.records`).
+        dataset: Name of the data set in the ledger, see `check_name`; the client's id if empty.
+        privacy: This client's own budget; the job's if not given.
+
+    Raises:
+        ConfigurationError: ``id`` or ``dataset`` cannot be part of a path.
+    """
+
+    id: str
+    train: str
+    test: str | None = None
+    text: str = "text"
+    label: str = "label"
+    labels: tuple[str | int, ...] = ()
+    records: int | None = None
+    dataset: str = ""
+    privacy: PrivacyBudget | None = None
+
+    def __post_init__(self) -> None:
+        check_name("client id", self.id)
+        if self.dataset:
+            check_name(f"dataset of client {self.id}", self.dataset)
+
+
+def load_job(path: str | Path) -> tuple[Job, tuple[ClientFiles, ...]]:
+    """Read a TOML job file.
+
+    Raises:
+        ConfigurationError: The file is missing, not TOML, has unknown keys (with a suggestion) or
+            values out of range.
+    """
+    raw = read_toml(path, "job file", "see examples/job.toml for one")
+    clients = raw.pop("clients", [])
+    if not isinstance(clients, list) or not clients:
+        raise ConfigurationError(f"{path} names no clients; add one [[clients]] table for each")
+    return build(Job, raw, ""), tuple(
+        build(ClientFiles, item, f"clients[{i}].") for i, item in enumerate(clients)
+    )
+
+
+def load_public_job(path: str | Path) -> Job:
+    """Read a job file of a deployment: the public settings alone, as all parties hold them.
+
+    Raises:
+        ConfigurationError: As `load_job`, or it names clients' files, or shares heads.
+    """
+    raw = read_toml(path, "job file", "see docs/deploy.md for one")
+    if "clients" in raw:
+        raise ConfigurationError(
+            f"{path} has [[clients]] tables; in a deployment each site keeps its rows to itself, "
+            "in its site.toml. Remove them"
+        )
+    return _with_heads_at_home(build(Job, raw, ""))
+
+
+def _with_heads_at_home(job: Job) -> Job:
+    """A roster of sites does not say yet which labels each declares: nobody can share a head."""
+    if job.training.head == "group":
+        raise ConfigurationError(
+            'training.head is "group"; in a deployment, sites keep their heads: allowed are auto, '
+            "local and frozen"
+        )
+    if job.head != "group":
+        return job
+    return dataclasses.replace(job, training=dataclasses.replace(job.training, head="local"))
+
+
+def read_toml(path: str | Path, what: str, hint: str) -> dict[str, Any]:
+    """Return the content of a TOML file.
+
+    Args:
+        path: The file.
+        what: What it is, for errors.
+        hint: What to do where it is missing.
+
+    Raises:
+        ConfigurationError: It is missing or not TOML.
+    """
+    path = Path(path)
+    try:
+        return tomllib.loads(path.read_text("utf-8"))
+    except FileNotFoundError:
+        raise ConfigurationError(f"there is no {what} {path}; {hint}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigurationError(f"{path} is not valid TOML: {error}") from None
+    except OSError as error:
+        raise ConfigurationError(f"{path} cannot be read: {error.strerror}") from None
+
+
+T = typing.TypeVar("T")
+
+
+def build(kind: type[T], raw: Any, where: str) -> T:
+    """Convert a plain mapping into a settings dataclass, refusing unknown keys with a
+    suggestion.
+    """
+    _refuse_unknown(kind, raw, where)
+    try:
+        return msgspec.convert(raw, kind, strict=True)
+    except msgspec.ValidationError as error:
+        cause = error.__cause__
+        if isinstance(cause, ValueError) and not isinstance(cause, msgspec.ValidationError):
+            raise cause from None
+        raise ConfigurationError(f"{where or 'job: '}{error}") from None
+
+
+def _refuse_unknown(kind: Any, raw: Any, where: str) -> None:
+    if not isinstance(raw, dict):
+        raise ConfigurationError(
+            f"{where.rstrip('.') or 'the job'} is {raw!r}; it must be a table of settings"
+        )
+    hints = typing.get_type_hints(kind)
+    names = {f.name for f in dataclasses.fields(kind)}
+    for key, value in raw.items():
+        if key not in names:
+            raise ConfigurationError(f"unknown setting {where}{key}{suggest(key, names)}")
+        if dataclasses.is_dataclass(hints[key]):
+            _refuse_unknown(hints[key], value, f"{where}{key}.")
+    required = [
+        f.name
+        for f in dataclasses.fields(kind)
+        if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
+    ]
+    for name in required:
+        if name not in raw:
+            raise ConfigurationError(f"missing setting {where}{name}")

@@ -1,0 +1,102 @@
+"""What runs in the processes of a test: a site's node, and the supervisor of a job.
+
+Nodes are forked from one process that has imported torch already; each is a process of its own,
+with its own memory, that may be killed.
+"""
+
+import hashlib
+import logging
+import signal
+import sys
+import threading
+from pathlib import Path
+from unittest import mock
+
+
+def log_to(path: Path) -> None:
+    logging.basicConfig(
+        filename=path,
+        level=logging.INFO,
+        format="%(asctime)s %(levelname)s %(message)s",
+        force=True,
+    )
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    sys.stdout = sys.stderr = path.open("a", buffering=1)
+
+
+def seeded(seed: str):
+    """Patches that make a client's randomness a function of seed, name and place in the run.
+
+    The same patches are put on the embedded run: what follows from them must be the same there.
+    """
+    from fedtree_secure.client import store
+    from fedtree_secure.client.party import Party
+
+    counts: dict[str, int] = {}
+    charge = store.Writing.charge
+
+    def derived(*parts: object) -> bytes:
+        return hashlib.sha256("|".join(map(str, (seed, *parts))).encode()).digest()
+
+    def fresh(self) -> bytes:
+        counts[self.id] = counts.get(self.id, 0) + 1
+        return derived(self.id, counts[self.id])
+
+    def charged(self, purpose, event, *, repeatable):
+        given = derived(self._store.ledger.dataset, purpose)
+        with mock.patch.object(store.secrets, "token_bytes", return_value=given):
+            return charge(self, purpose, event, repeatable=repeatable)
+
+    return (
+        mock.patch.object(Party, "fresh", fresh),
+        mock.patch.object(store.Writing, "charge", charged),
+    )
+
+
+def run_node(site: str, address: str, certificates: str, key: str, log: str, seed: str) -> None:
+    """A site's node, as `fedtree-secure node` runs it, but for seeded randomness if asked."""
+    import contextlib
+
+    import torch
+
+    from fedtree_secure.errors import FedTreeError
+    from fedtree_secure.events import Events
+    from fedtree_secure.flower.fleet import FleetLink
+    from fedtree_secure.flower.node import SiteNode, Waiting
+    from fedtree_secure.site.site import Site
+
+    log_to(Path(log))
+    torch.set_num_threads(1)
+    stop = threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: stop.set())
+    link = FleetLink(address, Path(certificates), Path(key))
+    try:
+        with contextlib.ExitStack() as stack:
+            for patch in seeded(seed) if seed else ():
+                stack.enter_context(patch)
+            opened = stack.enter_context(Site.open(Path(site)))
+            events = Events(Path(log).with_suffix(".jsonl"))
+            SiteNode(opened, link, events, Waiting(patience=5.0)).run(stop)
+    except FedTreeError as error:
+        logging.error("refused: %s", error)
+        sys.exit(2)
+
+
+def run_server(folder: str, address: str, certificates: str, log: str, settings: dict) -> None:
+    """What `fedtree-secure serve` does."""
+    from fedtree_secure.errors import FedTreeError, RunStopped
+    from fedtree_secure.flower.job_folder import JobFolder
+    from fedtree_secure.flower.serve import Control, serve
+    from fedtree_secure.flower.transport import Patience
+
+    log_to(Path(log))
+    tries = settings.pop("tries", 5)
+    try:
+        control = Control(address, Path(certificates))
+        serve(JobFolder(Path(folder)), control, Patience(**settings), tries)
+    except RunStopped as stopped:
+        logging.error("stopped: %s", stopped)
+        sys.exit(1)
+    except FedTreeError as error:
+        logging.error("refused: %s", error)
+        sys.exit(2)
