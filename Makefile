@@ -5,10 +5,14 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 PIP    := $(BIN)/python -m pip --disable-pip-version-check -q
 
+FLOWER := .venv-flower
+FLOWER_STAMP := $(FLOWER)/.installed
+FLOWER_PIP := $(FLOWER)/bin/python -m pip --disable-pip-version-check -q
+
 export TOKENIZERS_PARALLELISM := false
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: demo test check mutants audit-self-test bench utility docs clean setup
+.PHONY: demo demo-flower test test-flower check mutants audit-self-test bench utility docs clean setup
 setup: $(STAMP)
 
 $(STAMP): pyproject.toml constraints.txt demo-packages.txt
@@ -22,8 +26,24 @@ $(STAMP): pyproject.toml constraints.txt demo-packages.txt
 demo: $(STAMP)
 	$(BIN)/fedtree-secure demo --out runs/demo
 
+demo-flower: $(FLOWER_STAMP)
+	rm -rf runs/demo-flower
+	$(FLOWER_PIP) install --no-deps -r demo-packages.txt
+	$(FLOWER)/bin/python examples/deploy.py runs/demo-flower
+
 test: $(STAMP)
 	$(BIN)/python -m pytest -n 2 --dist worksteal --cov --cov-report=term
+
+# Flower's dependencies exclude some of ours, so it has an environment of its own.
+$(FLOWER_STAMP): pyproject.toml constraints-flower.txt
+	@echo "Setting up $(FLOWER) (once; a few minutes)"
+	$(PYTHON) -m venv $(FLOWER)
+	$(FLOWER_PIP) install -c constraints-flower.txt torch==2.13.0
+	$(FLOWER_PIP) install -c constraints-flower.txt -e '.[flower]' pytest pytest-xdist
+	@touch $(FLOWER_STAMP)
+
+test-flower: $(FLOWER_STAMP)
+	$(FLOWER)/bin/python -m pytest -n 2 --dist loadscope tests/flower
 
 check: $(STAMP)
 	$(BIN)/ruff check .
@@ -48,4 +68,4 @@ utility: $(STAMP)
 	$(BIN)/python benchmarks/utility
 
 clean:
-	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage*
+	rm -rf $(VENV) $(FLOWER) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage*

@@ -39,6 +39,7 @@ _HOMES = {
     "RunStopped": "fedtree_secure.errors",
     "StoreError": "fedtree_secure.errors",
     "Federation": "fedtree_secure.federation",
+    "load_adapter": "fedtree_secure.model.delivered",
     "Result": "fedtree_secure.report.summary",
 }
 
@@ -63,6 +64,7 @@ __all__ = [
     "StoreError",
     "Topology",
     "Training",
+    "load_adapter",
 ]
 
 

@@ -1,4 +1,4 @@
-"""What a job is: frozen dataclasses, and the TOML file that carries the same names.
+"""What a job is: frozen dataclasses; `job_file` reads them from TOML with the same names.
 
 All values here are public: they are hashed into every masking session, so that a client that was
 given another configuration derives other masks. No value is ever read from private data; in
@@ -9,22 +9,21 @@ configuration (PRIVACY: add/remove adjacency needs this).
 import dataclasses
 import hashlib
 import math
-import tomllib
 import typing
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal
 
 import msgspec
 import rfc8785
 
 from fedtree_dp import PrivacyBudget
-from fedtree_secure.errors import ConfigurationError, suggest
-from fedtree_secure.names import check_name
+from fedtree_secure.errors import ConfigurationError
 
 Task = Literal["classification", "causal-lm"]
-HeadMode = Literal["auto", "local", "shared", "frozen"]
+HeadMode = Literal["auto", "group", "local", "frozen"]
+Pooling = Literal["auto", "mean", "first", "last", "native"]
 Source = Literal["fingerprint", "lora_b", "one_group", "none"]
+Cut = Literal["auto", "noise_aware", "silhouette"]
 Linkage = Literal["ward", "average", "complete", "single"]
 
 
@@ -77,35 +76,43 @@ class Training:
         records: Declared size of a client's training set: a rounded public constant, never
             measured. The divisor of an averaged gradient is ``sample_rate * records``. A client can
             declare its own (`Client.records`).
-        sample_rate: Poisson sampling rate of a local step, in (0, 1].
+        sample_rate: Poisson sampling rate of a local step, in (0, 1]. 1, every record in every
+            step, has no amplification by sampling and still the least noise for a step's mean, and
+            costs the most time.
         local_steps: DP-SGD steps a round. 1: the noisy gradient itself is uploaded and the server's
             Adam moves the expert. More: a local Adam moves it and the server averages the changes
             (FedAvg, the paper's form).
         max_grad_norm: Joint L2 clipping norm C over all trainable values of a client.
         learning_rate: Of Adam on the adapters (at the server if local_steps is 1, at the client
             otherwise).
-        head: ``local`` stays with the client, ``shared`` is averaged over all clients like a root
-            layer (all clients must have the same labels), ``frozen`` is not trained; ``auto`` is
-            local for classification and frozen for language modelling.
+        head: ``group``: clients that declared the same label set share their head, at least
+            `Masking.min_group` of them or it stays at home; ``local``: every client's own;
+            ``frozen``: not trained; ``auto`` is ``group`` for classification and ``frozen`` for
+            language modelling.
         head_steps: DP-SGD steps of the head alone on cached features before the first round; 0 for
-            none.
+            none. Heads of a group are trained at home, then averaged once in a masked sum.
         head_sample_rate: Poisson sampling rate of these steps.
         head_learning_rate: Of Adam on the head (and on lam).
         head_noise_ratio: Noise multiplier of the head's steps relative to that of the rounds.
+        pooling: What of an encoder's last hidden states the head reads: their ``mean``, the
+            ``first`` or ``last`` token's, or what the architecture's own classifier takes
+            (``native``). ``auto`` reads the checkpoint's sentence-transformers configuration;
+            without one it is ``native`` where that is pretrained, else ``mean``.
         max_length: Tokens a text is cut to.
         physical_batch_size: Records that are in memory at once; has no influence on the result.
     """
 
     records: int = 1000
-    sample_rate: float = 0.2
+    sample_rate: float = 1.0
     local_steps: int = 1
     max_grad_norm: float = 1.0
     learning_rate: float = 4e-3
     head: HeadMode = "auto"
     head_steps: int = 100
-    head_sample_rate: float = 0.2
+    head_sample_rate: float = 1.0
     head_learning_rate: float = 5e-2
     head_noise_ratio: float = 2.0
+    pooling: Pooling = "auto"
     max_length: int = 64
     physical_batch_size: int = 64
 
@@ -122,7 +129,13 @@ class Training:
             self.head in typing.get_args(HeadMode),
             "training.head",
             self.head,
-            "auto, local, shared or frozen",
+            "auto, group, local or frozen",
+        )
+        _require(
+            self.pooling in typing.get_args(Pooling),
+            "training.pooling",
+            self.pooling,
+            ", ".join(typing.get_args(Pooling)),
         )
 
 
@@ -138,6 +151,12 @@ class Topology:
         fingerprint_share: Share of epsilon that the fingerprint may cost by itself.
         warmup_steps: DP-SGD steps that each client trains alone before the distances are taken
             (``lora_b``).
+        cut: Where the merge tree is cut in each layer. ``noise_aware``: a split is made where it
+            saves more bias than the noise it adds (see `agreed.cuts`), judged on the gradients
+            of the first round, which costs no further budget; needs distances of fingerprints and
+            one step a round. ``silhouette``: the paper's score, with a threshold that the noise
+            sets. ``auto``: the first where it can be.
+        gradient_sketch_size: The same as `sketch_size` for these gradients.
         linkage: Of the agglomerative clustering on the distances averaged over the layers.
         window: K, by how many clusters a layer may exceed the layer below it, plus one.
         significance: A split is made when its silhouette exceeds this quantile of silhouettes that
@@ -157,6 +176,8 @@ class Topology:
     window: int = 3
     significance: float = 0.99
     sketch_size: int = 256
+    cut: Cut = "auto"
+    gradient_sketch_size: int = 2048
     mixing_weight: float = 0.9
 
     def __post_init__(self) -> None:
@@ -171,6 +192,12 @@ class Topology:
             "topology.linkage",
             self.linkage,
             ", ".join(typing.get_args(Linkage)),
+        )
+        _require(
+            self.cut in typing.get_args(Cut),
+            "topology.cut",
+            self.cut,
+            ", ".join(typing.get_args(Cut)),
         )
         _require(
             0 < self.fingerprint_share < 1,
@@ -192,7 +219,8 @@ class Topology:
         )
         for name in ("warmup_steps", "window"):
             _count(f"topology.{name}", getattr(self, name))
-        _count("topology.sketch_size", self.sketch_size, least=16)
+        for name in ("sketch_size", "gradient_sketch_size"):
+            _count(f"topology.{name}", getattr(self, name), least=16)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -200,7 +228,7 @@ class Masking:
     """What secure aggregation must withstand.
 
     Attributes:
-        min_group: m: no sum over fewer clients is ever opened.
+        min_group: m: no sum over fewer clients is ever opened; at least 3.
         colluders: c: clients that may work with the server. Needs ``min_group >= colluders + 2``.
     """
 
@@ -208,7 +236,7 @@ class Masking:
     colluders: int = 1
 
     def __post_init__(self) -> None:
-        _count("masking.min_group", self.min_group, least=2)
+        _count("masking.min_group", self.min_group, least=3)
         _count("masking.colluders", self.colluders, least=0)
         _require(
             self.min_group >= self.colluders + 2,
@@ -306,17 +334,36 @@ class Job:
                 "frozen for causal-lm",
             )
 
+        if self.topology.cut == "noise_aware":
+            _require(
+                self._has_gradients,
+                "topology.cut",
+                self.topology.cut,
+                'auto or silhouette, unless topology.source is "fingerprint" and '
+                "training.local_steps is 1",
+            )
+
+    @property
+    def _has_gradients(self) -> bool:
+        return self.topology.source == "fingerprint" and self.training.local_steps == 1
+
+    @property
+    def weighs_noise(self) -> bool:
+        """Whether the tree is cut by bias and variance, on the first round's gradients."""
+        wanted = self.topology.cut != "silhouette"
+        return wanted and self._has_gradients and self.rounds > 0
+
     @property
     def head(self) -> HeadMode:
         """The head mode that applies to this task."""
         if self.training.head != "auto":
             return self.training.head
-        return "local" if self.task == "classification" else "frozen"
+        return "group" if self.task == "classification" else "frozen"
 
     @property
     def head_steps(self) -> int:
-        """Steps of the head alone before the first round; a frozen or shared head takes none."""
-        return self.training.head_steps if self.head == "local" else 0
+        """Steps of the head alone before the first round; a frozen head takes none."""
+        return 0 if self.head == "frozen" else self.training.head_steps
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values under the names that the TOML file uses."""
@@ -334,100 +381,3 @@ class Job:
         """
         settings = {name: value for name, value in self.to_dict().items() if name != "backbone"}
         return hashlib.sha256(b"fedtree-secure/job/v2\n" + rfc8785.dumps(settings)).digest()
-
-
-@dataclass(frozen=True, kw_only=True)
-class ClientFiles:
-    """One ``[[clients]]`` entry of a job file: where a client's rows are and which columns to read.
-
-    Attributes:
-        id: Unique name, see `check_name`.
-        train, test: CSV, JSONL, JSON or Parquet files, relative to the job file.
-        text, label: Column names; ``label`` is not read for causal language modelling.
-        labels: The declared label set; without it the labels found in the files are taken, and
-            named as public.
-        records: Declared size of the training set (see `Training.records`).
-        dataset: Name of the data set in the ledger, see `check_name`; the client's id if empty.
-        privacy: This client's own budget; the job's if not given.
-
-    Raises:
-        ConfigurationError: ``id`` or ``dataset`` cannot be part of a path.
-    """
-
-    id: str
-    train: str
-    test: str | None = None
-    text: str = "text"
-    label: str = "label"
-    labels: tuple[str | int, ...] = ()
-    records: int | None = None
-    dataset: str = ""
-    privacy: PrivacyBudget | None = None
-
-    def __post_init__(self) -> None:
-        check_name("client id", self.id)
-        if self.dataset:
-            check_name(f"dataset of client {self.id}", self.dataset)
-
-
-def load_job(path: str | Path) -> tuple[Job, tuple[ClientFiles, ...]]:
-    """Read a TOML job file.
-
-    Raises:
-        ConfigurationError: The file is missing, not TOML, has unknown keys (with a suggestion) or
-            values out of range.
-    """
-    path = Path(path)
-    try:
-        raw = tomllib.loads(path.read_text("utf-8"))
-    except FileNotFoundError:
-        raise ConfigurationError(
-            f"there is no job file {path}; see examples/job.toml for one"
-        ) from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigurationError(f"{path} is not valid TOML: {error}") from None
-    clients = raw.pop("clients", [])
-    if not isinstance(clients, list) or not clients:
-        raise ConfigurationError(f"{path} names no clients; add one [[clients]] table for each")
-    return build(Job, raw, ""), tuple(
-        build(ClientFiles, item, f"clients[{i}].") for i, item in enumerate(clients)
-    )
-
-
-T = typing.TypeVar("T")
-
-
-def build(kind: type[T], raw: Any, where: str) -> T:
-    """Convert a plain mapping into a settings dataclass, refusing unknown keys with a
-    suggestion.
-    """
-    _refuse_unknown(kind, raw, where)
-    try:
-        return msgspec.convert(raw, kind, strict=True)
-    except msgspec.ValidationError as error:
-        cause = error.__cause__
-        if isinstance(cause, ValueError) and not isinstance(cause, msgspec.ValidationError):
-            raise cause from None
-        raise ConfigurationError(f"{where or 'job: '}{error}") from None
-
-
-def _refuse_unknown(kind: Any, raw: Any, where: str) -> None:
-    if not isinstance(raw, dict):
-        raise ConfigurationError(
-            f"{where.rstrip('.') or 'the job'} is {raw!r}; it must be a table of settings"
-        )
-    hints = typing.get_type_hints(kind)
-    names = {f.name for f in dataclasses.fields(kind)}
-    for key, value in raw.items():
-        if key not in names:
-            raise ConfigurationError(f"unknown setting {where}{key}{suggest(key, names)}")
-        if dataclasses.is_dataclass(hints[key]):
-            _refuse_unknown(hints[key], value, f"{where}{key}.")
-    required = [
-        f.name
-        for f in dataclasses.fields(kind)
-        if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
-    ]
-    for name in required:
-        if name not in raw:
-            raise ConfigurationError(f"missing setting {where}{name}")

@@ -21,12 +21,12 @@ from fedtree_secure.config import (
     Task,
     Topology,
     Training,
-    load_job,
 )
 from fedtree_secure.embedded.progress import Observer
 from fedtree_secure.embedded.run import RunOptions, run_job
 from fedtree_secure.embedded.shared import Shared
 from fedtree_secure.errors import ConfigurationError
+from fedtree_secure.job_file import load_job
 from fedtree_secure.report.priced_plan import PricedPlan, price_job
 from fedtree_secure.report.summary import Result
 

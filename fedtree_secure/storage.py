@@ -14,8 +14,10 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from cryptography.exceptions import InvalidTag
+from cryptography.exceptions import InvalidTag, UnsupportedAlgorithm
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
 from fedtree_secure.errors import ConfigurationError, RunFolderError, StoreError
 
@@ -140,6 +142,30 @@ class SecretBox:
 
     def __repr__(self) -> str:
         return f"SecretBox({'encrypting' if self.encrypts else 'open'})"
+
+
+def read_signing_key(path: Path) -> Ed25519PrivateKey:
+    """Read an Ed25519 private key in PEM, as ``openssl genpkey -algorithm ed25519`` writes it.
+
+    Raises:
+        ConfigurationError: The file is missing, readable by others, or holds no such key.
+    """
+    try:
+        mode, data = path.stat().st_mode, path.read_bytes()
+    except OSError as error:
+        raise ConfigurationError(f"the key {path} cannot be read: {error.strerror}") from None
+    if mode & 0o077:
+        raise ConfigurationError(f"the key {path} is readable by others; chmod 600 it")
+    try:
+        key = load_pem_private_key(data, password=None)
+    except (ValueError, TypeError, UnsupportedAlgorithm):  # the cause might quote the file
+        key = None
+    if not isinstance(key, Ed25519PrivateKey):
+        raise ConfigurationError(
+            f"{path} holds no Ed25519 private key in PEM without a password; make one with "
+            "`openssl genpkey -algorithm ed25519`"
+        )
+    return key
 
 
 def read_key(path: Path) -> bytes:

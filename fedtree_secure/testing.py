@@ -57,13 +57,14 @@ from fedtree_secure.client.sessions import Received
 from fedtree_secure.client.state import ClientState, initial_state, loaded_into
 from fedtree_secure.client.store import Record, Store, Writing
 from fedtree_secure.client.training import RoundTrainer
-from fedtree_secure.config import Job, Lora, Masking, Topology, Training, build
+from fedtree_secure.config import Job, Lora, Masking, Topology, Training
 from fedtree_secure.demo.data import diagnoses, minilm_folder, tweets
 from fedtree_secure.embedded.in_process import InProcess
 from fedtree_secure.embedded.progress import Silent
 from fedtree_secure.embedded.shared import Shared
 from fedtree_secure.embedded.transcript import SERVER, Transcript
 from fedtree_secure.errors import FedTreeError, RunFolderError, RunStopped
+from fedtree_secure.job_file import build
 from fedtree_secure.model.backbone import Backbone
 from fedtree_secure.model.experts import CLUSTER, Experts, MixedLinear
 from fedtree_secure.model.facts import ModelFacts
@@ -71,8 +72,11 @@ from fedtree_secure.model.rows import ClientData, Table
 from fedtree_secure.report.manifest import (
     NAME,
     describe,
+    difference,
+    few,
     listed,
     read_manifest,
+    signature_fits,
     signed_bytes,
     write_manifest,
 )
@@ -151,6 +155,8 @@ __all__ = [
     "data_sets_in",
     "describe",
     "diagnoses",
+    "difference",
+    "few",
     "fingerprint",
     "grid_bits",
     "in_round",
@@ -176,6 +182,7 @@ __all__ = [
     "run_sketch",
     "save_adapter",
     "seal",
+    "signature_fits",
     "signed_bytes",
     "sketch_context",
     "start",

@@ -30,12 +30,16 @@ from mutant import Mutant  # noqa: E402
 from mutants_of_agreed import AGREED  # noqa: E402
 from mutants_of_client import CLIENT  # noqa: E402
 from mutants_of_contents import CONTENTS  # noqa: E402
+from mutants_of_cuts import OF_CUTS  # noqa: E402
 from mutants_of_engine import ENGINE  # noqa: E402
+from mutants_of_evidence import BUDGETS, EVIDENCE  # noqa: E402
+from mutants_of_gradients import GRADIENTS  # noqa: E402
 from mutants_of_journal import JOURNAL  # noqa: E402
 from mutants_of_ledger import LEDGER  # noqa: E402
 from mutants_of_model import MODEL  # noqa: E402
 from mutants_of_server import SERVER  # noqa: E402
 from mutants_of_sessions import SESSIONS  # noqa: E402
+from mutants_of_site import SITES  # noqa: E402
 from mutants_of_sketches import SKETCHES  # noqa: E402
 from mutants_of_sparse_graphs import SPARSE  # noqa: E402
 from mutants_of_survivors import SURVIVORS  # noqa: E402
@@ -67,8 +71,12 @@ GROUPS = {
         HERE / "secagg",
         (*SURVIVORS, *SESSIONS, *CONTENTS, *JOURNAL, *SKETCHES, *SPARSE),
     ),
-    "dp": Group(ROOT / "dp" / "fedtree_dp", HERE / "dp", (*ENGINE, *LEDGER)),
-    "secure": Group(ROOT / "fedtree_secure", HERE / "secure", (*MODEL, *CLIENT, *AGREED, *SERVER)),
+    "dp": Group(ROOT / "dp" / "fedtree_dp", HERE / "dp", (*ENGINE, *LEDGER, *BUDGETS)),
+    "secure": Group(
+        ROOT / "fedtree_secure",
+        HERE / "secure",
+        (*MODEL, *CLIENT, *AGREED, *OF_CUTS, *GRADIENTS, *SERVER, *EVIDENCE, *SITES),
+    ),
 }
 
 

@@ -68,8 +68,16 @@ def test_secure_aggregation_imports_numpy_cryptography_and_a_codec_alone(graph):
     assert outside == {"numpy", "cryptography", "msgspec"}
 
 
-@pytest.mark.parametrize("module", ["fedtree_dp.account.planner", "fedtree_dp.ledger.ledger"])
-def test_accounting_and_the_ledger_load_no_torch(module):
+@pytest.mark.parametrize(
+    "module",
+    [
+        "fedtree_dp.account.planner",
+        "fedtree_dp.ledger.ledger",
+        "fedtree_secure.model.facts_file",
+        "fedtree_secure.server.coordinator",
+    ],
+)
+def test_accounting_the_ledger_and_the_server_load_no_torch(module):
     code = f"import sys, {module}; sys.exit('torch' in sys.modules or 'opacus' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 

@@ -12,6 +12,7 @@ DOCUMENTS = (
     "CONTRIBUTING.md",
     "CHANGELOG.md",
     "docs/architecture.md",
+    "docs/deploy.md",
     "docs/threats.md",
 )
 ROOTS = (

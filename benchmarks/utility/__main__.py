@@ -39,13 +39,13 @@ from cached import UpperPart
 from datasets import Dataset
 from sklearn.linear_model import LogisticRegression
 from table import write_table, write_variants
-from tasks import TASKS, Rows, split
+from tasks import TASKS, Rows, first_wave, split
 from torch import Tensor
 from variants import DEFAULT, EPSILONS, SEEDS, VARIANTS, one_factor
 from variants import TASKS as TASKS_OF_VARIANTS
 
 from fedtree_dp import DPSGD, Event, NoiseSource, PoissonGaussian, PrivacyBudget, epsilon_of
-from fedtree_secure import Client, Lora, Topology, Training
+from fedtree_secure import Client, Lora, Topology
 from fedtree_secure.testing import (
     Backbone,
     ClientData,
@@ -78,7 +78,7 @@ def settings(train: int, seed: int, epsilon: Epsilon, variant: str = DEFAULT) ->
         privacy=PrivacyBudget(1.0 if epsilon is None else epsilon, DELTA),
         seed=seed,
         lora=Lora(last_layers=2),
-        training=Training(records=train, max_length=24),
+        training=first_wave(train),
         topology=Topology(source="none"),
     )
     return VARIANTS[variant].apply(job)

@@ -36,10 +36,10 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 from datasets import Dataset
 from table import COLUMNS, write_federated
-from tasks import TASKS, split
+from tasks import TASKS, first_wave, split
 
 from fedtree_dp import PrivacyBudget
-from fedtree_secure import Client, Federation, Lora, Training
+from fedtree_secure import Client, Federation, Lora
 from fedtree_secure.testing import Shared, data_sets_in, minilm_folder
 
 CHOSEN = ("wordnet-8", "20ng-6")
@@ -54,7 +54,7 @@ def job_of(column: str, epsilon: float, seed: int) -> Federation:
         privacy=PrivacyBudget(epsilon, DELTA),
         seed=seed,
         lora=Lora(last_layers=2),
-        training=Training(records=TRAIN, max_length=24),
+        training=first_wave(TRAIN),
     )
     if column == "tree":
         return default

@@ -27,6 +27,7 @@ from pathlib import Path
 
 import numpy as np
 
+from fedtree_secure import Training
 from fedtree_secure.testing import diagnoses, tweets
 
 Rows = list[tuple[str, str]]
@@ -165,3 +166,15 @@ def split(rows: Rows, train: int, test: int, seed: int) -> tuple[Rows, Rows]:
     order = np.random.default_rng([seed, 0x5]).permutation(len(unique))[: train + test]
     picked = [unique[i] for i in order]
     return picked[:train], picked[train:]
+
+
+def first_wave(records: int) -> Training:
+    """Return the settings that docs/utility.md was made with; today's defaults are others."""
+    return Training(
+        records=records,
+        max_length=24,
+        pooling="native",
+        sample_rate=0.2,
+        head_sample_rate=0.2,
+        head="local",
+    )

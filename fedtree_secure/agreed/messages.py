@@ -90,6 +90,19 @@ class SketchHello(Message, frozen=True, tag="sketch-hello"):
     attempt: Positive
 
 
+class GradientHello(Message, frozen=True, tag="gradient-hello"):
+    """Asks for the same before a sketch of the first round's gradients.
+
+    Attributes:
+        members, attempt: As in `SketchHello`; attempts are counted by themselves.
+        experts: What the gradients are taken at, heads merged.
+    """
+
+    members: tuple[Name, ...]
+    attempt: Positive
+    experts: "Experts"
+
+
 class SketchSeal(Message, frozen=True, tag="sketch-seal"):
     """Carries all adverts; the first member answers with the sealed seed for each other member."""
 
@@ -102,6 +115,20 @@ class SketchSend(Message, frozen=True, tag="sketch-send"):
     sealed: bytes
 
 
+class Gradients(msgspec.Struct, frozen=True, forbid_unknown_fields=True, array_like=True):
+    """What a sketch of the first round's gradients told.
+
+    Attributes:
+        attempt: Of that sketch.
+        noise: Variance of the noise in one value of each member's gradient, in their order.
+        squared: float64 little-endian bytes of shape (layers, members, members).
+    """
+
+    attempt: Positive
+    noise: tuple[float, ...]
+    squared: bytes
+
+
 class ProposeTree(Message, frozen=True, tag="propose-tree"):
     """What the server learnt, and the tree that follows from it.
 
@@ -111,6 +138,7 @@ class ProposeTree(Message, frozen=True, tag="propose-tree"):
         noise: Expected squared norm of the noise in a layer of each member's vector.
         squared: float64 little-endian bytes of shape (layers, members, members).
         labels: One row of cluster numbers per part.
+        gradients: Where the tree is cut by bias and variance; else None.
     """
 
     attempt: Positive
@@ -118,6 +146,7 @@ class ProposeTree(Message, frozen=True, tag="propose-tree"):
     noise: tuple[float, ...]
     squared: bytes
     labels: tuple[tuple[Count, ...], ...]
+    gradients: Gradients | None = None
 
 
 class AdoptTree(Message, frozen=True, tag="adopt-tree"):
@@ -153,7 +182,7 @@ class Begin(Message, frozen=True, tag="begin"):
 
     Attributes:
         round, attempt: Counters; neither may ever go back.
-        merge: True if the warm-up's change is uploaded instead of a newly trained one.
+        merge: True if what was trained alone before is uploaded, instead of a newly trained change.
         clip: Largest absolute value of an uploaded coordinate, fixed for the run.
         experts: See `Experts`.
     """
@@ -262,6 +291,7 @@ class Refused(Message, frozen=True, tag="refused"):
 Request = (
     Join
     | SketchHello
+    | GradientHello
     | SketchSeal
     | SketchSend
     | ProposeTree
@@ -279,9 +309,11 @@ Request = (
 Reply = Joined | Protocol | Voted | Done | Refused
 
 # budget: the ledger affords no more. clip, experts, tree: what the server sent is not what follows
-# from the public computations. merge: the warm-up was uploaded once. mismatch: other terms or
-# another model. set-back: the client's store is older than what it answered.
-REASONS = ("budget", "clip", "experts", "merge", "mismatch", "set-back", "sketch", "tree")
+# from the public computations. merge: what was trained alone was uploaded once. mismatch: other
+# terms or another model. policy: the site's operator did not approve the job, or the site's policy
+# forbids it; by which rule, the server is not told. set-back: the client's store is older than what
+# it answered.
+REASONS = ("budget", "clip", "experts", "merge", "mismatch", "policy", "set-back", "sketch", "tree")
 
 _encoder = msgspec.msgpack.Encoder()
 _requests: msgspec.msgpack.Decoder[Request] = msgspec.msgpack.Decoder(Request)

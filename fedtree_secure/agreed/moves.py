@@ -96,8 +96,12 @@ def mean_of(opened: OpenedSum, node: Node, quantiser: Quantiser, least: int) -> 
     return quantiser.decode(total) / opened.survivors
 
 
-def within_reach(given: Floats, initial: Floats, bound: float) -> bool:
-    """Say whether every value is finite and at most ``bound`` from where it began."""
+def within_reach(given: Floats, initial: Floats, bound: float | Wide) -> bool:
+    """Say whether every value is finite and at most ``bound`` from where it began.
+
+    Args:
+        bound: For all values, or one for each.
+    """
     distance = np.abs(given.astype(np.float64) - initial.astype(np.float64))
     allowed = bound * (1.0 + _SLACK) + _SLACK * np.abs(initial.astype(np.float64))
     return bool((distance <= allowed).all())

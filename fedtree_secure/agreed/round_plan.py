@@ -9,22 +9,48 @@ import hashlib
 import math
 from collections.abc import Sequence
 from functools import lru_cache
+from typing import Any
 
+import msgspec
 import numpy as np
 
 from fedtree_secagg import Node, Plan, Quantiser
+from fedtree_secure.agreed.cut_costs import GradientEvidence
+from fedtree_secure.agreed.cuts import Cuts, noise_aware_cuts
 from fedtree_secure.agreed.messages import NodeDigest, ProposeTree, WireError, digest
 from fedtree_secure.agreed.moves import REACH
 from fedtree_secure.agreed.stages import MERGE
 from fedtree_secure.agreed.terms import Terms
-from fedtree_secure.agreed.tree import Tree, TreeInputs, build_tree, trivial_tree, with_shared_head
+from fedtree_secure.agreed.tree import (
+    Tree,
+    TreeInputs,
+    build_tree,
+    merge_tree,
+    trivial_tree,
+    with_heads,
+)
 from fedtree_secure.config import Job
+from fedtree_secure.errors import ConfigurationError
 from fedtree_secure.model.facts import ModelFacts
+from fedtree_secure.model.layout import Layout
 
+Floats = np.ndarray[Any, np.dtype[np.float64]]
 CHANGE_BITS = 16
 STEPS_PER_DEVIATION = 1024  # dp/SPEC.md, section 2.4
 FARTHEST = 1e30  # squared distances above it are absurd, and overflow in what follows
 CLIP_SPREAD = 1024.0  # a client's own bound may be so many times below the run's clip
+
+
+def gradient_context(
+    terms: Terms, model: bytes, attempt: int, digests: tuple[NodeDigest, ...]
+) -> bytes:
+    """The same for gradients: bound to what they are taken at, so that nobody's is compared with
+    that of a client that was given other values.
+    """
+    counter = attempt.to_bytes(8, "big")
+    return hashlib.sha256(
+        b"fedtree-secure/gradients/v1\n" + terms.digest + model + counter + _held(digests)
+    ).digest()
 
 
 def sketch_context(terms: Terms, model: bytes, attempt: int) -> bytes:
@@ -34,15 +60,25 @@ def sketch_context(terms: Terms, model: bytes, attempt: int) -> bytes:
 
 
 @lru_cache(maxsize=8)
-def nodes_of(tree: Tree, parts: tuple[tuple[int, int], ...]) -> tuple[Node, ...]:
-    """Return the nodes of a tree, by name."""
-    groups = tree.nodes(parts)
-    return tuple(
-        sorted(
-            (Node(node_name(group), group, ranges) for group, ranges in groups.items()),
-            key=lambda node: node.name,
-        )
-    )
+def nodes_of(tree: Tree, layout: Layout) -> tuple[Node, ...]:
+    """Return the nodes of a tree, by name.
+
+    A group's head is a node of its own, whoever shares layers: it is summed before there is a tree.
+    """
+    layers = tree.nodes(layout.layers)
+    nodes = [Node(node_name(group), group, ranges) for group, ranges in layers.items()]
+    for part, place in enumerate(layout.heads, start=len(layout.layers)):
+        heads = (Node(node_name(group, "head"), group, (place,)) for group in tree.released(part))
+        nodes.extend(heads)
+    return tuple(sorted(nodes, key=lambda node: node.name))
+
+
+def nodes_of_round(tree: Tree, layout: Layout, job: Job, *, merge: bool) -> tuple[Node, ...]:
+    """Return the nodes that a round sums: all, but a merge without a warm-up those of heads."""
+    every = nodes_of(tree, layout)
+    if not merge or job.topology.source == "lora_b":
+        return every
+    return tuple(node for node in every if node.ranges[0] in layout.heads)
 
 
 @lru_cache(maxsize=8)
@@ -65,9 +101,14 @@ def plan_of_round(
             already).
         digests: What the members of each node hold; so nobody is masked with a client that was
             given other values (Pasquini et al., CCS 2022, "model inconsistency").
-        merge: Whether the round merges the warm-up.
+        merge: Whether the round merges what was trained alone.
+
+    Raises:
+        WireError: Nobody shares anything that such a round would sum.
     """
-    nodes = nodes_of(tree, facts.layout.parts)
+    nodes = nodes_of_round(tree, facts.layout, terms.job, merge=merge)
+    if not nodes:
+        raise WireError("a round that would sum nothing")
     largest = max(len(node.members) for node in nodes)
     cohort = len({name for node in nodes for name in node.members})
     colluders = terms.job.masking.colluders
@@ -153,8 +194,21 @@ def largest_change(job: Job, noise_multiplier: float, records: int, *, merge: bo
     if settings.local_steps == 1 and not merge:
         expected = settings.sample_rate * records
         return settings.max_grad_norm * (2.0 + 8.0 * noise_multiplier / expected)
-    steps = job.topology.warmup_steps if merge else settings.local_steps
-    return REACH * settings.learning_rate * steps
+    if not merge:
+        return REACH * settings.learning_rate * settings.local_steps
+    return max(_warm_up_reach(job), _head_reach(job))
+
+
+def _warm_up_reach(job: Job) -> float:
+    warmed_up = job.topology.source == "lora_b"
+    return REACH * job.training.learning_rate * job.topology.warmup_steps if warmed_up else 0.0
+
+
+def _head_reach(job: Job) -> float:
+    """How far a group's head can be moved at home: by its own steps, and by a warm-up before."""
+    if job.head != "group":
+        return 0.0
+    return REACH * job.training.head_learning_rate * job.head_steps + _warm_up_reach(job)
 
 
 def reach(job: Job, before: int) -> float:
@@ -164,9 +218,21 @@ def reach(job: Job, before: int) -> float:
         before: The round; rounds `MERGE` to ``before - 1`` may have moved the expert.
     """
     steps = max(before - 1, 0) * job.training.local_steps
-    if job.topology.source == "lora_b" and before > MERGE:
-        steps += job.topology.warmup_steps
-    return REACH * job.training.learning_rate * steps
+    merged = _warm_up_reach(job) if before > MERGE else 0.0
+    return REACH * job.training.learning_rate * steps + merged
+
+
+def reach_of_parts(job: Job, layout: Layout, before: int) -> Floats:
+    """Return the same for every value of the layout: heads were trained alone before, at a rate of
+    their own.
+
+    Returns:
+        Shape (layout.length,).
+    """
+    bounds = np.full(layout.length, reach(job, before))
+    for begin, end in layout.heads:
+        bounds[begin:end] += _head_reach(job) if before > MERGE else 0.0
+    return bounds
 
 
 def clip_is_usable(clip: float, own: float) -> bool:
@@ -178,9 +244,9 @@ def clip_is_usable(clip: float, own: float) -> bool:
     return math.isfinite(clip) and own <= clip <= CLIP_SPREAD * own
 
 
-def node_name(group: Sequence[str]) -> str:
-    """A name that depends on the members alone."""
-    return "node-" + hashlib.sha256("\n".join(group).encode()).hexdigest()[:16]
+def node_name(group: Sequence[str], kind: str = "node") -> str:
+    """A name that depends on the members alone, and on whether they share layers or a head."""
+    return f"{kind}-" + hashlib.sha256("\n".join(group).encode()).hexdigest()[:16]
 
 
 # --- the tree -----------------------------------------------------------------------------------
@@ -199,9 +265,9 @@ def finish_bytes(terms: Terms, digests: tuple[NodeDigest, ...]) -> bytes:
     return b"fedtree-secure/finish/v1\n" + terms.digest + _held(digests)
 
 
-def finish_quorum(terms: Terms, tree: Tree, parts: tuple[tuple[int, int], ...]) -> int:
+def finish_quorum(terms: Terms, tree: Tree, layout: Layout) -> int:
     """Return how many members must sign the same last experts: as many as must survive a round."""
-    cohort = len({name for node in nodes_of(tree, parts) for name in node.members})
+    cohort = len({name for node in nodes_of(tree, layout) for name in node.members})
     return Plan.full_threshold(cohort, colluders=terms.job.masking.colluders)
 
 
@@ -223,6 +289,43 @@ def evidence_of(message: ProposeTree, job: Job, facts: ModelFacts) -> TreeInputs
     return TreeInputs(squared, noise, dimension, job.topology.sketch_size)
 
 
+def gradients_of(message: ProposeTree, job: Job, facts: ModelFacts) -> GradientEvidence:
+    """Read the distances of gradients; `WireError` as for `evidence_of`."""
+    found = message.gradients
+    assert found is not None
+    count, depth = len(message.members), facts.depth
+    if len(found.squared) != 8 * depth * count * count or len(found.noise) != count:
+        raise WireError(f"gradients of {count} clients in {depth} layers have another number")
+    squared = np.frombuffer(found.squared, dtype="<f8").reshape(depth, count, count)
+    variance = np.asarray(found.noise)
+    if not (np.isfinite(variance).all() and (variance >= 0).all()) or (squared < 0).any():
+        raise WireError("gradients' distances or noise are no distances or variances")
+    if max(squared.max(initial=0.0), variance.max(initial=0.0)) > FARTHEST:
+        raise WireError(f"gradients' distances or noise are beyond {FARTHEST:g}")
+    widths = np.array([end - begin for begin, end in facts.layout.layers], dtype=np.float64)
+    energy = widths[:, None] * variance[None, :]
+    size = job.topology.gradient_sketch_size
+    try:
+        return GradientEvidence(
+            squared, energy, energy / job.rounds, int(widths.max(initial=1.0)), size
+        )
+    except ConfigurationError as error:
+        raise WireError(f"distances of gradients: {error}") from None
+
+
+def gradient_noise(job: Job, noise_multiplier: float, records: int) -> float:
+    """Variance of the noise in one value of a client's gradient: of one step's mean."""
+    expected = job.training.sample_rate * records
+    return (job.training.max_grad_norm * noise_multiplier / expected) ** 2
+
+
+def weighed(terms: Terms, facts: ModelFacts, proposal: ProposeTree) -> Cuts:
+    """Cut the merge tree of the fingerprints by what the gradients say, see `noise_aware_cuts`."""
+    job = terms.job
+    merges = merge_tree(evidence_of(proposal, job, facts), job.topology.linkage)
+    return noise_aware_cuts(merges, gradients_of(proposal, job, facts), job.masking.min_group)
+
+
 def compute_tree(terms: Terms, facts: ModelFacts, proposal: ProposeTree) -> Tree:
     """Build the tree that follows from a proposal's distances; its labels are not looked at.
 
@@ -236,16 +339,20 @@ def compute_tree(terms: Terms, facts: ModelFacts, proposal: ProposeTree) -> Tree
 
 def without_labels(proposal: ProposeTree) -> ProposeTree:
     """Return the proposal without labels: what the tree is a function of."""
-    return ProposeTree(
-        proposal.attempt, proposal.members, proposal.noise, proposal.squared, labels=()
-    )
+    return msgspec.structs.replace(proposal, labels=())
 
 
 @lru_cache(maxsize=4)
 def _computed(terms: Terms, facts: ModelFacts, distances: ProposeTree) -> Tree:
     job, roster, present = terms.job, terms.names, distances.members
     evidence = evidence_of(distances, job, facts)
-    tree = build_tree(present, evidence, job.topology, job.masking.min_group)
+    if (distances.gradients is not None) != job.weighs_noise:
+        raise WireError("distances of gradients are missing, or not asked for")
+    if distances.gradients is None:
+        tree = build_tree(present, evidence, job.topology, job.masking.min_group)
+    else:
+        cuts = weighed(terms, facts, distances)
+        tree = Tree(tuple(present), cuts.labels, job.masking.min_group)
     absent = [name for name in roster if name not in present]
     rows = []
     for row in tree.labels:
@@ -253,7 +360,7 @@ def _computed(terms: Terms, facts: ModelFacts, distances: ProposeTree) -> Tree:
         known |= {name: len(present) + i for i, name in enumerate(absent)}
         rows.append(tuple(known[name] for name in roster))
     whole = Tree(roster, tuple(rows), job.masking.min_group)
-    return with_shared_head(whole) if job.head == "shared" else whole
+    return with_heads(whole, [group.members for group in terms.heads])
 
 
 def fixed_tree(terms: Terms, facts: ModelFacts) -> Tree | None:
@@ -262,8 +369,13 @@ def fixed_tree(terms: Terms, facts: ModelFacts) -> Tree | None:
     source = job.topology.source if job.rounds else "none"
     if source not in ("one_group", "none"):
         return None
-    tree = trivial_tree(terms.names, facts.depth, source, job.masking.min_group)
-    return with_shared_head(tree) if job.head == "shared" else tree
+    return tree_without_distances(terms, facts, source)
+
+
+def tree_without_distances(terms: Terms, facts: ModelFacts, source: str) -> Tree:
+    """Return the tree of ``one_group`` or ``none``, heads in their groups."""
+    tree = trivial_tree(terms.names, facts.depth, source, terms.job.masking.min_group)
+    return with_heads(tree, [group.members for group in terms.heads])
 
 
 def check_members(members: Sequence[str], terms: Terms) -> None:

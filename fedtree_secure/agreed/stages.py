@@ -1,12 +1,13 @@
 """Rounds, exchanges and ledger purposes, each spelled once.
 
 An *exchange* is one request to each of some clients and their replies. A *purpose* is what a charge
-in a client's ledger was for. Training rounds count from 1; round 0 merges a warm-up.
+in a client's ledger was for. Training rounds count from 1; round 0 merges what
+was trained alone before (a warm-up, heads).
 """
 
 from enum import StrEnum
 
-MERGE = 0
+MERGE, FIRST = 0, 1
 
 # What an honest server never exceeds, so that a client may refuse it without looking further.
 MOST_ATTEMPTS = 900  # starts of a server in one run

@@ -1,10 +1,16 @@
-"""What all parties have pinned before the first message: job, roster, the server's key, the run."""
+"""What all parties have pinned before the first message: job, roster, the server's key, the run,
+and who shares a head.
+"""
 
 import hashlib
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
+
+import rfc8785
 
 from fedtree_secagg import Roster
+from fedtree_secure.agreed.head_groups import HeadGroup
 from fedtree_secure.config import Job
 from fedtree_secure.errors import ConfigurationError
 
@@ -19,15 +25,17 @@ class Terms:
         server_key: The server's Ed25519 key, 32 bytes; only requests signed with it are looked at.
         run: Name of this run, 1 to 64 printable characters; another run of the same job has
             another one, so that no request of one can be replayed in the other.
+        heads: Groups of clients that share a head, see `head_groups`; disjoint.
 
     Raises:
-        ConfigurationError: A key or a name of another form.
+        ConfigurationError: A key, a name or a group of another form.
     """
 
     job: Job
     roster: Roster
     server_key: bytes
     run: str
+    heads: tuple[HeadGroup, ...] = ()
 
     def __post_init__(self) -> None:
         if not isinstance(self.server_key, bytes) or len(self.server_key) != 32:
@@ -36,6 +44,22 @@ class Terms:
             raise ConfigurationError(
                 f"the run's name is {self.run!r}; allowed: 1 to 64 printable characters"
             )
+        if self.heads:
+            self._check_heads()
+
+    def _check_heads(self) -> None:
+        if self.job.head != "group":
+            raise ConfigurationError(
+                f"there are groups of heads, and the job's are {self.job.head}"
+            )
+        members = [name for group in self.heads for name in group.members]
+        if len(set(members)) != len(members) or not set(members) <= set(self.roster.names):
+            raise ConfigurationError(
+                "groups of heads must be disjoint, and of the roster's clients"
+            )
+        least = self.job.masking.min_group
+        if min(len(group.members) for group in self.heads) < least:
+            raise ConfigurationError(f"a group of heads has at least min_group = {least} members")
 
     @cached_property
     def names(self) -> tuple[str, ...]:
@@ -51,7 +75,33 @@ class Terms:
             + self.roster.hash
             + self.server_key
             + self.run.encode()
+            + self._heads_bytes()
         ).digest()
+
+    def _heads_bytes(self) -> bytes:
+        if not self.heads:
+            return b""
+        shown: Any = [
+            {"members": list(g.members), "outputs": g.outputs, "labels": g.labels.hex()}
+            for g in self.heads
+        ]
+        return b"\0heads\n" + rfc8785.dumps(shown)
+
+    @property
+    def outputs_of_heads(self) -> tuple[int, ...]:
+        """Labels of each group that shares a head, in the layout's order."""
+        return tuple(group.outputs for group in self.heads)
+
+    @property
+    def merges(self) -> bool:
+        """Whether a round before the first averages what clients trained alone, once."""
+        warmed_up = self.job.topology.source == "lora_b" and self.job.rounds > 0
+        return warmed_up or self.merges_heads
+
+    @property
+    def merges_heads(self) -> bool:
+        """Whether heads that were trained at home are averaged in their groups."""
+        return bool(self.heads) and self.job.head_steps > 0
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Terms) and self.digest == other.digest

@@ -42,8 +42,7 @@ class Tree:
 
     Attributes:
         members: Client ids in roster order.
-        labels: For each part (layers, then a shared head if there is one) the cluster number of
-            each member.
+        labels: For each part (layers, then the groups' heads) the cluster number of each member.
         min_group: Clusters with fewer members are not released.
     """
 
@@ -147,9 +146,17 @@ def trivial_tree(members: Sequence[str], depth: int, source: str, min_group: int
     return tree_of(tuple(members), (row,) * depth, min_group)
 
 
-def with_shared_head(tree: Tree) -> Tree:
-    """Append a part that all members share."""
-    return tree_of(tree.members, (*tree.labels, (0,) * len(tree.members)), tree.min_group)
+def with_heads(tree: Tree, groups: Sequence[Sequence[str]]) -> Tree:
+    """Append a part for each group's head: its members share it, everybody else has no part in it.
+
+    Args:
+        groups: Disjoint groups of the tree's members.
+    """
+    rows = list(tree.labels)
+    for group in groups:
+        inside = set(group)
+        rows.append(tuple(0 if n in inside else i + 1 for i, n in enumerate(tree.members)))
+    return tree_of(tree.members, tuple(rows), tree.min_group)
 
 
 def build_tree(
@@ -160,7 +167,7 @@ def build_tree(
     Returns:
         A tree with one row of labels per layer; each row refines the one before it.
     """
-    merges = _merge_tree(_debias(evidence), settings.linkage)
+    merges = merge_tree(evidence, settings.linkage)
 
     @lru_cache
     def threshold(clusters: int) -> float:
@@ -214,6 +221,13 @@ def _labels(merges: Floats, count: int) -> "np.ndarray[Any, Any]":
     _, begins, found = np.unique(root[:total], return_index=True, return_inverse=True)
     labels: np.ndarray[Any, Any] = np.argsort(np.argsort(begins))[found]
     return labels
+
+
+def merge_tree(evidence: TreeInputs, method: Linkage) -> Floats:
+    """Return the agglomerative merge tree of debiased distances, averaged over the layers, as
+    scipy's `linkage` does.
+    """
+    return _merge_tree(_debias(evidence), method)
 
 
 def _merge_tree(debiased: Floats, method: Linkage) -> Floats:

@@ -1,7 +1,9 @@
-"""Command line: `fedtree-secure demo | run | budget | audit | ledger`.
+"""Command line: `fedtree-secure demo | run | budget | audit | report | verify | gate | ledger`, and
+for deployments `keys | site | node | serve | model-facts`.
 
 Exit codes: 0 done, 1 stopped or failed, 2 refused input (nothing was started or charged), 130
-interrupted; of `audit` 0 PASS, 1 FAIL, 2 INCONCLUSIVE.
+interrupted; of `audit` 0 PASS, 1 FAIL, 2 INCONCLUSIVE; of `verify` and `gate` see
+`fedtree_secure.report.exit_codes`.
 
 Each command has a module of its own. None of them imports torch before it is called, so that help
 and refusals come at once.
@@ -20,9 +22,13 @@ from rich.markup import escape
 from fedtree_secure.cli.audit import audit
 from fedtree_secure.cli.budget import budget_app
 from fedtree_secure.cli.demo import demo
+from fedtree_secure.cli.deployment import model_facts, node, serve
+from fedtree_secure.cli.evidence import gate, report, verify
+from fedtree_secure.cli.keys import keys_app
 from fedtree_secure.cli.ledger import ledger_app
 from fedtree_secure.cli.run import run
 from fedtree_secure.cli.screen import errors
+from fedtree_secure.cli.site import site_app
 
 app = cyclopts.App(
     name="fedtree-secure",
@@ -33,7 +39,15 @@ app.command(demo)
 app.command(run)
 app.command(budget_app)
 app.command(audit)
+app.command(report)
+app.command(verify)
+app.command(gate)
 app.command(ledger_app)
+app.command(keys_app)
+app.command(site_app)
+app.command(node)
+app.command(serve)
+app.command(model_facts)
 
 
 def main(arguments: list[str] | None = None) -> None:

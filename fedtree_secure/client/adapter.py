@@ -1,8 +1,7 @@
 """A client's result as an ordinary peft folder.
 
-Cluster and external expert are folded with lam into one adapter of rank 2r, so that
-``PeftModel.from_pretrained(base, folder)`` gives the same outputs with nothing of this package
-installed.
+Cluster and external expert are folded with lam into one adapter of rank 2r. `load_adapter` puts it
+on its backbone; nothing of this package is needed to do the same by hand (the folder's README).
 
 What was trained is rounded to a grid first: the gaps between the values that floating-point
 Gaussian noise can take tell about the value under the noise (Mironov, CCS 2012), and a head or a
@@ -18,6 +17,7 @@ from peft import LoraConfig, TaskType
 from safetensors.torch import save_file
 
 from fedtree_secure.model.backbone import Backbone
+from fedtree_secure.model.delivered import FACTS, HEAD
 from fedtree_secure.model.rows import Label
 
 GRID_BITS = 22
@@ -26,10 +26,11 @@ GRID_BITS = 22
 def save_adapter(backbone: Backbone, folder: Path, labels: tuple[Label, ...]) -> None:
     """Write what is seated at the backbone to ``folder``.
 
-    Files: ``adapter_config.json``, ``adapter_model.safetensors``, ``labels.json`` (names of the
-    head's outputs) and a README that says how to load it. Layers that the backbone's checkpoint
-    lacks (their initial values come from the job's seed) are saved along with the head, so that a
-    reload gives the same outputs.
+    Files: ``adapter_config.json``, ``adapter_model.safetensors``, ``fedtree.json`` (labels of the
+    outputs, pooling, length of texts), ``head.safetensors`` where the head reads pooled states, and
+    a README that says how to load it. Layers that the backbone's checkpoint lacks (their initial
+    values come from the job's seed) are saved along with the head, so that a reload gives the same
+    outputs.
     """
     folder.mkdir(parents=True, exist_ok=True)
     lora, job = backbone.experts.lora, backbone.job
@@ -37,18 +38,24 @@ def save_adapter(backbone: Backbone, folder: Path, labels: tuple[Label, ...]) ->
     folded = backbone.experts.folded()
     for layer, modules in enumerate(backbone.experts.by_layer):
         for module, (a, b) in zip(modules, folded[layer], strict=True):
-            tensors[f"base_model.model.{module.place}.lora_A.weight"] = on_grid(a)
-            tensors[f"base_model.model.{module.place}.lora_B.weight"] = on_grid(b)
+            place = _place(backbone, module.place)
+            tensors[f"base_model.model.{place}.lora_A.weight"] = on_grid(a)
+            tensors[f"base_model.model.{place}.lora_B.weight"] = on_grid(b)
     kept = _kept_modules(backbone)
     for name, value in backbone.model.state_dict().items():
         if any(f".{module}." in f".{name}" for module in kept):
-            tensors[f"base_model.model.{name}"] = value.detach().cpu().contiguous().clone()
+            inside = _place(backbone, name)
+            tensors[f"base_model.model.{inside}"] = value.detach().cpu().contiguous().clone()
     if backbone.head_name:
-        kept.add(backbone.head_name)
-        for name, value in backbone.delivered_head().state_dict().items():
-            tensors[f"base_model.model.{backbone.head_name}.{name}"] = on_grid(value)
+        head = {n: on_grid(v) for n, v in backbone.delivered_head().state_dict().items()}
+        if backbone.pooling == "native":
+            kept.add(backbone.head_name)
+            named = {f"base_model.model.{backbone.head_name}.{n}": v for n, v in head.items()}
+            tensors |= named
+        else:
+            save_file(head, folder / HEAD, metadata={"format": "pt"})
     config = LoraConfig(
-        task_type=TaskType.CAUSAL_LM if job.task == "causal-lm" else TaskType.SEQ_CLS,
+        task_type=_task_type(backbone),
         base_model_name_or_path=job.backbone,
         r=2 * lora.r,
         lora_alpha=2 * lora.alpha,
@@ -58,10 +65,26 @@ def save_adapter(backbone: Backbone, folder: Path, labels: tuple[Label, ...]) ->
     )
     config.save_pretrained(folder)
     save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
-    (folder / "labels.json").write_text(
-        json.dumps(list(labels), ensure_ascii=False) + "\n", "utf-8"
-    )
-    (folder / "README.md").write_text(_readme(backbone, len(labels)), "utf-8")
+    facts = {
+        "task": job.task,
+        "backbone": job.backbone,
+        "pooling": backbone.pooling,
+        "labels": list(labels),
+        "max_length": job.training.max_length,
+    }
+    (folder / FACTS).write_text(json.dumps(facts, ensure_ascii=False, indent=1) + "\n", "utf-8")
+    (folder / "README.md").write_text(_readme(backbone), "utf-8")
+
+
+def _task_type(backbone: Backbone) -> TaskType:
+    if backbone.job.task == "causal-lm":
+        return TaskType.CAUSAL_LM
+    return TaskType.SEQ_CLS if backbone.pooling == "native" else TaskType.FEATURE_EXTRACTION
+
+
+def _place(backbone: Backbone, name: str) -> str:
+    """Name of a part in the class that a reader loads: without our classifier around it."""
+    return name if backbone.pooling == "native" else name.removeprefix("encoder.")
 
 
 def on_grid(values: torch.Tensor) -> torch.Tensor:
@@ -79,7 +102,8 @@ def _adapted(backbone: Backbone) -> list[str]:
     """What peft must match: full names where only the last layers have an adapter."""
     if backbone.experts.lora.last_layers is None:
         return list(backbone.experts.targets)
-    return [module.place for modules in backbone.experts.by_layer for module in modules]
+    modules = (module for layer in backbone.experts.by_layer for module in layer)
+    return [_place(backbone, module.place) for module in modules]
 
 
 def _kept_modules(backbone: Backbone) -> set[str]:
@@ -94,19 +118,39 @@ def _kept_modules(backbone: Backbone) -> set[str]:
     return kept
 
 
-def _readme(backbone: Backbone, outputs: int) -> str:
-    causal = backbone.job.task == "causal-lm"
-    kind = "AutoModelForCausalLM" if causal else "AutoModelForSequenceClassification"
-    extra = "" if causal else f", num_labels={outputs}"
+def _readme(backbone: Backbone) -> str:
+    job, length = backbone.job, backbone.job.training.max_length
     return f"""# Adapter made by fedtree-secure
 
 ```python
-from peft import PeftModel
-from transformers import {kind}
-base = {kind}.from_pretrained({backbone.job.backbone!r}{extra})
-model = PeftModel.from_pretrained(base, "this folder")
+from fedtree_secure import load_adapter
+model, tokenizer = load_adapter("this folder")
+cut = {{"truncation": True, "max_length": {length}, "padding": True}}
+batch = tokenizer(["a text"], return_tensors="pt", **cut)
+logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
 ```
+
+Backbone: {job.backbone}. The names of the outputs stand in `{FACTS}`. {_by_hand(backbone)}
 
 It was trained with differential privacy; `summary.json` of the run states the guarantee,
 epsilon and delta.
 """
+
+
+def _by_hand(backbone: Backbone) -> str:
+    """How to load it where this package is not installed."""
+    if backbone.pooling == "native":
+        kind = (
+            "AutoModelForCausalLM"
+            if backbone.job.task == "causal-lm"
+            else "AutoModelForSequenceClassification"
+        )
+        return (
+            "Without this package: `PeftModel.from_pretrained(base, folder)` of peft, on the "
+            f"backbone as `{kind}` of transformers."
+        )
+    return (
+        "Without this package: `PeftModel.from_pretrained(base, folder)` of peft, on the backbone "
+        f"as `AutoModel` of transformers; pool its last hidden states ({backbone.pooling}), scale "
+        f"each to norm 1, and apply the linear layer in `{HEAD}`."
+    )

@@ -13,8 +13,9 @@ import numpy as np
 
 from fedtree_dp import PrivacyBudget
 from fedtree_secure.client.files import read_rows
-from fedtree_secure.config import ClientFiles, Job
+from fedtree_secure.config import Job
 from fedtree_secure.errors import DataError
+from fedtree_secure.job_file import ClientFiles
 from fedtree_secure.model.rows import ClientData, Label, Table, tokenise
 from fedtree_secure.names import check_name
 

@@ -23,7 +23,7 @@ from pathlib import Path
 import platformdirs
 
 from fedtree_dp import Ledger, LedgerError, PrivacyBudget
-from fedtree_secure.errors import ConfigurationError, StoreError
+from fedtree_secure.errors import ConfigurationError, StoreError, suggest
 from fedtree_secure.storage import PRIVATE_FILE, SecretBox, private_folder, write_atomically
 
 STATE, HEADS = "FEDTREE_STATE", "FEDTREE_HEADS"
@@ -77,13 +77,21 @@ class DataSets:
         return self.heads / f"{dataset}.json"
 
     @contextlib.contextmanager
-    def opened(self, dataset: str, budget: PrivacyBudget, texts: Iterable[str]) -> Iterator[Ledger]:
-        """Open the store of a data set for this process alone, made when missing.
+    def opened(
+        self,
+        dataset: str,
+        budget: PrivacyBudget | None,
+        texts: Iterable[str],
+        *,
+        create: bool = True,
+    ) -> Iterator[Ledger]:
+        """Open the store of a data set for this process alone.
 
         Args:
             dataset: Its name.
-            budget: What may be spent; must equal what the store says.
+            budget: What may be spent; must equal what the store says. None: the store's own.
             texts: The rows, to recognise them under another name. They are not stored.
+            create: Whether a missing store is made.
 
         Raises:
             StoreError: The rows are known under another name, or the store was deleted.
@@ -99,7 +107,9 @@ class DataSets:
             )
         private_folder(path.parent)
         private_folder(head.parent)
-        with Ledger.open(path, dataset=dataset, budget=budget, head=head, exclusive=True) as ledger:
+        with Ledger.open(
+            path, dataset=dataset, budget=budget, create=create, head=head, exclusive=True
+        ) as ledger:
             self._note_rows(dataset, texts)
             yield ledger
 
@@ -133,6 +143,26 @@ class DataSets:
         ledger.replace(path)
         Ledger.open(path, dataset=dataset, create=False, head=self.head_of(dataset)).close()
         return path
+
+    @contextlib.contextmanager
+    def existing(self, dataset: str) -> Iterator[Ledger]:
+        """Open the store of a data set that was used before, for whoever changes its budget.
+
+        Raises:
+            StoreError: There is none.
+            fedtree_dp.LedgerError: Foreign, damaged, set back or in use.
+        """
+        path = self.store_of(dataset)
+        if not path.exists():
+            known = sorted(p.parent.name for p in self.stores.glob("*/store.sqlite"))
+            raise StoreError(
+                f"there is no store of data set {dataset!r} in {self.stores}"
+                f"{suggest(dataset, known) if known else ''}"
+            )
+        with Ledger.open(
+            path, dataset=dataset, create=False, head=self.head_of(dataset), exclusive=True
+        ) as ledger:
+            yield ledger
 
     # --- known rows -----------------------------------------------------------------------------
 

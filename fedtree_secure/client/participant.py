@@ -22,7 +22,7 @@ from fedtree_secure.agreed import messages as wire
 from fedtree_secure.agreed.envelope import Opened, open_request
 from fedtree_secure.agreed.stages import COUNTER_WINDOW
 from fedtree_secure.agreed.terms import Terms
-from fedtree_secure.client import round_requests, tree_requests
+from fedtree_secure.client import gradient_requests, round_requests, tree_requests
 from fedtree_secure.client.pacing import Pace
 from fedtree_secure.client.party import Member, Party, Workings
 from fedtree_secure.client.sessions import Idle, Session
@@ -37,6 +37,7 @@ log = logging.getLogger("fedtree_secure.client")
 HANDLERS: Mapping[type, Callable[[Party, Session, Any], Step]] = {
     wire.Join: tree_requests.join,
     wire.SketchHello: tree_requests.sketch_hello,
+    wire.GradientHello: gradient_requests.gradient_hello,
     wire.SketchSeal: tree_requests.sketch_seal,
     wire.SketchSend: tree_requests.sketch_send,
     wire.ProposeTree: tree_requests.propose_tree,
@@ -87,6 +88,11 @@ class Participant:
     def id(self) -> str:
         """The client's name in the roster."""
         return self.party.id
+
+    @property
+    def delivered(self) -> bool:
+        """Whether the client keeps the last experts: nothing more will be asked of it."""
+        return round_requests.KEPT in self.party.store.record.finished
 
     @contextlib.contextmanager
     def at_backbone(self) -> Iterator[None]:

@@ -16,6 +16,7 @@ from fedtree_secure.client.state import Floats
 from fedtree_secure.config import Job
 from fedtree_secure.model.backbone import Backbone
 from fedtree_secure.model.experts import CLUSTER
+from fedtree_secure.model.layout import Layout
 
 
 class SplitAdam(torch.optim.Adam):
@@ -53,13 +54,16 @@ class LocalModel:
 
     Attributes:
         outputs: Classes of its head, 0 for none.
-        shares: For each part of the layout, whether the client's change of it is uploaded.
+        shares: For each part of the layout, whether the client's change of it is uploaded. Of the
+            heads that is its own group's at most.
         mixing: (depth,) whether the layer has an external expert.
+        layout: Where everybody's parts stand; the backbone's own where no head is shared.
     """
 
     outputs: int
     shares: tuple[bool, ...]
     mixing: "np.ndarray[Any, np.dtype[np.bool_]]"
+    layout: Layout | None = None
 
 
 @dataclass(frozen=True)
@@ -67,7 +71,7 @@ class Trainables:
     """Parameters of a loaded client.
 
     Attributes:
-        uploaded: Of layers (and a shared head) whose change is uploaded.
+        uploaded: Of layers (and a group's head) whose change is uploaded.
         local: Name and parameter of adapters that stay at home.
         head: Name and parameter of mixing weights and a local head.
     """
@@ -102,7 +106,7 @@ def trainables(backbone: Backbone, job: Job, model: LocalModel) -> Trainables:
             head.append((f"lam{layer}", experts.mixes[layer].logit))
     if job.head != "frozen":
         named = [(f"head.{name}", p) for name, p in backbone.projection.named_parameters()]
-        if job.head == "shared" and model.shares[-1]:
+        if any(model.shares[experts.depth :]):
             uploaded.extend(p for _, p in named)
         else:
             head.extend(named)
@@ -148,9 +152,8 @@ def moments_of(optimizer: SplitAdam, parts: Trainables) -> dict[str, Floats]:
     return saved
 
 
-def spread(changes: list[torch.Tensor], backbone: Backbone, shares: Sequence[bool]) -> Floats:
+def spread(changes: list[torch.Tensor], layout: Layout, shares: Sequence[bool]) -> Floats:
     """Return the uploaded parts' changes at their places in the layout, zeros elsewhere."""
-    layout = backbone.layout()
     out = np.zeros(layout.length, dtype=np.float32)
     flat, at = (torch.cat(changes).numpy() if changes else out[:0]), 0
     for (start, stop), uploaded in zip(layout.parts, shares, strict=True):

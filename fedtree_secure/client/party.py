@@ -15,20 +15,35 @@ import numpy as np
 
 from fedtree_dp import DPSGD, Gaussian, NoiseSource, PoissonGaussian
 from fedtree_secagg import Identity, Node
+from fedtree_secure.agreed.head_groups import labels_digest
 from fedtree_secure.agreed.noise_plan import NoisePlan
-from fedtree_secure.agreed.round_plan import fixed_tree, largest_change, nodes_of, quantiser_of
+from fedtree_secure.agreed.round_plan import (
+    fixed_tree,
+    largest_change,
+    nodes_of,
+    nodes_of_round,
+    quantiser_of,
+    tree_without_distances,
+)
 from fedtree_secure.agreed.stages import Purpose
 from fedtree_secure.agreed.terms import Terms
-from fedtree_secure.agreed.tree import Tree, tree_of, trivial_tree
+from fedtree_secure.agreed.tree import Tree, tree_of
 from fedtree_secure.client.data import Client
 from fedtree_secure.client.fingerprint import fingerprint
 from fedtree_secure.client.head import train_head
 from fedtree_secure.client.mechanism import Engine, Mechanism
 from fedtree_secure.client.parts import LocalModel
-from fedtree_secure.client.state import ClientState, Floats, initial_state, loaded_into
+from fedtree_secure.client.state import (
+    ClientState,
+    Floats,
+    head_values_of,
+    initial_state,
+    loaded_into,
+)
 from fedtree_secure.client.store import Store
 from fedtree_secure.client.training import RoundTrainer
 from fedtree_secure.config import Job
+from fedtree_secure.errors import ConfigurationError
 from fedtree_secure.model.backbone import Backbone, Observation
 from fedtree_secure.model.facts import ModelFacts
 from fedtree_secure.model.rows import ClientData, Table
@@ -94,7 +109,8 @@ class Party:
     ) -> None:
         self.terms, self.member, self.backbone, self.store = terms, member, backbone, store
         self.workings, self._cache = workings, cache
-        self.facts: ModelFacts = backbone.facts(len(member.data.label_set))
+        self.facts: ModelFacts = backbone.facts(terms.outputs_of_heads)
+        self._check_head_group()
 
     @property
     def id(self) -> str:
@@ -116,6 +132,16 @@ class Party:
         """Classes of its head; 0 for language modelling."""
         return len(self.member.data.label_set)
 
+    def _check_head_group(self) -> None:
+        """Refuse terms that put this client's head among heads with other outputs."""
+        data, labels = self.member.data, labels_digest([str(x) for x in self.member.data.label_set])
+        for group in self.terms.heads:
+            if self.id in group.members and not (data.labels_declared and group.labels == labels):
+                raise ConfigurationError(
+                    f"client {self.id}: the terms put its head in a group with other labels than "
+                    "those that it declares"
+                )
+
     def fresh(self) -> bytes:
         """Return 32 fresh bytes for a step of the masking protocol."""
         return self.workings.randomness(32)
@@ -131,7 +157,7 @@ class Party:
         if labels is not None:
             return tree_of(self.terms.names, labels, least)
         fixed = fixed_tree(self.terms, self.facts)
-        return fixed or trivial_tree(self.terms.names, len(self.facts.layout.parts), "none", least)
+        return fixed or tree_without_distances(self.terms, self.facts, "none")
 
     @property
     def has_tree(self) -> bool:
@@ -141,13 +167,34 @@ class Party:
 
     def nodes(self) -> tuple[Node, ...]:
         """The nodes that this client belongs to, by name."""
-        every = nodes_of(self.tree(), self.facts.layout.parts)
+        every = nodes_of(self.tree(), self.facts.layout)
         return tuple(node for node in every if self.id in node.members)
 
-    def shares(self) -> list[bool]:
-        """For each part of the layout, whether this client uploads its change of it."""
-        tree = self.tree()
-        return [tree.group_of(self.id, part) is not None for part in range(len(tree.labels))]
+    def sums(self, *, merge: bool) -> bool:
+        """Whether a round of this kind sums a node of this client."""
+        every = nodes_of_round(self.tree(), self.facts.layout, self.job, merge=merge)
+        return any(self.id in node.members for node in every)
+
+    def shares(self, *, merged: bool | None = None) -> list[bool]:
+        """For each part of the layout, whether this client's value of it is its group's.
+
+        Args:
+            merged: Whether the heads of its group were averaged: until then its head is its own.
+                What its record says, if None.
+        """
+        tree, depth = self.tree(), self.facts.depth
+        shared = [tree.group_of(self.id, part) is not None for part in range(len(tree.labels))]
+        known = self.store.record.head_merged if merged is None else merged
+        if self.terms.merges_heads and not known:
+            return [*shared[:depth], *(False for _ in shared[depth:])]
+        return shared
+
+    def head_range(self) -> tuple[int, int] | None:
+        """Where its group's head stands in the layout; None where its head stays at home."""
+        for group, place in zip(self.terms.heads, self.facts.layout.heads, strict=True):
+            if self.id in group.members:
+                return place
+        return None
 
     def mixing(self) -> Bools:
         """(depth,) whether the layer has an external expert."""
@@ -169,7 +216,7 @@ class Party:
 
     def quantiser(self, clip: float, *, merge: bool) -> Any:
         """The grid of a round under the run's clip."""
-        every = nodes_of(self.tree(), self.facts.layout.parts)
+        every = nodes_of_round(self.tree(), self.facts.layout, self.job, merge=merge)
         largest = max(len(node.members) for node in every)
         return quantiser_of(self.job, clip, largest, merge=merge)
 
@@ -216,7 +263,8 @@ class Party:
 
     def _warm_up(self, seed: bytes) -> "list[np.ndarray[Any, Any]]":
         steps, state = self.job.topology.warmup_steps, self.store.state
-        shares = [True] * len(self.facts.layout.parts)
+        depth = self.facts.depth
+        shares = [True] * depth + self.shares()[depth:]
         mechanism = Mechanism(self.member.noise_plan.warm_up, self.records, steps)
         change = self._train(mechanism, shares, seed, upload_gradient=False)
         with loaded_into(self.backbone, state, self.outputs, self.mixing()):
@@ -250,6 +298,16 @@ class Party:
                 )
 
         self._answered(lambda: on(slice(None)), lambda: on(slice(0)))
+        self._keep_for_the_group()
+
+    def _keep_for_the_group(self) -> None:
+        """Set the head's change aside for the merge of its group."""
+        state, place = self.store.state, self.head_range()
+        if place is not None:
+            if state.pending is None:
+                state.pending = np.zeros(self.facts.layout.length, dtype=np.float32)
+            begin, end = place
+            state.pending[begin:end] = head_values_of(state.head) - self.facts.initial[begin:end]
 
     def rehearse(self, state: ClientState) -> None:
         """Run the engine's guards on public dummy records under the weights received.
@@ -266,6 +324,26 @@ class Party:
         mechanism = Mechanism(self.member.noise_plan.rounds, self.records, steps)
         return self._train(mechanism, self.shares(), seed, upload_gradient=steps == 1)
 
+    def first_gradient(self, seed: bytes) -> Floats:
+        """Take the first round's private step for every layer, before anybody knows who shares it;
+        return the gradient, noise included.
+        """
+        depth = self.facts.depth
+        shares = [True] * depth + self.shares()[depth:]
+        mechanism = Mechanism(self.member.noise_plan.rounds, self.records, steps=1)
+        state, own, head = self.store.state, self.store.state.own, self.store.state.head
+        gradient = self._train(mechanism, shares, seed, upload_gradient=True)
+        state.own = own  # the server's optimiser will move them, in the round
+        if any(shares[depth:]):
+            state.head = head
+        return gradient
+
+    def of_layers(self, gradient: Floats) -> "list[np.ndarray[Any, Any]]":
+        """Return the gradient's vectors by layer, finite and within what an upload may reach."""
+        bound = self.own_clip(merge=False)
+        finite = np.nan_to_num(gradient.astype(np.float64), nan=0.0, posinf=0.0, neginf=0.0)
+        return [np.clip(finite[a:b], -bound, bound) for a, b in self.facts.layout.layers]
+
     def _answered(self, compute: Callable[[], T], without_rows: Callable[[], T]) -> T:
         """Compute what was charged; where that breaks down, the same on no rows: noise alone.
 
@@ -280,7 +358,7 @@ class Party:
             return without_rows()
 
     def _local(self, shares: list[bool]) -> LocalModel:
-        return LocalModel(self.outputs, tuple(shares), self.mixing())
+        return LocalModel(self.outputs, tuple(shares), self.mixing(), self.facts.layout)
 
     def _train(
         self, mechanism: Mechanism, shares: list[bool], seed: bytes, *, upload_gradient: bool

@@ -10,14 +10,15 @@ import copy
 
 import numpy as np
 
+from fedtree_dp import DPError
 from fedtree_secagg import Node
 from fedtree_secure.agreed.messages import Experts, OpenedSum, WireError, unpack
 from fedtree_secure.agreed.moves import NodeValues, mean_of, node_digest, start, within_reach
-from fedtree_secure.agreed.round_plan import clip_is_usable, nodes_of, reach
+from fedtree_secure.agreed.round_plan import clip_is_usable, nodes_of, reach_of_parts
 from fedtree_secure.agreed.stages import MERGE
 from fedtree_secure.client.party import Party
 from fedtree_secure.client.sessions import Received
-from fedtree_secure.client.state import ClientState, Floats
+from fedtree_secure.client.state import ClientState, head_from
 from fedtree_secure.client.step import Refusal
 
 
@@ -34,23 +35,48 @@ def receive(party: Party, experts: Experts, before: int) -> Received:
     own = party.nodes()
     moved = _moved(party, own, experts.opened, before)
     external = unpack(experts.external, party.facts.layout.length)
-    bound, initial = reach(party.job, before), party.facts.initial
+    bound, initial = reach_of_parts(party.job, party.facts.layout, before), party.facts.initial
     if not within_reach(external, initial, bound):
         raise Refusal("experts", "the external expert is out of the public optimiser's reach")
     for node in own:  # an invented sum under a wide clip could move a node anywhere
-        if not within_reach(moved[node.name].values, start(node, initial).values, bound):
+        values, allowed = moved[node.name].values, node.gather(bound)
+        if not within_reach(values, start(node, initial).values, allowed):
             raise Refusal("experts", f"{node.name}: its sums move it further than clients can")
-    every = nodes_of(party.tree(), party.facts.layout.parts)
+    every = nodes_of(party.tree(), party.facts.layout)
     if party.has_tree and tuple(entry.node for entry in experts.digests) != tuple(
         node.name for node in every
     ):
         raise Refusal("experts", "the digests are not those of this tree's nodes")
     told = {entry.node: entry for entry in experts.digests}
     for node in own:
-        if told[node.name] != node_digest(node, moved[node.name], external):
+        if told.get(node.name) != node_digest(node, moved[node.name], external):
             raise Refusal("experts", f"{node.name}: its values do not follow from the opened sums")
     known = max(before - 1, party.store.record.known_round)
-    return Received(moved, external, known, experts.digests)
+    merged = party.store.record.head_merged or _merges_head(party, own, experts.opened)
+    return Received(moved, external, known, experts.digests, merged)
+
+
+def _merges_head(party: Party, own: tuple[Node, ...], opened: tuple[OpenedSum, ...]) -> bool:
+    held = {node.name for node in own if node.ranges[0] == party.head_range()}
+    return any(entry.round == MERGE and entry.node in held for entry in opened)
+
+
+def checked_experts(party: Party, experts: Experts, before: int) -> Received:
+    """Check experts, and rehearse on public records under them; private rows come only after.
+
+    Raises:
+        WireError, Refusal: As `receive`; or public records cannot be trained on under them.
+    """
+    received = receive(party, experts, before)
+    if before == MERGE:
+        return received  # a merge trains nothing
+    rehearsed = ClientState.from_bytes(party.store.state.to_bytes())
+    take_over(party, rehearsed, received)
+    try:
+        party.rehearse(rehearsed)
+    except DPError as error:
+        raise Refusal("experts", f"public records cannot be trained on: {error}") from None
+    return received
 
 
 def _moved(
@@ -75,7 +101,7 @@ def _moved(
 
 def _move(party: Party, node: Node, values: NodeValues, entry: OpenedSum) -> None:
     merge = entry.round == MERGE
-    if merge and party.job.topology.source != "lora_b":
+    if merge and not party.terms.merges:
         raise WireError("this job has no merge round")
     fixed = party.store.record.clips.get("merge" if merge else "round")
     usable = clip_is_usable(entry.clip, party.own_clip(merge=merge))
@@ -96,18 +122,11 @@ def take_over(party: Party, state: ClientState, received: Received) -> None:
     state.nodes = received.nodes
     for node in party.nodes():
         node.scatter(received.nodes[node.name].values, given)
-    shares = party.shares()
+    shares = party.shares(merged=received.head_merged)
     for (begin, end), shared in zip(layout.layers, shares, strict=False):
         if shared:
             state.own[begin:end] = given[begin:end]
         state.external[begin:end] = received.external[begin:end]
-    if layout.head and shares[-1]:
-        _write_head(state.head, given[layout.head[0] : layout.head[1]])
-
-
-def _write_head(head: dict[str, Floats], flat: Floats) -> None:
-    at = 0
-    for name in [n for n in head if n.endswith(("weight", "bias"))][-2:]:
-        size = head[name].size
-        head[name] = flat[at : at + size].reshape(head[name].shape).copy()
-        at += size
+    for (begin, end), shared in zip(layout.heads, shares[len(layout.layers) :], strict=True):
+        if shared:
+            head_from(state.head, given[begin:end])

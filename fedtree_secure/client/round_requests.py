@@ -8,7 +8,6 @@ import hashlib
 
 import numpy as np
 
-from fedtree_dp import DPError
 from fedtree_secagg import client as masking
 from fedtree_secure.agreed.messages import (
     Alone,
@@ -16,7 +15,6 @@ from fedtree_secure.agreed.messages import (
     Confirm,
     Deliver,
     Done,
-    Experts,
     Finish,
     Mask,
     Protocol,
@@ -31,9 +29,10 @@ from fedtree_secure.agreed.round_plan import (
     finish_quorum,
     plan_of_round,
 )
-from fedtree_secure.agreed.stages import MERGE, MOST_ATTEMPTS, purpose_of
+from fedtree_secure.agreed.stages import FIRST, MERGE, MOST_ATTEMPTS, purpose_of
+from fedtree_secure.client.gradient_requests import use_first_gradient
 from fedtree_secure.client.party import Party
-from fedtree_secure.client.received import receive, take_over
+from fedtree_secure.client.received import checked_experts, receive, take_over
 from fedtree_secure.client.sessions import (
     FinishVoted,
     Idle,
@@ -44,25 +43,27 @@ from fedtree_secure.client.sessions import (
     RoundUploaded,
     Session,
 )
-from fedtree_secure.client.state import ClientState, Floats
+from fedtree_secure.client.state import Floats
 from fedtree_secure.client.step import Charge, OutOfOrder, Refusal, Step
 from fedtree_secure.client.store import Record
 
 LAST = "all"  # the stage after which no round follows
+KEPT = "kept"  # the last experts are at home
 
 
 def begin(party: Party, _session: Session, message: Begin) -> Step:
     """Counters, kind, clip, budget and experts must be what the public computations allow."""
     _check_open(party)
-    if not party.nodes():
-        raise OutOfOrder(f"{party.id}: this client belongs to no group")
     _check_counters(party, message)
+    if not party.sums(merge=message.merge):
+        raise OutOfOrder(f"{party.id}: this client belongs to no group")
     _check_clip(party, message)
     if message.merge and party.store.state.pending is None:
         raise Refusal("merge")
-    if not message.merge and not party.store.affords(party.round_event()):
+    charged = message.merge or _first_is_made(party, message.round)
+    if not charged and not party.store.affords(party.round_event()):
         raise Refusal("budget", f"round {message.round} would exceed the budget")
-    received = _experts(party, message.experts, message.round)
+    received = checked_experts(party, message.experts, message.round)
     plan = plan_of_round(
         party.terms,
         party.facts,
@@ -90,6 +91,7 @@ def begin(party: Party, _session: Session, message: Begin) -> Step:
         party.store.journal.begin(message.round, message.attempt)
         party.store.journal.record("advertised")
         noted.round, noted.known_round = message.round, received.known_round
+        noted.head_merged = received.head_merged
         noted.clips = {**noted.clips, _kind(message): message.clip}
 
     return Step(answer, write, keeps=True)
@@ -110,10 +112,10 @@ def _check_counters(party: Party, message: Begin) -> None:
             f"{party.id}: round {message.round} attempt {message.attempt} is not after {last}, "
             "which this client has answered"
         )
-    merges = party.job.topology.source == "lora_b"
+    merges = party.terms.merges
     if message.merge != (message.round == MERGE) or (message.merge and not merges):
         raise OutOfOrder(
-            f"{party.id}: round {MERGE} merges the warm-up, and no other; this one is "
+            f"{party.id}: round {MERGE} merges what was trained alone, and no other; this one is "
             f"{message.round}"
         )
 
@@ -126,22 +128,13 @@ def _check_clip(party: Party, message: Begin) -> None:
         raise Refusal("clip", f"the run's clip of {message.clip:g} would cut this client's updates")
 
 
+def _first_is_made(party: Party, number: int) -> bool:
+    """Whether this round's gradient was made, and charged, before there was a tree."""
+    return number == FIRST and party.store.state.first is not None
+
+
 def _kind(message: Begin) -> str:
     return "merge" if message.merge else "round"
-
-
-def _experts(party: Party, experts: Experts, before: int) -> Received:
-    """Check experts, and rehearse on public records under them; private rows come only after."""
-    received = receive(party, experts, before)
-    if before == MERGE:
-        return received  # a merge trains nothing
-    rehearsed = ClientState.from_bytes(party.store.state.to_bytes())
-    take_over(party, rehearsed, received)
-    try:
-        party.rehearse(rehearsed)
-    except DPError as error:
-        raise Refusal("experts", f"public records cannot be trained on: {error}") from None
-    return received
 
 
 def share(party: Party, session: Session, message: Share) -> Step:
@@ -179,6 +172,13 @@ def mask(party: Party, session: Session, message: Mask) -> Step:
             return upload(pending)
 
         return Step(merged, _burning(party, hashlib.sha256(pending.tobytes()).digest()), keeps=True)
+    first = party.store.state.first
+    if first is not None and session.number == FIRST:  # charged when it was made
+        return Step(
+            lambda _: upload(use_first_gradient(party)),
+            _burning(party, hashlib.sha256(first.tobytes()).digest()),
+            keeps=True,
+        )
     return Step(
         lambda seed: upload(party.round_change(seed)),
         _burning(party, party.fresh()),
@@ -232,9 +232,10 @@ def alone(party: Party, _session: Session, message: Alone) -> Step:
         raise OutOfOrder(f"{party.id}: this client trains in a group, or the job has no such round")
     if message.round <= record.round:
         return Step(lambda _: (Idle(), Done()))
-    if not party.store.affords(party.round_event()):
+    made = _first_is_made(party, message.round)
+    if not made and not party.store.affords(party.round_event()):
         raise Refusal("budget", f"round {message.round} would exceed the budget")
-    received = _experts(party, message.experts, message.round)
+    received = checked_experts(party, message.experts, message.round)
 
     def answer(seed: bytes) -> tuple[Session, Reply]:
         state = party.store.state
@@ -242,14 +243,17 @@ def alone(party: Party, _session: Session, message: Alone) -> Step:
         if state.pending is not None:  # a warm-up that no group will ever merge
             state.own += state.pending[: len(state.own)]
             state.pending = None
-        party.round_change(seed)
+        if made:
+            use_first_gradient(party)
+        else:
+            party.round_change(seed)
         return Idle(), Done()
 
     def write(noted: Record) -> None:
         noted.round, noted.known_round = message.round, received.known_round
 
     charge = Charge(purpose_of(message.round), party.round_event(), repeatable=False)
-    return Step(answer, write, charge, keeps=True, paced=True)
+    return Step(answer, write, None if made else charge, keeps=True, paced=True)
 
 
 def finish(party: Party, _session: Session, message: Finish) -> Step:
@@ -277,7 +281,7 @@ def deliver(party: Party, session: Session, message: Deliver) -> Step:
         raise OutOfOrder(f"{party.id}: no last experts were given to this client")
     signed = finish_bytes(party.terms, session.received.digests)
     names = [name for name, _ in message.votes]
-    least = finish_quorum(party.terms, party.tree(), party.facts.layout.parts)
+    least = finish_quorum(party.terms, party.tree(), party.facts.layout)
     if len(set(names)) != len(names) or len(names) < least:
         raise Refusal("experts", f"fewer than {least} clients signed these last experts")
     if not all(party.terms.roster.verifies(name, sign, signed) for name, sign in message.votes):
@@ -291,7 +295,7 @@ def _kept(party: Party, received: Received) -> Step:
         return Idle(), Done()
 
     def write(noted: Record) -> None:
-        noted.known_round = received.known_round
-        noted.finished = sorted({*noted.finished, LAST})
+        noted.known_round, noted.head_merged = received.known_round, received.head_merged
+        noted.finished = sorted({*noted.finished, LAST, KEPT})
 
     return Step(answer, write, keeps=True)

@@ -22,12 +22,14 @@ class Received:
         external: (layout length,) its external expert.
         known_round: Last round whose sums are in them.
         digests: What all members of each node of the tree hold.
+        head_merged: Whether the average of its group's heads is among them.
     """
 
     nodes: dict[str, NodeValues]
     external: Floats
     known_round: int
     digests: tuple[NodeDigest, ...]
+    head_merged: bool
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,22 @@ class SketchGreeted:
 @dataclass(frozen=True)
 class SketchSealed:
     """The group of a sketch is fixed."""
+
+    attempt: int
+    state: sketch.Sealed
+
+
+@dataclass(frozen=True)
+class GradientGreeted:
+    """The client's advert for a sketch of gradients is out; its experts were checked."""
+
+    attempt: int
+    state: sketch.Greeted
+
+
+@dataclass(frozen=True)
+class GradientSealed:
+    """The group of such a sketch is fixed."""
 
     attempt: int
     state: sketch.Sealed
@@ -102,6 +120,8 @@ Session = (
     Idle
     | SketchGreeted
     | SketchSealed
+    | GradientGreeted
+    | GradientSealed
     | TreeVoted
     | FinishVoted
     | RoundAdvertised

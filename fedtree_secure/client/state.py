@@ -38,7 +38,9 @@ class ClientState:
         adam: Optimiser moments of what stays at home, by parameter name.
         nodes: Values and moments of the nodes that the client belongs to, by name; it moves them
             itself by the opened sums.
-        pending: Change that a warm-up left for the merge round, or None.
+        pending: Change that a warm-up, or the head alone, left for the merge round; or None.
+        first: Gradient of the first round, noise included, that a sketch was made of and that the
+            round uploads; None before and after.
         sketched: (depth, values) vectors, noise included, that a sketch is made of; None once the
             tree is adopted.
     """
@@ -51,6 +53,7 @@ class ClientState:
     nodes: dict[str, NodeValues] = field(default_factory=dict)
     pending: Floats | None = None
     sketched: "np.ndarray[Any, Any] | None" = None
+    first: Floats | None = None
 
     def to_bytes(self) -> bytes:
         """Return all values as safetensors."""
@@ -68,7 +71,11 @@ class ClientState:
                 f"node/{name}/second": node.second,
                 f"node/{name}/steps": np.array([node.steps]),
             }
-        optional = (("pending", self.pending), ("sketched", self.sketched))
+        optional = (
+            ("pending", self.pending),
+            ("sketched", self.sketched),
+            ("first", self.first),
+        )
         tensors |= {name: value for name, value in optional if value is not None}
         return save({name: np.ascontiguousarray(value) for name, value in tensors.items()})
 
@@ -100,6 +107,7 @@ class ClientState:
             nodes,
             tensors.get("pending"),
             tensors.get("sketched"),
+            tensors.get("first"),
         )
 
 
@@ -148,6 +156,25 @@ def loaded_into(
     state.mixing_logits = np.array(logits, dtype=np.float32)
     if outputs and backbone.head is not None:
         state.head = _head_values(backbone.head)
+
+
+def head_values_of(head: dict[str, Floats]) -> Floats:
+    """Return the trained end of a head as one vector, as it stands in the layout."""
+    return np.concatenate([head[name].reshape(-1) for name in _trained_end(head)])
+
+
+def head_from(head: dict[str, Floats], flat: Floats) -> None:
+    """Write such a vector into a head."""
+    at = 0
+    for name in _trained_end(head):
+        size = head[name].size
+        head[name] = flat[at : at + size].reshape(head[name].shape).astype(np.float32)
+        at += size
+
+
+def _trained_end(head: dict[str, Floats]) -> list[str]:
+    """Names of the last projection's weight and bias, see `Centred`."""
+    return [name for name in head if ".projection." in f".{name}"]
 
 
 def _head_values(head: nn.Module) -> dict[str, Floats]:

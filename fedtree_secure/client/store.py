@@ -39,9 +39,11 @@ class Record(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
         sketch_attempt: Last attempt for which an advert was made.
         sketched_attempt: Last attempt in which a sketch may have left.
         sketches: How many sketches may have left.
+        gradient_attempt, gradient_sketched, gradient_sketches: The same of gradients.
         voted: SHA-256 of the proposed tree that this client signed; it signs no other.
         evidence: The same of the adopted tree.
         tree: Labels of the adopted tree, or None.
+        head_merged: Whether the client's head is the average of its group's.
         releases: Charges by purpose: how often computing began.
         seeds: Sealed seed of repeatable charges whose result is not kept yet, by purpose.
         finished: Stages whose result is kept at home.
@@ -55,9 +57,13 @@ class Record(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     sketch_attempt: int = 0
     sketched_attempt: int = 0
     sketches: int = 0
+    gradient_attempt: int = 0
+    gradient_sketched: int = 0
+    gradient_sketches: int = 0
     voted: str = ""
     evidence: str = ""
     tree: tuple[tuple[int, ...], ...] | None = None
+    head_merged: bool = False
     releases: dict[str, int] = msgspec.field(default_factory=dict)
     seeds: dict[str, str] = msgspec.field(default_factory=dict)
     finished: list[str] = msgspec.field(default_factory=list)

@@ -106,7 +106,7 @@ class RoundTrainer:
                 (p.detach() - old).float().cpu().reshape(-1)
                 for p, old in zip(parts.uploaded, before, strict=True)
             ]
-        return spread(changes, self._backbone, model.shares)
+        return spread(changes, model.layout or self._backbone.layout(), model.shares)
 
     @contextlib.contextmanager
     def _seated(

@@ -28,8 +28,11 @@ from fedtree_secure.agreed.round_plan import (
     vote_bytes,
 )
 from fedtree_secure.agreed.stages import MOST_ATTEMPTS, MOST_SKETCHES, Purpose
+from fedtree_secure.client.gradient_requests import gradient_send
 from fedtree_secure.client.party import Party
 from fedtree_secure.client.sessions import (
+    GradientGreeted,
+    GradientSealed,
     Idle,
     Session,
     SketchGreeted,
@@ -86,16 +89,19 @@ def sketch_hello(party: Party, _session: Session, message: SketchHello) -> Step:
 
 def sketch_seal(party: Party, session: Session, message: SketchSeal) -> Step:
     """The adverts must be signed by a quorum of the roster, this client's among them."""
-    if not isinstance(session, SketchGreeted):
+    if not isinstance(session, SketchGreeted | GradientGreeted):
         raise OutOfOrder(f"{party.id}: no sketch is at this stage")
     state, sealed = sketch.seal(session.state, message.hellos, randomness=party.fresh())
     if len(state.group.names) < party.terms.quorum:
         raise Refusal("sketch", "fewer clients than a quorum would be in this sketch")
-    return Step(lambda _: (SketchSealed(session.attempt, state), Protocol(sealed)))
+    following = SketchSealed if isinstance(session, SketchGreeted) else GradientSealed
+    return Step(lambda _: (following(session.attempt, state), Protocol(sealed)))
 
 
 def sketch_send(party: Party, session: Session, message: SketchSend) -> Step:
     """The sealed seed must be the one that the group's leader committed to."""
+    if isinstance(session, GradientSealed):
+        return gradient_send(party, session, message)
     if not isinstance(session, SketchSealed):
         raise OutOfOrder(f"{party.id}: no sketch is at this stage")
     state = sketch.unseal(session.state, message.sealed)
@@ -122,6 +128,8 @@ def propose_tree(party: Party, _session: Session, message: ProposeTree) -> Step:
         raise Refusal("tree", "this job's tree needs no distances")
     if message.attempt != record.sketched_attempt or party.id not in message.members:
         raise Refusal("tree", "the distances are not of a sketch that this client took part in")
+    if message.gradients and message.gradients.attempt != record.gradient_sketched:
+        raise Refusal("tree", "the gradients are not of a sketch that this client took part in")
     check_members(message.members, party.terms)
     proposed = digest(message)
     if record.voted not in ("", proposed):

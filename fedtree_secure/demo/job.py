@@ -20,9 +20,9 @@ def demo_job() -> Federation:
     return Federation(
         minilm_folder(),
         PrivacyBudget(epsilon=8.0, delta=1e-5),
-        rounds=4,
+        rounds=2,
         lora=Lora(r=2, alpha=32.0),
-        training=Training(max_length=32),
+        training=Training(max_length=32, sample_rate=0.5),
         topology=Topology(),
     )
 

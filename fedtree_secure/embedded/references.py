@@ -1,10 +1,11 @@
 """References for research runs: the same splits and the same epsilon without the tree.
 
-``head``: the head alone on the frozen backbone; ``local``: every client for itself; ``fedit``: one
-group for every layer. Each is a whole job of its own with its own stores, so its epsilon is
-accounted as ours is; that is also why a real run never trains them. ``head_without_dp`` shows what
-privacy costs: the same head steps with no noise and no epsilon at all, which only a simulation may
-do.
+``head``: the head alone on the frozen backbone; ``head_group``: the same, averaged once among the
+clients with its labels; ``local``: every client for itself, head too; ``fedit``: one group for
+every layer, heads as the job has them. Each is a whole job of its own with its own stores, so its
+epsilon is accounted as ours is; that is also why a real run never trains them. ``head_without_dp``
+shows what privacy costs: the same head steps with no noise and no epsilon at all, which only a
+simulation may do.
 """
 
 import dataclasses
@@ -34,9 +35,18 @@ def reference_jobs(job: Job) -> dict[str, Job]:
         topology = dataclasses.replace(job.topology, source=source)
         return dataclasses.replace(job, topology=topology, **changes)
 
-    jobs = {"local": with_source("none"), "fedit": with_source("one_group")}
+    alone = job.training
+    if job.head == "group":
+        alone = dataclasses.replace(alone, head="local")
+    jobs = {
+        "local": with_source("none", training=alone),
+        "fedit": with_source("one_group"),
+    }
     if job.head_steps:
-        jobs = {"head": with_source("none", rounds=0), **jobs}
+        heads = {"head": with_source("none", rounds=0, training=alone)}
+        if job.head == "group":
+            heads["head_group"] = with_source("none", rounds=0)
+        jobs = {**heads, **jobs}
     return jobs
 
 

@@ -35,7 +35,6 @@ from fedtree_secure.embedded.setting import (
     Parties,
     Setting,
     check_clients,
-    check_heads,
     open_parties,
 )
 from fedtree_secure.embedded.shared import Shared
@@ -44,6 +43,7 @@ from fedtree_secure.embedded.transcript import Transcript
 from fedtree_secure.errors import ConfigurationError, RunStopped
 from fedtree_secure.model.backbone import Backbone
 from fedtree_secure.model.rows import ClientData
+from fedtree_secure.report.evidence import write_evidence
 from fedtree_secure.report.manifest import write_manifest
 from fedtree_secure.report.summary import Result
 from fedtree_secure.server.coordinator import Coordinator, Hooks
@@ -117,6 +117,7 @@ def run_job(job: Job, clients: Sequence[Client], out: Path, options: RunOptions)
         add_references(job, clients, result, options.shared, train)
     if options.auditable:
         add_costs(result, job, clients, options.canaries)
+    write_evidence(out)
     box = SecretBox.from_environment()
     run = str(read_json(out / "job.json")["run"])
     write_manifest(out, run, {c.id: key_of(out / "clients" / c.id, box) for c in clients})
@@ -161,7 +162,6 @@ def _set_up(
     """Read rows and make the parties; evaluation and reports know nothing of canaries."""
     job, tokenizer = setting.job, setting.backbone.tokenizer
     data = {client.id: prepare(client, job, tokenizer) for client in setting.clients}
-    check_heads(job, data)
     train = data
     if options.canaries:  # what is cached of rows is not that of a job without canaries
         train = plant(setting.folder, data, job, tokenizer, options.canaries, os.urandom)
@@ -180,13 +180,12 @@ def _drive(
     transport: Transport = Announcing(embedded, setting.observer, setting.job)
     if wrap is not None:
         transport = wrap(transport)
-    outputs = next(iter(sides.participants.values())).party.outputs
     key = server_key(setting.folder, setting.job, SecretBox.from_environment())
     with _interruptible() as stop:
         coordinator = Coordinator(
             sides.terms,
             key,
-            setting.backbone.facts(outputs),
+            setting.backbone.facts(sides.terms.outputs_of_heads),
             transport,
             setting.folder / "server",
             Hooks(stop.is_set, lambda record: _announce(setting, sides, record)),

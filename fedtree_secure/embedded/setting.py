@@ -11,6 +11,7 @@ from pathlib import Path
 
 from fedtree_dp import Ledger
 from fedtree_secagg import Identity, Roster
+from fedtree_secure.agreed.head_groups import HeadGroup, head_groups
 from fedtree_secure.agreed.noise_plan import NoisePlan, plan_noise
 from fedtree_secure.agreed.terms import Terms
 from fedtree_secure.client.data import Client, texts_of
@@ -24,7 +25,7 @@ from fedtree_secure.config import Job
 from fedtree_secure.embedded.folder import key_of, record_roster, server_key
 from fedtree_secure.embedded.progress import Observer
 from fedtree_secure.embedded.shared import Shared
-from fedtree_secure.errors import ConfigurationError, DataError
+from fedtree_secure.errors import ConfigurationError
 from fedtree_secure.model.backbone import Backbone
 from fedtree_secure.model.rows import ClientData
 from fedtree_secure.storage import SecretBox, write_json
@@ -82,13 +83,20 @@ def check_clients(job: Job, clients: Sequence[Client]) -> None:
         budget.check_records(client.records or job.training.records)
 
 
-def check_heads(job: Job, data: Mapping[str, ClientData]) -> None:
-    """Refuse a shared head over several label sets; `DataError` says so."""
-    if job.head == "shared" and len({found.label_set for found in data.values()}) > 1:
-        raise DataError(
-            'head = "shared" needs one label set, and the clients have several; declare the same '
-            'labels for all, or use head = "local"'
-        )
+def groups_of_heads(job: Job, data: Mapping[str, ClientData]) -> tuple[HeadGroup, ...]:
+    """Say who shares a head: nobody whose label set was read from its rows.
+
+    Raises:
+        ConfigurationError: See `head_groups`.
+    """
+    if job.head != "group":
+        return ()
+    declared = {
+        name: [str(label) for label in found.label_set]
+        for name, found in data.items()
+        if found.labels_declared
+    }
+    return head_groups(declared, job.masking.min_group)
 
 
 def open_parties(
@@ -96,6 +104,7 @@ def open_parties(
 ) -> Parties:
     """Open all stores and plan all noise before anything is charged, then make the participants."""
     job, box = setting.job, SecretBox.from_environment()
+    heads = groups_of_heads(job, data)
     texts = {client.id: texts_of(client) for client in setting.clients}
     ledgers = {
         client.id: stack.enter_context(
@@ -110,7 +119,7 @@ def open_parties(
     roster = Roster({name: identity.public_bytes for name, identity in identities.items()})
     server = server_key(setting.folder, job, box)
     record_roster(setting.folder, roster, server.public_bytes)
-    terms = Terms(job, roster, server.public_bytes, setting.run)
+    terms = Terms(job, roster, server.public_bytes, setting.run, heads)
     pace = Pace(job.pacing.minimum, job.pacing.interval) if job.pacing.interval else None
     participants = {}
     for client in setting.clients:

@@ -13,6 +13,7 @@ from typing import Any
 
 from fedtree_dp import Ledger, statement
 from fedtree_dp.account.accounting import merge
+from fedtree_secure.agreed.round_plan import weighed
 from fedtree_secure.client.data import Client
 from fedtree_secure.config import Job
 from fedtree_secure.embedded.in_process import InProcess
@@ -101,9 +102,11 @@ def write_report(
                 "layer": backbone.experts.indices[i],
                 "clusters": [list(group) for group in tree.clusters(i)],
                 "released": [list(group) for group in tree.released(i)],
+                "why": why,
             }
-            for i in range(depth)
+            for i, why in enumerate(reasons(coordinator) or [""] * depth)
         ],
+        "heads": [list(group.members) for group in coordinator.terms.heads],
         "rounds": [vars(record) for record in coordinator.records],
         "failures": [
             {"client": f.client, "stage": f.stage, "error": type(f.error).__name__}
@@ -122,6 +125,15 @@ def write_report(
     )  # so that the result says exactly what the file says
     draw_tree(tree, [f"layer {i}" for i in backbone.experts.indices], folder / "tree.png")
     return Result(folder, dict(adapters), summary)
+
+
+def reasons(coordinator: Coordinator) -> list[str]:
+    """Why each layer is shared as it is, in sentences; none unless the noise was weighed."""
+    proposal, facts = coordinator.state.proposal, coordinator.facts
+    if proposal is None or proposal.gradients is None:
+        return []
+    cuts = weighed(coordinator.terms, facts, proposal)
+    return [cut.describe(n) for n, cut in zip(facts.layer_names, cuts.layers, strict=True)]
 
 
 def add_costs(result: Result, job: Job, clients: Sequence[Client], canaries: int) -> None:

@@ -6,7 +6,8 @@ read back after it. Nothing of one client may stay behind for the next.
 
 import copy
 import hashlib
-from collections.abc import Iterator, Mapping
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,10 +19,11 @@ from torch import nn
 from fedtree_dp import NoiseSource, per_sequence_loss
 from fedtree_dp.sgd.shapes import Buckets, plan_slots
 from fedtree_secure.config import Job
-from fedtree_secure.model.experts import CLUSTER, Experts, Layout
+from fedtree_secure.model.experts import CLUSTER, Experts
 from fedtree_secure.model.facts import ModelFacts
 from fedtree_secure.model.heads import Centred, find_head, last_linear, replace_part
 from fedtree_secure.model.identity import model_digest
+from fedtree_secure.model.layout import Layout
 from fedtree_secure.model.loading import check_causal, check_vocabulary, load_checkpoint
 from fedtree_secure.model.rows import ClientData, Table
 
@@ -53,9 +55,12 @@ class Backbone:
         model: The transformers model; frozen but for what a client trains.
         tokenizer: With a padding token set.
         fresh: Names of parameters that the checkpoint lacks.
+        pooling: What the head reads, see `pooling_of`.
         experts: The two adapters, see `Experts`.
-        digest: SHA-256 over the model (weights, configuration, tokenizer; see `identity`) and the
-            initial experts; bound into every masking session.
+        frozen_digest: SHA-256 over the model alone (weights, configuration, tokenizer; see
+            `identity`), the same in every job: what a site's policy names.
+        digest: SHA-256 over ``frozen_digest`` and the initial experts; bound into every masking
+            session.
 
     Raises:
         BackboneError: See `load_checkpoint`, `find_head` and `Experts`.
@@ -66,7 +71,8 @@ class Backbone:
         self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         loaded = load_checkpoint(job)
         self.tokenizer, self.model, self.fresh = loaded.tokenizer, loaded.model, loaded.fresh
-        frozen = model_digest(self.model, self.tokenizer, self.fresh)
+        self.pooling = loaded.pooling
+        self.frozen_digest = model_digest(self.model, self.tokenizer, self.fresh)
         self.model.to(self.device).eval()
         self._head_name, self._head_template = find_head(self.model, job)
         self.experts = Experts(self.model, job.lora, str(self.model.config.model_type), job.seed)
@@ -78,25 +84,27 @@ class Backbone:
         self.reference, self.layer_reference = (torch.zeros(1), 1.0), (np.zeros(1), np.ones(1))
         self._measure_public_text()
         self.initial_expert = self.experts.read(CLUSTER)
-        self.digest = hashlib.sha256(frozen + self.experts.initial_digest()).digest()
+        experts = self.experts.initial_digest()
+        pooling = self.pooling.encode()
+        self.digest = hashlib.sha256(self.frozen_digest + pooling + experts).digest()
 
-    def facts(self, outputs: int = 0) -> ModelFacts:
+    def facts(self, heads: Sequence[int] = ()) -> ModelFacts:
         """Return what the server must know of this model.
 
         Args:
-            outputs: Classes of the label set that all clients have; read only where they share
-                their head.
+            heads: Classes of each group's head, see `Terms.outputs_of_heads`.
         """
-        layout = self.layout(outputs)
-        initial = np.zeros(layout.length, dtype=np.float32)
-        initial[: len(self.initial_expert)] = self.initial_expert
+        layout, initial = self.layout(heads), [self.initial_expert]
+        for outputs in heads:
+            end = last_linear(self.new_head(outputs))[1]
+            initial += [p.detach().float().cpu().numpy().reshape(-1) for p in end.parameters()]
         return ModelFacts(
             digest=self.digest,
             layout=layout,
             hidden_size=self.hidden_size,
             b_values=sum(m.lora_B[CLUSTER].weight.numel() for m in self.experts.by_layer[0]),
             layer_names=self.experts.indices,
-            initial=initial,
+            initial=np.concatenate(initial).astype(np.float32),
         )
 
     @property
@@ -278,19 +286,19 @@ class Backbone:
                 float(FEATURE_NORM / (features - mean).square().sum(dim=1).mean().sqrt()),
             )
 
-    def layout(self, outputs: int = 0) -> Layout:
-        """Where the layers (and a shared head) stand in the update vector.
+    def layout(self, heads: Sequence[int] = ()) -> Layout:
+        """Where the layers and the groups' heads stand in the update vector.
 
         Args:
-            outputs: Classes of a shared head; that of the head in place if 0.
+            heads: Classes of each group's head.
         """
-        if self.job.head != "shared" or self._head_template is None:
+        if not heads:
             return Layout(self.experts.layers)
+        assert self._head_template is not None
         last = last_linear(self._head_template)[1]
-        classes = outputs or self.projection.out_features
-        size = classes * (last.in_features + (last.bias is not None))
-        start = self.experts.layers[-1][1]
-        return Layout(self.experts.layers, (start, start + size))
+        width = last.in_features + (last.bias is not None)
+        ends = np.cumsum([self.experts.layers[-1][1], *(classes * width for classes in heads)])
+        return Layout(self.experts.layers, tuple(itertools.pairwise(ends.tolist())))
 
     def _batches(
         self, table: Table

@@ -15,7 +15,6 @@ import itertools
 import re
 import warnings
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -99,29 +98,6 @@ class MixedLinear(PeftLinear):  # type: ignore[misc]
         factor_a, factor_b = self.lora_A[name], self.lora_B[name]
         output: torch.Tensor = factor_b(factor_a(x.to(factor_a.weight.dtype))) * self.scaling[name]
         return output
-
-
-@dataclass(frozen=True)
-class Layout:
-    """Where each layer's values stand in the flat update vector that is masked and summed.
-
-    Attributes:
-        layers: Half-open range of each transformer layer, shallow to deep; consecutive from 0.
-        head: Range of a shared head behind the layers, or None.
-    """
-
-    layers: tuple[tuple[int, int], ...]
-    head: tuple[int, int] | None = None
-
-    @property
-    def length(self) -> int:
-        """Number of values of an update."""
-        return self.head[1] if self.head else self.layers[-1][1]
-
-    @property
-    def parts(self) -> tuple[tuple[int, int], ...]:
-        """Layers, then the shared head if there is one: what the topology cuts."""
-        return self.layers + ((self.head,) if self.head else ())
 
 
 class Experts:

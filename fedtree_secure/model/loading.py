@@ -11,12 +11,13 @@ import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
 from fedtree_secure.config import Job
 from fedtree_secure.errors import BackboneError
+from fedtree_secure.model.pooling import Pooled, PooledClassifier, pooling_of
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
@@ -32,11 +33,13 @@ class Checkpoint:
         tokenizer: With a padding token set; pads on the right.
         model: The transformers model in float32 on the CPU.
         fresh: Names of parameters that the checkpoint lacks; the job's seed gave their values.
+        pooling: What the head reads, see `pooling_of`; ``native`` for language models.
     """
 
     tokenizer: Any
     model: Any
     fresh: tuple[str, ...]
+    pooling: Pooled | Literal["native"] = "native"
 
 
 def load_checkpoint(job: Job) -> Checkpoint:
@@ -60,7 +63,25 @@ def load_checkpoint(job: Job) -> Checkpoint:
     tokenizer.padding_side = "right"
     if model.config.pad_token_id is None:
         model.config.pad_token_id = tokenizer.pad_token_id
-    return Checkpoint(tokenizer, model, tuple(sorted(missing)))
+    fresh = tuple(sorted(missing))
+    if job.task == "causal-lm":
+        return Checkpoint(tokenizer, model, fresh)
+    pooling = pooling_of(job.training.pooling, folder, model, fresh)
+    if pooling == "native":
+        return Checkpoint(tokenizer, model, fresh)
+    return Checkpoint(tokenizer, *_pooled(model, fresh, pooling, job.seed), pooling)
+
+
+def _pooled(
+    model: Any, fresh: tuple[str, ...], how: Pooled, seed: int
+) -> tuple[PooledClassifier, tuple[str, ...]]:
+    """Put a pooling behind a model's encoder, in the place of its own classifier."""
+    prefix = f"{model.base_model_prefix}."
+    torch.manual_seed(seed)
+    whole = PooledClassifier(model.base_model, how)
+    inside = {f"encoder.{n.removeprefix(prefix)}" for n in fresh if n.startswith(prefix)}
+    lacking = {"classifier.weight", "classifier.bias", *inside} & set(whole.state_dict())
+    return whole, tuple(sorted(lacking))
 
 
 def find_checkpoint(backbone: str) -> tuple[Path, dict[str, str]]:
@@ -179,9 +200,9 @@ def _fetch(hub_id: str) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(
-            snapshot_download(hub_id, allow_patterns=list(FETCHED), ignore_patterns=["*/*"])
-        )
+        place = snapshot_download(hub_id, allow_patterns=list(FETCHED), ignore_patterns=["*/*"])
+        snapshot_download(hub_id, allow_patterns=["1_Pooling/config.json"])
+        return Path(place)
     except (OSError, ValueError) as error:
         raise BackboneError(
             f"the backbone {hub_id!r} is no local folder and cannot be fetched from the hub: "

@@ -11,8 +11,9 @@ from rich.table import Table
 from fedtree_dp import Event, Gaussian, PrivacyBudget
 from fedtree_dp.account.planner import Axis, Plan, PlanRow, Unknown, plan_table, solve, sweep
 from fedtree_secure.agreed.noise_plan import plan_noise, stages
-from fedtree_secure.config import ClientFiles, Job, load_job
+from fedtree_secure.config import Job
 from fedtree_secure.errors import ConfigurationError
+from fedtree_secure.job_file import ClientFiles, load_job
 from fedtree_secure.model.sizes import trained_values
 
 # Epsilon of a plan is solved for at a delta; the epsilon beside it is then not looked at.

@@ -5,6 +5,8 @@ without a model, a client or a server; `fedtree_secure.embedded.summary` collect
 """
 
 import io
+import math
+import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +20,7 @@ from fedtree_secure.errors import suggest
 
 REFERENCE_TITLES = {
     "head": "head only",
+    "head_group": "group head",
     "local": "local only",
     "fedit": "FedIT",
     "head_without_dp": "head, no DP",
@@ -168,9 +171,36 @@ def remarks(data: Mapping[str, Any]) -> list[str]:
         for key, found in data.get("references", {}).items()
     ]
     lines += [f"Auditable: {cost}." for cost in data.get("auditable", {}).get("costs", ())]
+    return [*lines, *_heads(data), *_tree(data)]
+
+
+def _heads(data: Mapping[str, Any]) -> list[str]:
+    """Who shares a head, and what others could do about theirs."""
+    groups = data.get("heads", [])
+    if data["job"]["training"]["head"] not in ("auto", "group") or not any(
+        report["labels"] for report in data["clients"].values()
+    ):
+        return []
+    shared = {name for group in groups for name in group}
+    alone = [name for name in data["clients"] if name not in shared]
+    lines = [f"Heads are shared by {', '.join(str(len(group)) for group in groups)} clients."]
+    silent = [name for name in alone if not data["clients"][name]["labels_declared"]]
+    if silent:
+        lines.append(
+            f"Heads stay at home for {', '.join(silent)}: only declared label sets are compared "
+            "(labels in the job file, or in Client)."
+        )
+    return lines if groups else lines[1:]
+
+
+def _tree(data: Mapping[str, Any]) -> list[str]:
+    """How many clusters each layer has, and why."""
     cuts = [len(layer["clusters"]) for layer in data["layers"]]
-    lines.append(f"Clusters by layer, shallow to deep: {' '.join(map(str, cuts))}.")
-    return lines
+    lines = [f"Clusters by layer, shallow to deep: {' '.join(map(str, cuts))}."]
+    whys = [layer["why"] for layer in data["layers"] if layer.get("why")]
+    if whys and set(cuts) == {1}:
+        lines.append("One group everywhere: no split pays at this noise.")
+    return lines + [f"  {why}." for why in dict.fromkeys(whys)]
 
 
 def _comparison(clients: Mapping[str, Any], key: str, reference: Mapping[str, Any]) -> str:
@@ -190,8 +220,18 @@ def _comparison(clients: Mapping[str, Any], key: str, reference: Mapping[str, An
     return (
         f"Against {REFERENCE_TITLES[key]} ({under}): higher for {above}, lower for {below} of "
         f"{len(gaps)} clients, "
-        f"mean difference {mean:+.3f}."
+        f"mean difference {mean:+.3f}{_interval(gaps)}."
     )
+
+
+def _interval(gaps: list[float]) -> str:
+    """The 95% interval of a mean of paired differences (Student), over the clients of this run."""
+    if len(gaps) < 3:
+        return ""
+    from scipy.stats import t
+
+    half = float(t.ppf(0.975, len(gaps) - 1)) * statistics.stdev(gaps) / math.sqrt(len(gaps))
+    return f" (95% of {statistics.mean(gaps) - half:+.3f} to {statistics.mean(gaps) + half:+.3f})"
 
 
 def _value(metric: Mapping[str, Any] | float | None) -> float | None:

@@ -45,11 +45,18 @@ class Channel:
         self._counter = start * REQUESTS_OF_A_START
         self.answered = dict(answered)
 
-    def exchange(self, name: str, requests: Mapping[str, wire.Message]) -> dict[str, wire.Reply]:
+    def exchange(
+        self, name: str, requests: Mapping[str, wire.Message], *, needed: bool = True
+    ) -> dict[str, wire.Reply]:
         """Send requests, return the replies that came and decode.
 
+        Args:
+            name: Of the exchange.
+            requests: By client; equal ones are one object.
+            needed: Whether the run cannot go on without a reply.
+
         Raises:
-            RunStopped: Nobody answered.
+            RunStopped: Nobody answered, and somebody had to.
         """
         if not requests:
             return {}
@@ -66,7 +73,7 @@ class Channel:
         answers = self._transport.exchange(name, sealed)
         replies = {client: self._read(name, client, data) for client, data in answers.items()}
         found = {client: reply for client, reply in replies.items() if reply is not None}
-        if not found:
+        if not found and needed:
             raise RunStopped(f"no client answered at stage {name}")
         return found
 

@@ -5,11 +5,15 @@ each round it moves the nodes' values by the opened sums, as every member does f
 writes down its state, so that an interrupted run continues with the next round.
 """
 
+import functools
 import logging
 import statistics
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+
+import msgspec
+import numpy as np
 
 from fedtree_secagg import Identity, SecAggError
 from fedtree_secure.agreed import messages as wire
@@ -18,12 +22,15 @@ from fedtree_secure.agreed.round_plan import (
     finish_bytes,
     finish_quorum,
     fixed_tree,
+    gradient_context,
+    gradient_noise,
     largest_change,
     plan_of_round,
     sketch_context,
+    tree_without_distances,
     vote_bytes,
 )
-from fedtree_secure.agreed.stages import MERGE, Exchange, in_round
+from fedtree_secure.agreed.stages import FIRST, MERGE, Exchange, in_round
 from fedtree_secure.agreed.terms import Terms
 from fedtree_secure.agreed.transport import Transport
 from fedtree_secure.agreed.tree import Tree
@@ -45,10 +52,13 @@ class Hooks:
     Attributes:
         stop: Asked between rounds; True ends the run in good order.
         on_round: Called after each round with its record.
+        ask_again: Called with the clients that have not fetched the last experts; True asks these
+            again. It may wait before it says so.
     """
 
     stop: Callable[[], bool] = lambda: False
     on_round: Callable[[RoundRecord], None] = lambda _: None
+    ask_again: Callable[[frozenset[str]], bool] = lambda _: False
 
 
 class Coordinator:
@@ -78,6 +88,9 @@ class Coordinator:
         self.state.starts += 1
         self._channel = Channel(terms, key, transport, self.state.starts, self.state.answered)
         self.joined: dict[str, wire.Joined] = {}
+        self._left_out: frozenset[str] = frozenset()
+        self.finished: frozenset[str] = frozenset()
+        self._votes: dict[str, bytes] = {}
         self._known: dict[str, int] = {}
         self.book: NodeBook | None = None
         if self.state.labels is not None:
@@ -102,13 +115,12 @@ class Coordinator:
         """
         self._folder.save(self.state)
         self._join()
-        if self.book is None:
-            self._find_tree()
         self._fix_clips()
+        if self.state.labels is None:
+            self._find_tree()
         everyone = dict.fromkeys(self.joined, wire.Prepare())
         self._exchange(Exchange.PREPARE, everyone)
-        merges = self.job.topology.source == "lora_b" and self.job.rounds
-        first = max(MERGE if merges else 1, self.state.finished_round + 1)
+        first = max(MERGE if self.terms.merges else 1, self.state.finished_round + 1)
         for number in range(first, self.job.rounds + 1):
             if self.hooks.stop():
                 raise RunStopped(f"stopped after round {number - 1} of {self.job.rounds}, as asked")
@@ -121,19 +133,21 @@ class Coordinator:
         request = wire.Join(self.terms.digest, self.facts.digest)
         replies = self._exchange(Exchange.JOIN, dict.fromkeys(self.terms.names, request))
         joined = {n: reply for n, reply in replies.items() if isinstance(reply, wire.Joined)}
-        self.joined = self._without_outliers(joined)
+        self.joined = self._with_known_heads(self._without_outliers(joined))
         self._known = {name: reply.known_round for name, reply in self.joined.items()}
         if len(self.joined) < self.job.masking.min_group:
             raise RunStopped(
                 f"{len(self.joined)} of {len(self.terms.names)} clients joined; at least min_group "
                 f"= {self.job.masking.min_group} are needed, or nothing may be summed"
             )
-        heads = {reply.outputs for reply in self.joined.values()}
-        if self.job.head == "shared" and len(heads) > 1:
-            raise RunStopped(
-                "the shared head needs one label set; the clients have heads of "
-                f"{sorted(heads)} outputs"
-            )
+
+    def _with_known_heads(self, joined: dict[str, wire.Joined]) -> dict[str, wire.Joined]:
+        """Leave out clients whose head is not the one that the terms pin for their group."""
+        wanted = {name: group.outputs for group in self.terms.heads for name in group.members}
+        other = {n for n, reply in joined.items() if wanted.get(n, reply.outputs) != reply.outputs}
+        for name in sorted(other):
+            log.warning("client %s takes no part: its head has other outputs than pinned", name)
+        return {name: reply for name, reply in joined.items() if name not in other}
 
     def _without_outliers(self, joined: dict[str, wire.Joined]) -> dict[str, wire.Joined]:
         """Leave out clients whose bound would make the grid useless for all others."""
@@ -141,9 +155,25 @@ class Coordinator:
         if not bounds:
             return joined
         most = CLIP_OUTLIER * statistics.median(bounds.values())
-        for name in sorted(name for name, bound in bounds.items() if bound > most):
+        self._left_out = frozenset(name for name, bound in bounds.items() if bound > most)
+        for name in sorted(self._left_out):
             log.warning("client %s takes no part: its bound is far above the others'", name)
         return {name: reply for name, reply in joined.items() if bounds[name] <= most}
+
+    def _join_late(self, number: int) -> None:
+        """Ask those to join who did not answer before: they may be back, or have approved now."""
+        missing = [n for n in self.terms.names if n not in self.joined and n not in self._left_out]
+        if not missing:
+            return
+        request = wire.Join(self.terms.digest, self.facts.digest)
+        asked = dict.fromkeys(missing, request)
+        replies = self._channel.exchange(in_round(number, Exchange.JOIN), asked, needed=False)
+        joined = {n: reply for n, reply in replies.items() if isinstance(reply, wire.Joined)}
+        for name, reply in self._with_known_heads(joined).items():
+            log.info("client %s joins before round %d", name, number)
+            self.joined[name], self._known[name] = reply, reply.known_round
+        if late := {name: wire.Prepare() for name in missing if name in self.joined}:
+            self._channel.exchange(in_round(number, Exchange.PREPARE), late, needed=False)
 
     def _bound(self, reply: wire.Joined, *, merge: bool) -> float:
         return largest_change(self.job, reply.noise_multiplier, reply.records, merge=merge)
@@ -164,27 +194,77 @@ class Coordinator:
         else:
             self._agree_on_tree(self._proposal())
         assert self.book is not None
-        self._folder.save_round(self.state, self.book.values, ())
+        self._folder.save_round(self.state, self.book.values, self.book.opened)
 
     def _proposal(self) -> wire.ProposeTree:
         """The proposed tree: kept before anyone hears of it, for a client signs one in a run."""
         if self.state.proposal is None:
-            members, attempt = tuple(sorted(self.joined)), self.state.starts
-            context = sketch_context(self.terms, self.facts.digest, attempt)
-            found, squared = run_sketch(self._channel, self.terms, members, attempt, context)
-            least = max(self.terms.quorum, self.job.masking.min_group)
-            if len(found) < least:
-                raise RunStopped(
-                    f"{len(found)} clients sent a sketch; {least} are needed (a quorum of the "
-                    "roster, and min_group)"
-                )
-            noise = tuple(self._noise_energy(name) for name in found)
-            data = squared.astype("<f8").tobytes()
-            draft = wire.ProposeTree(attempt, found, noise, data, ())
+            draft = self._fingerprints()
+            if self.job.weighs_noise:
+                draft = self._with_gradients(draft)
             labels = compute_tree(self.terms, self.facts, draft).labels
-            self.state.proposal = wire.ProposeTree(attempt, found, noise, data, labels)
+            self.state.proposal = msgspec.structs.replace(draft, labels=labels)
             self._folder.save(self.state)
         return self.state.proposal
+
+    def _fingerprints(self) -> wire.ProposeTree:
+        """Distances that the merge tree comes from, without labels."""
+        if self.state.distances is None:
+            members, attempt = tuple(sorted(self.joined)), self.state.starts
+            context = sketch_context(self.terms, self.facts.digest, attempt)
+            hello = dict.fromkeys(members, wire.SketchHello(members, attempt))
+            found, squared = run_sketch(self._channel, self.terms, context, hello)
+            self._check_sketched(found)
+            noise = tuple(self._noise_energy(name) for name in found)
+            data = squared.astype("<f8").tobytes()
+            self.state.distances = wire.ProposeTree(attempt, found, noise, data, ())
+            self._folder.save(self.state)
+        return self.state.distances
+
+    def _with_gradients(self, draft: wire.ProposeTree) -> wire.ProposeTree:
+        """Add distances of the first round's gradients, taken under merged heads."""
+        self._exchange(Exchange.PREPARE, dict.fromkeys(self.joined, wire.Prepare()))
+        if self.book is None:
+            tree = tree_without_distances(self.terms, self.facts, "none")
+            self.book = NodeBook(self.job, self.facts, tree)
+            if self.state.finished_round >= MERGE:
+                self.book.restore(*self._folder.load_values(self.state.finished_round))
+        if self.terms.merges_heads and self.state.finished_round < MERGE:
+            self._round(MERGE)
+        members = tuple(name for name in draft.members if name in self.joined)
+        attempt = self.state.starts
+        hello = {
+            name: wire.GradientHello(members, attempt, self.book.told(name, self._knows(name)))
+            for name in members
+        }
+        context = gradient_context(self.terms, self.facts.digest, attempt, self.book.digests())
+        named = functools.partial(in_round, FIRST)
+        found, squared = run_sketch(self._channel, self.terms, context, hello, named)
+        self._check_sketched(found)
+        kept = np.array([draft.members.index(name) for name in found])
+        depth, count = self.facts.depth, len(draft.members)
+        prints = np.frombuffer(draft.squared, dtype="<f8").reshape(depth, count, count)
+        noise = tuple(
+            gradient_noise(self.job, self.joined[n].noise_multiplier, self.joined[n].records)
+            for n in found
+        )
+        gradients = wire.Gradients(attempt, noise, squared.astype("<f8").tobytes())
+        return wire.ProposeTree(
+            draft.attempt,
+            found,
+            tuple(draft.noise[i] for i in kept),
+            prints[:, kept][:, :, kept].tobytes(),
+            (),
+            gradients,
+        )
+
+    def _check_sketched(self, found: tuple[str, ...]) -> None:
+        least = max(self.terms.quorum, self.job.masking.min_group)
+        if len(found) < least:
+            raise RunStopped(
+                f"{len(found)} clients sent a sketch; {least} are needed (a quorum of the "
+                "roster, and min_group)"
+            )
 
     def _agree_on_tree(self, proposal: wire.ProposeTree) -> None:
         asked = [name for name in proposal.members if name in self.joined]
@@ -196,8 +276,8 @@ class Coordinator:
                 f"{len(votes)} clients signed the tree; {self.terms.quorum} must. "
                 f"It was refused by {against}"
             )
-        adopt = wire.AdoptTree(votes)
-        self._exchange(Exchange.ADOPT, dict.fromkeys([name for name, _ in votes], adopt))
+        adopt = wire.AdoptTree(tuple(votes.items()))
+        self._exchange(Exchange.ADOPT, dict.fromkeys(votes, adopt))
         self.adopt(compute_tree(self.terms, self.facts, proposal))
 
     def _noise_energy(self, name: str) -> float:
@@ -205,10 +285,14 @@ class Coordinator:
         return float(self.facts.hidden_size * (reply.fingerprint_noise / reply.records) ** 2)
 
     def adopt(self, tree: Tree) -> None:
-        """Take a tree into force, with the values that an earlier start wrote down for it."""
-        self.book = NodeBook(self.job, self.facts, tree)
+        """Take a tree into force, with the values that an earlier start wrote down for it, or those
+        of heads that were merged before.
+        """
+        before, self.book = self.book, NodeBook(self.job, self.facts, tree)
         if self.state.labels is not None:
             self.book.restore(*self._folder.load_values(self.state.finished_round))
+        elif before is not None:
+            self.book.restore({**self.book.values, **before.values}, before.opened)
         self.state.labels = tree.labels
 
     # --- rounds ---------------------------------------------------------------------------------
@@ -216,6 +300,8 @@ class Coordinator:
     def _round(self, number: int) -> None:
         assert self.book is not None
         record = RoundRecord(number)
+        if number != MERGE:
+            self._join_late(number)
         outside = [name for name in self.joined if name not in self.book.cohort]
         if outside and number != MERGE:
             alone = {n: wire.Alone(number, self.book.told(n, self._knows(n))) for n in outside}
@@ -260,32 +346,42 @@ class Coordinator:
         self._learnt(number, began)
         book.apply(sums, number)
         record.opened = {name: list(found.members_summed) for name, found in sums.items()}
-        record.closed = sorted({node.name for node in book.nodes} - set(sums))
+        record.closed = sorted({node.name for node in plan.nodes} - set(sums))
 
     def _finish(self) -> None:
+        """Hand out the last experts until everybody who joined has fetched them, or is given up."""
+        self._hand_out(frozenset(self.joined))
+        while (away := frozenset(self.joined) - self.finished) and self.hooks.ask_again(away):
+            self._hand_out(away)
+
+    def _hand_out(self, names: frozenset[str]) -> None:
         """Hand out the last experts, and the members' word that all hold the same."""
         assert self.book is not None
-        told = {n: wire.Finish(self.book.told(n, self._knows(n))) for n in self.joined}
-        replies = self._exchange(Exchange.FINISH, told)
+        first = not self.finished
+        told = {n: wire.Finish(self.book.told(n, self._knows(n))) for n in sorted(names)}
+        replies = self._channel.exchange(Exchange.FINISH, told, needed=first)
+        self.finished |= {name for name, reply in replies.items() if isinstance(reply, wire.Done)}
         if not self.book.cohort:
             return
-        votes = self._signed(replies, finish_bytes(self.terms, self.book.digests()))
-        least = finish_quorum(self.terms, self.book.tree, self.facts.layout.parts)
-        if len(votes) < least:
-            raise RunStopped(f"{len(votes)} clients confirmed the last experts; {least} must")
-        deliver = wire.Deliver(votes)
-        self._exchange(Exchange.DELIVER, dict.fromkeys([name for name, _ in votes], deliver))
+        self._votes |= self._signed(replies, finish_bytes(self.terms, self.book.digests()))
+        least = finish_quorum(self.terms, self.book.tree, self.facts.layout)
+        if len(self._votes) < least:
+            raise RunStopped(f"{len(self._votes)} clients confirmed the last experts; {least} must")
+        asked = [name for name, reply in replies.items() if isinstance(reply, wire.Voted)]
+        deliver = wire.Deliver(tuple(sorted(self._votes.items())))
+        given = self._channel.exchange(
+            Exchange.DELIVER, dict.fromkeys(asked, deliver), needed=first
+        )
+        self.finished |= {name for name, reply in given.items() if isinstance(reply, wire.Done)}
 
-    def _signed(
-        self, replies: Mapping[str, wire.Reply], message: bytes
-    ) -> tuple[tuple[str, bytes], ...]:
-        """Return whose signature over a message holds, sorted by name."""
-        return tuple(
-            (name, reply.signature)
+    def _signed(self, replies: Mapping[str, wire.Reply], message: bytes) -> dict[str, bytes]:
+        """Return the signatures over a message that hold, sorted by name."""
+        return {
+            name: reply.signature
             for name, reply in sorted(replies.items())
             if isinstance(reply, wire.Voted)
             and self.terms.roster.verifies(name, reply.signature, message)
-        )
+        }
 
     def _knows(self, name: str) -> int:
         return self._known.get(name, -1)

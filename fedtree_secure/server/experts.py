@@ -26,10 +26,11 @@ class NodeBook:
 
     def __init__(self, job: Job, facts: ModelFacts, tree: Tree) -> None:
         self.job, self.facts, self.tree = job, facts, tree
-        self.nodes = nodes_of(tree, facts.layout.parts)
+        self.nodes = nodes_of(tree, facts.layout)
         self.values = {node.name: start(node, facts.initial) for node in self.nodes}
         self.opened: list[OpenedSum] = []
-        self._by_group = {node.members: node for node in self.nodes}
+        heads = facts.layout.heads
+        self._by_group = {n.members: n for n in self.nodes if n.ranges[0] not in heads}
         self._told: dict[tuple[object, ...], Experts] = {}
         self._digests: tuple[NodeDigest, ...] | None = None
 
@@ -100,9 +101,12 @@ class NodeBook:
         return [self.tree.group_of(name, part) for part in range(len(self.facts.layout.parts))]
 
     def _external(self, name: str) -> Floats:
-        """The mean over the members of the other released clusters; initial without any."""
+        """The mean over the members of the other released clusters; initial without any.
+
+        Heads have none: nobody mixes its head with those of other labels.
+        """
         external = self.facts.initial.copy()
-        for part, (begin, end) in enumerate(self.facts.layout.parts):
+        for part, (begin, end) in enumerate(self.facts.layout.layers):
             others = self.tree.externals_of(name, part)
             if others:
                 weighted = [

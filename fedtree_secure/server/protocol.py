@@ -31,9 +31,18 @@ def accepted(what: str, step: Callable[[dict[str, bytes]], S], incoming: dict[st
 
 
 def run_sketch(
-    channel: Channel, terms: Terms, members: tuple[str, ...], attempt: int, context: bytes
+    channel: Channel,
+    terms: Terms,
+    context: bytes,
+    hello: Mapping[str, wire.Message],
+    named: Callable[[Exchange], str] = str,
 ) -> tuple[tuple[str, ...], Any]:
-    """Let the members make their blinded sketches.
+    """Let clients make their blinded sketches.
+
+    Args:
+        context: What the projection is bound to.
+        hello: The opening request of each member.
+        named: Name of an exchange of this sketch.
 
     Returns:
         Whose sketches arrived, sorted, and their squared distances (layers, clients, clients).
@@ -41,21 +50,21 @@ def run_sketch(
     Raises:
         RunStopped: Too few took part, or their messages contradict each other.
     """
+    members = tuple(sorted(hello))
     sketching: dict[str, Any] = {"roster": terms.roster, "members": members, "context": context}
     asked: Mapping[str, wire.Message]
     try:
-        asked = dict.fromkeys(members, wire.SketchHello(members, attempt))
-        hellos = payloads(channel.exchange(Exchange.SKETCH_HELLO, asked))
+        hellos = payloads(channel.exchange(named(Exchange.SKETCH_HELLO), hello))
         broadcast = accepted(
             Exchange.SKETCH_HELLO, lambda given: sketch.collect(hellos=given, **sketching), hellos
         )
         everyone = next(iter(broadcast.values()))
         asked = dict.fromkeys(broadcast, wire.SketchSeal(everyone))
-        sealed = payloads(channel.exchange(Exchange.SKETCH_SEAL, asked))
+        sealed = payloads(channel.exchange(named(Exchange.SKETCH_SEAL), asked))
         routed = sketch.route(hellos=everyone, sealed=sealed, **sketching)
         send = wire.SketchSend(next(iter(routed.values())))
         asked = {name: send for name in routed if name in sealed}
-        sketches = payloads(channel.exchange(Exchange.SKETCH, asked))
+        sketches = payloads(channel.exchange(named(Exchange.SKETCH), asked))
         return accepted(
             Exchange.SKETCH,
             lambda given: sketch.distances(given, hellos=everyone, **sketching),

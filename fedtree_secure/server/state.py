@@ -25,7 +25,7 @@ from fedtree_secure.storage import (
     write_json,
 )
 
-FORMAT = 2
+FORMAT = 3
 
 
 @dataclass
@@ -55,6 +55,7 @@ class ServerState:
         clips: Clip by kind of round (``round``, ``merge``), fixed when the tree is.
         answered: Number of the last request that each client answered.
         records: One for each round.
+        distances: Of fingerprints, where the tree waits for those of gradients; else None.
         proposal: The proposed tree; never another one once clients may have signed it.
         labels: Labels of the tree that is in force, or None.
     """
@@ -64,6 +65,7 @@ class ServerState:
     clips: dict[str, float] = field(default_factory=dict)
     answered: dict[str, int] = field(default_factory=dict)
     records: list[RoundRecord] = field(default_factory=list)
+    distances: ProposeTree | None = None
     proposal: ProposeTree | None = None
     labels: tuple[tuple[int, ...], ...] | None = None
 
@@ -92,13 +94,13 @@ class StateFolder:
                 raise RunFolderError(
                     f"{self.path}: another version wrote this server's state; begin a new run"
                 )
-            proposal, labels = stored.pop("proposal"), stored.pop("labels")
+            distances, proposal = (_read(stored.pop(k)) for k in ("distances", "proposal"))
+            labels = stored.pop("labels")
             records = [RoundRecord(**record) for record in stored.pop("records")]
-            decoded = None if proposal is None else wire.decode_request(bytes.fromhex(proposal))
-            if decoded is not None and not isinstance(decoded, ProposeTree):
-                raise ValueError("no proposal")
             rows = None if labels is None else tuple(tuple(map(int, row)) for row in labels)
-            return ServerState(**stored, records=records, proposal=decoded, labels=rows)
+            return ServerState(
+                **stored, records=records, distances=distances, proposal=proposal, labels=rows
+            )
         except (KeyError, TypeError, ValueError, AttributeError, wire.WireError) as error:
             raise RunFolderError(f"{self.path / 'state.json'} is damaged: {error}") from None
 
@@ -140,7 +142,6 @@ class StateFolder:
 
     def save(self, state: ServerState) -> None:
         """Write the state."""
-        proposal = None if state.proposal is None else wire.encode(state.proposal).hex()
         stored = {
             "format": FORMAT,
             "starts": state.starts,
@@ -148,7 +149,8 @@ class StateFolder:
             "clips": state.clips,
             "answered": state.answered,
             "records": [vars(record) for record in state.records],
-            "proposal": proposal,
+            "distances": _written(state.distances),
+            "proposal": _written(state.proposal),
             "labels": state.labels,
         }
         write_json(self.path / "state.json", stored, PRIVATE_FILE)
@@ -162,6 +164,19 @@ class StateFolder:
     @staticmethod
     def _write(path: Path, tensors: dict[str, "np.ndarray[Any, Any]"]) -> None:
         write_atomically(path, lambda target: save_file(tensors, target), PRIVATE_FILE)
+
+
+def _written(proposal: ProposeTree | None) -> str | None:
+    return None if proposal is None else wire.encode(proposal).hex()
+
+
+def _read(stored: str | None) -> ProposeTree | None:
+    if stored is None:
+        return None
+    found = wire.decode_request(bytes.fromhex(stored))
+    if not isinstance(found, ProposeTree):
+        raise ValueError("no proposal")
+    return found
 
 
 def _node_values(tensors: dict[str, Any], name: str) -> NodeValues:

@@ -246,8 +246,8 @@ AGREED = (
     M(
         "sketches of all attempts have one context",
         PLAN,
-        "terms.digest + model + counter",
-        "terms.digest + model",
+        "terms.digest + model + counter)",
+        "terms.digest + model)",
         "sketch_is_bound",
         OF_PLANS,
     ),

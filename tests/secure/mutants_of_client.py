@@ -268,16 +268,16 @@ KEPT = (
     M(
         "restored store: it has no head",
         DATA_SETS,
-        "budget=budget, head=head, exclusive=True)",
-        "budget=budget, exclusive=True)",
+        "create=create, head=head, exclusive=True",
+        "create=create, exclusive=True",
         "hostile_restored_store_of_either_half",
         STORES,
     ),
     M(
         "restored store: two processes hold it",
         DATA_SETS,
-        "head=head, exclusive=True)",
-        "head=head)",
+        "head=head, exclusive=True",
+        "head=head",
         "hostile_restored_store_two_processes",
         STORES,
     ),
@@ -343,7 +343,7 @@ ROUNDS_CHECKED = (
     M(
         "unsigned requests: a round begins without its budget",
         ROUND,
-        "    if not message.merge and not party.store.affords(party.round_event()):\n",
+        "    if not charged and not party.store.affords(party.round_event()):\n",
         "    if False:\n",
         "hostile_unsigned_requests_no_round_begins",
         REQUESTS,
@@ -385,7 +385,7 @@ ROUNDS_CHECKED = (
     ),
     M(
         "guards as oracle: weights are not rehearsed before the charge",
-        ROUND,
+        RECEIVED,
         "        party.rehearse(rehearsed)\n",
         "        pass\n",
         "hostile_guards_as_oracle_weights_are_rehearsed",
@@ -393,7 +393,7 @@ ROUNDS_CHECKED = (
     ),
     M(
         "guards as oracle: a rehearsal writes into the client's values",
-        ROUND,
+        RECEIVED,
         "rehearsed = ClientState.from_bytes(party.store.state.to_bytes())",
         "rehearsed = party.store.state",
         "hostile_guards_as_oracle_weights_are_rehearsed",
@@ -478,7 +478,7 @@ EXPERTS = (
     M(
         "other experts: own experts out of reach",
         RECEIVED,
-        "        if not within_reach(moved[node.name].values, start(node, initial).values, bound)",
+        "        if not within_reach(values, start(node, initial).values, allowed)",
         "        if False",
         "hostile_other_experts_an_invented_sum",
         "test_hostile_reach.py",
@@ -486,7 +486,7 @@ EXPERTS = (
     M(
         "other experts: digests are not compared",
         RECEIVED,
-        "        if told[node.name] != node_digest(node, moved[node.name], external):\n",
+        "        if told.get(node.name) != node_digest(node, moved[node.name], external):\n",
         "        if False:\n",
         "hostile_other_experts_for_one_member",
         ROUNDS,
@@ -542,7 +542,7 @@ EXPERTS = (
     M(
         "other experts: a sum of a merge where there is none",
         RECEIVED,
-        '    if merge and party.job.topology.source != "lora_b":\n',
+        "    if merge and not party.terms.merges:\n",
         "    if False:\n",
         "hostile_other_experts_no_sum_of_a_merge",
         ROUNDS,

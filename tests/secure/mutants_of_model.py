@@ -143,7 +143,7 @@ MODEL = (
     ),
     Mutant(
         "a data set's name in a job file is not checked",
-        "config.py",
+        "job_file.py",
         '            check_name(f"dataset of client {self.id}", self.dataset)\n',
         "            pass\n",
         "hostile_names or hostile_dataset_in_a_job_file",

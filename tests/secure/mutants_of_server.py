@@ -27,8 +27,8 @@ SERVER = (
     M(
         "crashing client: one client's bound is everybody's clip",
         COORDINATOR,
-        "self.joined = self._without_outliers(joined)",
-        "self.joined = joined",
+        "self.joined = self._with_known_heads(self._without_outliers(joined))",
+        "self.joined = self._with_known_heads(joined)",
         "hostile_crashing_client_cannot_widen",
         HOSTILE,
     ),
@@ -75,8 +75,8 @@ SERVER = (
     M(
         "too few sketches make a tree",
         COORDINATOR,
-        "            if len(found) < least:\n",
-        "            if False:\n",
+        "        if len(found) < least:\n",
+        "        if False:\n",
         "too_few_sketches",
         RUN,
     ),
@@ -91,9 +91,9 @@ SERVER = (
     M(
         "a proposal is not kept before it is sent",
         COORDINATOR,
-        "            self.state.proposal = wire.ProposeTree(attempt, found, noise, data, labels)\n"
+        "            self.state.proposal = msgspec.structs.replace(draft, labels=labels)\n"
         "            self._folder.save(self.state)\n",
-        "            self.state.proposal = wire.ProposeTree(attempt, found, noise, data, labels)\n",
+        "            self.state.proposal = msgspec.structs.replace(draft, labels=labels)\n",
         "tree_that_some_have_accepted",
         INTERRUPTIONS,
     ),

@@ -6,7 +6,8 @@ import pytest
 
 from fedtree_dp import ConfigurationError as DPConfigurationError
 from fedtree_secure import ConfigurationError, Lora, Masking, PrivacyBudget, Topology, Training
-from fedtree_secure.config import Job, load_job
+from fedtree_secure.config import Job
+from fedtree_secure.job_file import load_job
 
 BUDGET = PrivacyBudget(epsilon=8, delta=1e-5)
 GOOD = """
@@ -114,6 +115,7 @@ def test_epsilon_must_be_finite_and_positive(epsilon):
         (Topology, {"mixing_weight": 0.0}),
         (Topology, {"window": 0}),
         (Masking, {"min_group": 1}),
+        (Masking, {"min_group": 2, "colluders": 0}),
         (Masking, {"min_group": 3, "colluders": 2}),
     ],
 )
@@ -124,6 +126,6 @@ def test_values_out_of_range_are_refused(kind, settings):
 
 def test_language_modelling_has_no_head_to_train():
     with pytest.raises(ConfigurationError, match="head"):
-        Job(backbone="m", privacy=BUDGET, task="causal-lm", training=Training(head="shared"))
+        Job(backbone="m", privacy=BUDGET, task="causal-lm", training=Training(head="group"))
     assert Job(backbone="m", privacy=BUDGET, task="causal-lm").head == "frozen"
-    assert Job(backbone="m", privacy=BUDGET).head == "local"
+    assert Job(backbone="m", privacy=BUDGET).head == "group"

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from small_jobs import federation, make_clients
 
 from fedtree_secure import Client, ConfigurationError
-from fedtree_secure.config import ClientFiles, load_job
+from fedtree_secure.job_file import ClientFiles, load_job
 from fedtree_secure.names import check_name
 
 GOOD = ["a", "t0-c0", "ward_7", "clinic.north", "0", "x" * 64, "console", "com", "A-1.B_2"]

@@ -62,7 +62,7 @@ QUESTION = "Is there a trained value that no charged step accounts for?"
 NAMES = ("c0", "c1", "c2", "c3", "c4", "c5")
 LABELS = ((0, 0, 0, 0, 0, 0), (0, 0, 0, 1, 1, 1), (0, 1, 2, 3, 3, 3))
 ROUNDS, RECORDS, HEAD_STEPS = 3, 12, 5
-FILES = {"README.md", "adapter_config.json", "adapter_model.safetensors", "labels.json"}
+FILES = {"README.md", "adapter_config.json", "adapter_model.safetensors", "fedtree.json"}
 SHOWN = 4
 Deliver = Callable[[Backbone, Path, tuple[Any, ...]], None]
 
@@ -177,7 +177,7 @@ def _run(stack: contextlib.ExitStack, setup: Setup, place: Path, key: bytes) -> 
     stack.callback(transcript.close)
     handlers = {name: log.turn(name, p.handle) for name, p in parties.participants.items()}
     embedded = InProcess(handlers, transcript)
-    facts = backbone.facts(next(iter(parties.participants.values())).party.outputs)
+    facts = backbone.facts(parties.terms.outputs_of_heads)
     coordinator = Coordinator(parties.terms, parties.server, facts, embedded, place / "server")
     coordinator.adopt(tree)
     with replaced((inside.head, "DPSGD", engine)), setup.opening():
@@ -263,7 +263,7 @@ def _uploads(finished: Finished, books: Mapping[str, Account]) -> Check:
     """Each opened sum, against the sum of what the engines changed."""
     coordinator, party = finished.coordinator, finished.parties.participants[NAMES[0]].party
     assert coordinator.book is not None
-    nodes = {node.name: node for node in nodes_of(party.tree(), party.facts.layout.parts)}
+    nodes = {node.name: node for node in nodes_of(party.tree(), party.facts.layout)}
     summed = {record.round: record.opened for record in coordinator.records}
     worst = 0.0
     for entry in coordinator.book.opened:

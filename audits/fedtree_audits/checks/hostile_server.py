@@ -349,8 +349,9 @@ def _invented(liar: Liar) -> Check:
     terms, first = liar.parties.terms, _proposal(liar, NAMES, NAMES[:3])
     answers = liar.ask(dict.fromkeys(NAMES, first))
     context = sketch_context(terms, liar.facts.digest, 1)
+    hello = dict.fromkeys(NAMES[:5], messages.SketchHello(NAMES[:5], 1))
     try:
-        sketched, _ = run_sketch(liar.channel, terms, NAMES[:5], 1, context)
+        sketched, _ = run_sketch(liar.channel, terms, context, hello)
     except RunStopped:
         sketched = ()
     answers |= {"left out": liar.ask({NAMES[5]: first})[NAMES[5]]}

@@ -35,6 +35,7 @@ KNOWN_FIELDS = {
     "adam",
     "nodes",
     "pending",
+    "first",
     "sketched",
 }
 GRID_BITS = 22  # of delivered values, see the product's adapter
@@ -247,7 +248,7 @@ def frozen(backbone: Backbone) -> dict[str, torch.Tensor]:
 
 
 def _tensors(state: ClientState) -> Iterator[tuple[str, Any]]:
-    for name in ("own", "external", "mixing_logits", "pending", "sketched"):
+    for name in ("own", "external", "mixing_logits", "pending", "first", "sketched"):
         if getattr(state, name) is not None:
             yield name, getattr(state, name)
     for group in ("head", "adam"):

@@ -130,7 +130,7 @@ def last_values_as_sent() -> Iterator[None]:
         for node in party.nodes():
             if node.name in held:
                 held[node.name].values = np.asarray(node.gather(sent))
-        return Received(held, sent, before - 1, experts.digests)
+        return Received(held, sent, before - 1, experts.digests, head_merged=False)
 
     with replaced((inside.round_requests, "receive", receive)):
         yield

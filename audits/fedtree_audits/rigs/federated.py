@@ -217,7 +217,7 @@ def _sums(
 ) -> Floats:
     """Decode opened sums as the client does, each at its place in an update."""
     party = participant.party
-    by_name = {node.name: node for node in nodes_of(party.tree(), party.facts.layout.parts)}
+    by_name = {node.name: node for node in nodes_of(party.tree(), party.facts.layout)}
     found = np.full((job.rounds, party.facts.layout.length), np.nan)
     for (number, name), entry in opened.items():
         total = np.frombuffer(entry.total, dtype="<i4").astype(np.int64)

@@ -117,7 +117,7 @@ def base_job(model: Path, source: str, rounds: int, **training: float) -> Job:
         task="causal-lm",
         lora=Lora(r=needle.RANK, alpha=2.0 * needle.RANK, freeze_a=False),
         masking=Masking(min_group=3, colluders=1),
-        topology=Topology(source="one_group", sketch_size=16),
+        topology=Topology(source="one_group", sketch_size=16, cut="silhouette"),
         training=Training(records=RECORDS, sample_rate=0.9, max_length=32, max_grad_norm=1e-4),
     )
     return dataclasses.replace(

@@ -129,10 +129,11 @@ class PrivateOptimizer(DPOptimizer):  # type: ignore[misc]
         factor = torch.where(finite, bound / norms.clamp(min=bound), 0.0)
         records = len(finite) if present is None else int(present.sum())
         dropped = records - int(finite.sum())
+        left_out = (~finite).nonzero().flatten()
         for p, g in zip(self.params, rows, strict=True):
-            # 0 * NaN is NaN, so rows that are left out are cleared first.
-            clean = g if finite.all() else g.masked_fill(~finite.to(g.device)[:, None], 0.0)
-            total = (factor.to(g) @ clean).view(p.shape)
+            # 0 * NaN is NaN, so rows that are left out are cleared first; nobody reads them again.
+            g.index_fill_(0, left_out.to(g.device), 0.0)
+            total = (factor.to(g) @ g).view(p.shape)
             p.summed_grad = total if p.summed_grad is None else p.summed_grad + total
         return Clipped(records, int((finite & (norms > bound)).sum()), dropped)
 

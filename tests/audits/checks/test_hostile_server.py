@@ -81,7 +81,7 @@ def test_an_invented_sum_moves_only_what_it_should(stage, model):
         change = np.zeros(liar.facts.layout.length, dtype=np.float32)
         change[3], change[7] = 1.0, -1.0
         liar.invent(change, 1)
-        (node,) = nodes_of(liar.tree, liar.facts.layout.parts)
+        (node,) = nodes_of(liar.tree, liar.facts.layout)
         moved = liar.book.values[node.name].values - liar.facts.initial
         assert np.flatnonzero(moved).tolist() == [3, 7]
         assert moved[3] == pytest.approx(job.training.learning_rate, rel=1e-2)

@@ -8,7 +8,7 @@ import torch
 from small_jobs import make_job
 
 from fedtree_secagg import Quantiser
-from fedtree_secure import Training
+from fedtree_secure import Topology, Training
 from fedtree_secure.agreed.round_plan import grid_bits, largest_change
 
 GROUPS = (3, 9, 300)
@@ -38,11 +38,21 @@ def test_an_uploaded_gradient(group, noise, records):
 
 @pytest.mark.parametrize("group", GROUPS)
 def test_a_change_under_adam(group):
-    job = make_job("unused", training=Training(records=800, local_steps=4, learning_rate=4e-3))
+    training = Training(records=800, local_steps=4, learning_rate=4e-3, head="local")
+    job = make_job("unused", training=training, topology=Topology(source="lora_b"))
     for merge in (False, True):
         step = grid_of(job, 1.0, 800, group, merge=merge).step
         assert step <= job.training.learning_rate / 100
         assert step >= 4 * np.spacing(np.float32(0.5))  # factors are smaller than that
+
+
+@pytest.mark.parametrize("group", GROUPS)
+@pytest.mark.parametrize("source", ["fingerprint", "lora_b"])
+def test_a_head_that_is_merged(group, source):
+    job = make_job("unused", training=Training(), topology=Topology(source=source))
+    step = grid_of(job, 1.0, 800, group, merge=True).step
+    assert step <= job.training.head_learning_rate / 90
+    assert step >= 4 * np.spacing(np.float32(16.0))  # farther than a head ever goes
 
 
 def test_the_sum_of_a_group_fits_into_32_bits():

@@ -18,8 +18,8 @@ from fedtree_secure.agreed.round_plan import (
 )
 from fedtree_secure.agreed.terms import Terms
 from fedtree_secure.agreed.tree import Tree, trivial_tree
-from fedtree_secure.model.experts import Layout
 from fedtree_secure.model.facts import ModelFacts
+from fedtree_secure.model.layout import Layout
 
 NAMES = tuple(f"c{i}" for i in range(6))
 FACTS = ModelFacts(bytes(32), Layout(((0, 4), (4, 8))), 16, 2, (0, 1), np.zeros(8, np.float32))
@@ -80,10 +80,16 @@ def test_a_plan_is_bound_to_all_that_members_must_hold_alike():
         context(evidence="ab"),
         context(digests=(NodeDigest("node", bytes([1] * 32), bytes(32)),)),
         context(digests=(NodeDigest("node", bytes(32), bytes([1] * 32)),)),
-        context(merge=True),
     ]
     assert len(set(found)) == len(found)
     assert context() == found[0]
+
+
+def test_a_merge_is_no_round_and_one_that_sums_nothing_is_none():
+    warmed_up = terms(job=make_job("unused", topology=Topology(source="lora_b")))
+    assert context(terms=warmed_up, merge=True) != context(terms=warmed_up)
+    with pytest.raises(WireError, match="would sum nothing"):
+        context(merge=True)
 
 
 def test_a_sketch_is_bound_to_its_attempt():

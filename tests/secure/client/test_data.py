@@ -10,7 +10,7 @@ from small_jobs import make_job, rows
 
 from fedtree_secure import Client, DataError, PrivacyBudget
 from fedtree_secure.client.data import load_clients, prepare
-from fedtree_secure.config import ClientFiles
+from fedtree_secure.job_file import ClientFiles
 from fedtree_secure.model.rows import tokenise
 
 

@@ -19,7 +19,7 @@ from fedtree_secure.agreed.stages import MOST_ATTEMPTS
 
 VICTIM = "t0-c0"
 QUIET = {"training": Training(records=60, sample_rate=0.5, head_steps=0, max_length=16)}
-SOURCE = {"topology": Topology(sketch_size=64)}
+SOURCE = {"topology": Topology(sketch_size=64, cut="silhouette")}
 
 
 def proposal(party, members, squared, attempt=1):

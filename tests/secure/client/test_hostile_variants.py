@@ -26,7 +26,7 @@ VICTIM = "t0-c0"
 TRAINING = Training(records=60, sample_rate=0.5, head_steps=0, max_length=16)
 ONE = {"topology": Topology(source="one_group"), "training": TRAINING}
 SOME = {
-    "topology": Topology(sketch_size=64, significance=0.5),
+    "topology": Topology(sketch_size=64, significance=0.5, cut="silhouette"),
     "training": TRAINING,
     "privacy": PrivacyBudget(epsilon=400, delta=1e-3),  # so that noise does not decide the tree
 }

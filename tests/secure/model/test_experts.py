@@ -12,7 +12,7 @@ from peft import PeftModel
 from small_jobs import make_job
 
 from fedtree_dp import DPSGD, NoiseSource
-from fedtree_secure import BackboneError, Lora, Topology
+from fedtree_secure import BackboneError, Lora, Topology, Training
 from fedtree_secure.client.adapter import on_grid, save_adapter
 from fedtree_secure.client.parts import LocalModel, trainables
 from fedtree_secure.client.state import initial_state, loaded_into
@@ -158,7 +158,7 @@ def test_layers_that_the_checkpoint_lacks_are_delivered(tiny_bert, tmp_path):
     for name in ("vocab.txt", "tokenizer.json", "tokenizer_config.json"):
         if (tiny_bert / name).exists():
             (folder / name).write_bytes((tiny_bert / name).read_bytes())
-    backbone = Backbone(make_job(folder))
+    backbone = Backbone(make_job(folder, training=Training(max_length=16, pooling="native")))
     assert any("pooler" in name for name in backbone.fresh)
     batch = batch_of(backbone)
     with loaded_into(backbone, random_belongings(backbone, 3), 3, MIXING), torch.no_grad():

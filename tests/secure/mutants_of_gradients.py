@@ -1,0 +1,177 @@
+"""The guards of heads in groups and of the first round's gradients; see `mutants.py`."""
+
+from mutant import Mutant
+
+M = Mutant
+REQUESTS, ROUNDS, TREES = (
+    "client/gradient_requests.py",
+    "client/round_requests.py",
+    "client/tree_requests.py",
+)
+PARTY, PLAN, TERMS = "client/party.py", "agreed/round_plan.py", "agreed/terms.py"
+GROUPS, SETTING = "agreed/head_groups.py", "embedded/setting.py"
+HOSTILE, RUNS = "test_hostile_gradients.py", "test_group_heads.py"
+OF_GROUPS = "test_head_groups.py"
+
+GRADIENTS = (
+    M(
+        "gradients: an attempt that was used",
+        REQUESTS,
+        "if not record.gradient_attempt < message.attempt <= MOST_ATTEMPTS:",
+        "if not message.attempt <= MOST_ATTEMPTS:",
+        "gradients_of_few",
+        HOSTILE,
+    ),
+    M(
+        "gradients: an absurd attempt",
+        REQUESTS,
+        "if not record.gradient_attempt < message.attempt <= MOST_ATTEMPTS:",
+        "if not record.gradient_attempt < message.attempt:",
+        "gradients_of_few",
+        HOSTILE,
+    ),
+    M(
+        "gradients: fewer than a quorum",
+        REQUESTS,
+        "    check_members(message.members, party.terms)\n",
+        "",
+        "gradients_of_few",
+        HOSTILE,
+    ),
+    M(
+        "gradients: a group without the client",
+        REQUESTS,
+        "    if party.id not in message.members:\n",
+        "    if False:\n",
+        "gradients_of_few",
+        HOSTILE,
+    ),
+    M(
+        "gradients: more sketches than three",
+        REQUESTS,
+        "    if record.gradient_sketches >= MOST_SKETCHES:\n",
+        "    if False:\n",
+        "no_fourth_sketch",
+        HOSTILE,
+    ),
+    M(
+        "gradients: asked where the job needs none",
+        REQUESTS,
+        "    if not party.job.weighs_noise or record.voted:\n",
+        "    if record.voted:\n",
+        "where_the_job_needs_none",
+        HOSTILE,
+    ),
+    M(
+        "gradients: asked after a vote",
+        REQUESTS,
+        "    if not party.job.weighs_noise or record.voted:\n",
+        "    if not party.job.weighs_noise:\n",
+        "after_a_vote",
+        HOSTILE,
+    ),
+    M(
+        "gradients: made without a charge",
+        REQUESTS,
+        "    charge = None\n    if party.store.state.first is None:\n",
+        "    charge = None\n    if False:\n",
+        "made_and_charged_once",
+        HOSTILE,
+    ),
+    M(
+        "gradients: the step stays in the client's values",
+        PARTY,
+        "        state.own = own  # the server's optimiser will move them, in the round\n",
+        "",
+        "made_and_charged_once",
+        HOSTILE,
+    ),
+    M(
+        "gradients: the round makes another one",
+        ROUNDS,
+        "    if first is not None and session.number == FIRST:",
+        "    if False:",
+        "upload_is_the_one",
+        HOSTILE,
+    ),
+    M(
+        "gradients: a tree from another sketch",
+        TREES,
+        "    if message.gradients and message.gradients.attempt != record.gradient_sketched:\n",
+        "    if False:\n",
+        "tree_without_an_own_sketch",
+        HOSTILE,
+    ),
+    M(
+        "gradients: a tree without any",
+        PLAN,
+        "    if (distances.gradients is not None) != job.weighs_noise:\n",
+        "    if False:\n",
+        "tree_without_an_own_sketch",
+        HOSTILE,
+    ),
+    M(
+        "heads: a client among other labels",
+        PARTY,
+        "            if self.id in group.members and not (",
+        "            if False and not (",
+        "terms_that_put_a_client",
+        RUNS,
+    ),
+    M(
+        "heads: uploaded without a merge",
+        PARTY,
+        "        if self.terms.merges_heads and not known:\n",
+        "        if False:\n",
+        "a_merge_that_fails",
+        RUNS,
+    ),
+    M(
+        "heads: label sets that were read from rows",
+        SETTING,
+        "        if found.labels_declared\n",
+        "",
+        "undeclared_labels",
+        RUNS,
+    ),
+    M(
+        "heads: one set in two orders",
+        GROUPS,
+        "        if orders.setdefault(frozenset(labels), labels) != labels:\n",
+        "        if orders.setdefault(frozenset(labels), labels) is None:\n",
+        "one_set_in_two_orders",
+        OF_GROUPS,
+    ),
+    M(
+        "heads: a group below min_group",
+        GROUPS,
+        "        if len(members) >= least\n",
+        "",
+        "too_few_clients",
+        OF_GROUPS,
+    ),
+    M(
+        "heads: groups that overlap",
+        TERMS,
+        "        if len(set(members)) != len(members) or not",
+        "        if not",
+        "groups_that_cannot_be",
+        OF_GROUPS,
+    ),
+    M(
+        "heads: groups that nobody pinned",
+        TERMS,
+        "            + self._heads_bytes()\n",
+        "",
+        "terms_with_other_groups",
+        OF_GROUPS,
+    ),
+    M(
+        "heads: any distance is within reach",
+        PLAN,
+        "        bounds[begin:end] += _head_reach(job) if before > MERGE else 0.0\n",
+        "        bounds[begin:end] += 1e9\n",
+        "head_may_have_moved",
+        OF_GROUPS,
+    ),
+)
