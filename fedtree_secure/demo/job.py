@@ -22,7 +22,7 @@ def demo_job() -> Federation:
         PrivacyBudget(epsilon=8.0, delta=1e-5),
         rounds=2,
         lora=Lora(r=2, alpha=32.0),
-        training=Training(max_length=32, sample_rate=0.5),
+        training=Training(max_length=32, sample_rate=0.25),
         topology=Topology(),
     )
 

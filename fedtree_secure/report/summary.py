@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table as RichTable
 
@@ -117,7 +118,12 @@ def table(data: Mapping[str, Any]) -> RichTable:
     references = data.get("references", {})
     first = next(iter(data["clients"].values()))
     name = first["metric"]["name"] if first["metric"] else "metric"
-    shown = RichTable(title=f"{name} on each client's own test rows", title_justify="left")
+    shown = RichTable(
+        title=f"{name} on each client's own test rows",
+        title_justify="left",
+        box=SIMPLE_HEAD,
+        padding=(0, 0, 0, 1),
+    )
     shown.add_column(
         "client", no_wrap=True, overflow="fold", min_width=max(map(len, data["clients"]))
     )
@@ -132,7 +138,7 @@ def table(data: Mapping[str, Any]) -> RichTable:
         *(REFERENCE_TITLES[key] for key in references),
         baseline,
     ):
-        shown.add_column(title, justify="right")
+        shown.add_column(title, justify="right", min_width=5)
     for client, report in data["clients"].items():
         others = [_number(references[key]["clients"][client]["metric"]) for key in references]
         shown.add_row(
