@@ -115,6 +115,7 @@ REASONS = {
 
 # A run of two steps: even without DP an adapter keeps too little of them to be told, so the control
 # is not caught.
+AT_95 = {"canary_whitebox"}  # its interval is wrong once in twenty, by design, where it is tight
 EXPECTED = {"adapter_release": Verdict.INCONCLUSIVE}
 
 
@@ -176,7 +177,10 @@ def test_the_smallest_support_is_the_smallest(seed):
 @pytest.mark.parametrize("name", NAMES)
 def test_audits_of_a_real_run_pass_and_write_their_page(name, finished, tmp_path, capsys):
     chosen, expected = audit_named(name), EXPECTED.get(name, Verdict.PASS)
-    given = command.main(chosen, ["--run", str(finished), "--out", str(tmp_path)])
+    arguments = ["--run", str(finished), "--out", str(tmp_path)]
+    given = command.main(chosen, arguments)
+    if given != expected.exit_code and name in AT_95:  # fresh canaries: wrong twice once in 400
+        given = command.main(chosen, arguments)
     assert given == expected.exit_code, capsys.readouterr().out
     data = json.loads((tmp_path / f"{name}.json").read_text())
     schema.check(data)
