@@ -42,14 +42,7 @@ def gradient_hello(party: Party, _session: Session, message: GradientHello) -> S
 
     def answer(_: bytes) -> tuple[Session, Reply]:
         take_over(party, party.store.state, received)
-        state, hello = sketch.hello(
-            party.member.identity,
-            party.id,
-            party.terms.roster,
-            message.members,
-            context,
-            randomness=party.fresh(),
-        )
+        state, hello = party.sketch_advert(message.members, context)
         return GradientGreeted(message.attempt, state), Protocol(hello)
 
     def write(noted: Record) -> None:

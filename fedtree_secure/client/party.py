@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from fedtree_dp import DPSGD, Gaussian, NoiseSource, PoissonGaussian
-from fedtree_secagg import Identity, Node
+from fedtree_secagg import Identity, Node, sketch
 from fedtree_secure.agreed.head_groups import labels_digest
 from fedtree_secure.agreed.noise_plan import NoisePlan
 from fedtree_secure.agreed.round_plan import (
@@ -145,6 +145,13 @@ class Party:
     def fresh(self) -> bytes:
         """Return 32 fresh bytes for a step of the masking protocol."""
         return self.workings.randomness(32)
+
+    def sketch_advert(
+        self, members: tuple[str, ...], context: bytes
+    ) -> tuple[sketch.Greeted, bytes]:
+        """Return the state and the signed key advert of a sketch among some members."""
+        identity, roster = self.member.identity, self.terms.roster
+        return sketch.hello(identity, self.id, roster, members, context, randomness=self.fresh())
 
     # --- the tree -------------------------------------------------------------------------------
 

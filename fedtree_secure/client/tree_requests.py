@@ -71,14 +71,7 @@ def sketch_hello(party: Party, _session: Session, message: SketchHello) -> Step:
     context = sketch_context(party.terms, party.facts.digest, message.attempt)
 
     def answer(_: bytes) -> tuple[Session, Reply]:
-        state, hello = sketch.hello(
-            party.member.identity,
-            party.id,
-            party.terms.roster,
-            message.members,
-            context,
-            randomness=party.fresh(),
-        )
+        state, hello = party.sketch_advert(message.members, context)
         return SketchGreeted(message.attempt, state), Protocol(hello)
 
     def write(noted: Record) -> None:

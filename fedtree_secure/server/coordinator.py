@@ -233,10 +233,7 @@ class Coordinator:
             self._round(MERGE)
         members = tuple(name for name in draft.members if name in self.joined)
         attempt = self.state.starts
-        hello = {
-            name: wire.GradientHello(members, attempt, self.book.told(name, self._knows(name)))
-            for name in members
-        }
+        hello = self._tell(members, functools.partial(wire.GradientHello, members, attempt))
         context = gradient_context(self.terms, self.facts.digest, attempt, self.book.digests())
         named = functools.partial(in_round, FIRST)
         found, squared = run_sketch(self._channel, self.terms, context, hello, named)
@@ -304,7 +301,7 @@ class Coordinator:
             self._join_late(number)
         outside = [name for name in self.joined if name not in self.book.cohort]
         if outside and number != MERGE:
-            alone = {n: wire.Alone(number, self.book.told(n, self._knows(n))) for n in outside}
+            alone = self._tell(outside, functools.partial(wire.Alone, number))
             replies = self._exchange(in_round(number, Exchange.ALONE), alone)
             self._learnt(number, (n for n, r in replies.items() if isinstance(r, wire.Done)))
         if self.book.cohort:
@@ -334,13 +331,10 @@ class Coordinator:
             merge=merge,
         )
         attempt = self.state.starts
-        made: dict[int, wire.Begin] = {}
-        begins: dict[str, wire.Message] = {}
-        for name in plan.cohort:
-            if name in self.joined:
-                experts = book.told(name, self._knows(name))
-                begin = wire.Begin(number, attempt, merge, clip, experts)
-                begins[name] = made.setdefault(id(experts), begin)
+        begins = self._tell(
+            (name for name in plan.cohort if name in self.joined),
+            functools.partial(wire.Begin, number, attempt, merge, clip),
+        )
         masked = MaskedRound(self._channel, self.terms, plan, number, attempt)
         sums, began = masked.run(begins)
         self._learnt(number, began)
@@ -358,7 +352,7 @@ class Coordinator:
         """Hand out the last experts, and the members' word that all hold the same."""
         assert self.book is not None
         first = not self.finished
-        told = {n: wire.Finish(self.book.told(n, self._knows(n))) for n in sorted(names)}
+        told = self._tell(sorted(names), wire.Finish)
         replies = self._channel.exchange(Exchange.FINISH, told, needed=first)
         self.finished |= {name for name, reply in replies.items() if isinstance(reply, wire.Done)}
         if not self.book.cohort:
@@ -382,6 +376,17 @@ class Coordinator:
             if isinstance(reply, wire.Voted)
             and self.terms.roster.verifies(name, reply.signature, message)
         }
+
+    def _tell(
+        self, names: Iterable[str], make: Callable[[wire.Experts], wire.Message]
+    ) -> dict[str, wire.Message]:
+        """Return each client's request with the experts that it is told. Clients that are told the
+        same get one object, which is encoded once.
+        """
+        assert self.book is not None
+        told = {name: self.book.told(name, self._knows(name)) for name in names}
+        made = {id(experts): make(experts) for experts in told.values()}
+        return {name: made[id(experts)] for name, experts in told.items()}
 
     def _knows(self, name: str) -> int:
         return self._known.get(name, -1)
