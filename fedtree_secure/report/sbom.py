@@ -9,8 +9,9 @@ import platform
 import re
 import uuid
 from collections.abc import Iterable
-from importlib.metadata import Distribution, distributions
-from typing import Any
+from functools import cache
+from importlib.metadata import Distribution, PackageMetadata, distributions
+from typing import Any, NamedTuple
 from urllib.parse import quote
 
 SPEC_VERSION = "1.6"
@@ -26,12 +27,8 @@ def bill_of_materials(time: str, found: Iterable[Distribution] | None = None) ->
         time: ISO 8601, UTC; of the run that the bill belongs to.
         found: Distributions; those of this environment if None.
     """
-    installed = {
-        _normal(name): distribution
-        for distribution in (distributions() if found is None else found)
-        if (name := distribution.metadata["Name"])
-    }
-    components = [_component(name, installed[name]) for name in sorted(installed)]
+    installed = _environment() if found is None else _read(found)
+    components = [known.component for _, known in sorted(installed.items())]
     root = [c for c in components if c["name"] == ROOT]
     content = json.dumps(components, sort_keys=True) + time
     return {
@@ -47,15 +44,39 @@ def bill_of_materials(time: str, found: Iterable[Distribution] | None = None) ->
         "components": [_python(), *(c for c in components if c not in root)],
         "dependencies": [
             {
-                "ref": _reference(name, installed[name].version),
+                "ref": known.component["bom-ref"],
                 "dependsOn": sorted(
-                    _reference(other, installed[other].version)
-                    for other in _needs(installed[name]) & (installed.keys() - {name})
+                    installed[other].component["bom-ref"]
+                    for other in known.needs & (installed.keys() - {name})
                 ),
             }
-            for name in sorted(installed)
+            for name, known in sorted(installed.items())
         ],
     }
+
+
+class _Known(NamedTuple):
+    """What one distribution says of itself."""
+
+    component: dict[str, Any]
+    needs: set[str]
+
+
+@cache
+def _environment() -> dict[str, _Known]:
+    """Read once a process: a hundred metadata files take longer than a small run's own report."""
+    return _read(distributions())
+
+
+def _read(found: Iterable[Distribution]) -> dict[str, _Known]:
+    known = {}
+    for distribution in found:
+        metadata = distribution.metadata  # parses the file at each call
+        if name := metadata["Name"]:
+            known[_normal(name)] = _Known(
+                _component(_normal(name), metadata), _needs(distribution)
+            )
+    return known
 
 
 def _python() -> dict[str, Any]:
@@ -68,16 +89,16 @@ def _python() -> dict[str, Any]:
     }
 
 
-def _component(name: str, distribution: Distribution) -> dict[str, Any]:
-    reference = _reference(name, distribution.version)
+def _component(name: str, metadata: PackageMetadata) -> dict[str, Any]:
+    reference = _reference(name, metadata["Version"])
     made: dict[str, Any] = {
         "type": "library",
         "bom-ref": reference,
-        "name": distribution.metadata["Name"],
-        "version": distribution.version,
+        "name": metadata["Name"],
+        "version": metadata["Version"],
         "purl": reference,
     }
-    if licences := _licences(distribution):
+    if licences := _licences(metadata):
         made["licenses"] = licences
     return made
 
@@ -87,13 +108,13 @@ def _reference(name: str, version: str) -> str:
     return f"pkg:pypi/{name}@{quote(version, safe='.-_~')}"
 
 
-def _licences(distribution: Distribution) -> list[dict[str, Any]]:
+def _licences(metadata: PackageMetadata) -> list[dict[str, Any]]:
     """What the distribution says of itself; nothing is guessed."""
-    if expression := distribution.metadata["License-Expression"]:
+    if expression := metadata["License-Expression"]:
         return [{"expression": expression}]
     named = [
         line.rpartition(" :: ")[2]
-        for line in distribution.metadata.get_all("Classifier") or ()
+        for line in metadata.get_all("Classifier") or ()
         if line.startswith("License ::") and not line.endswith("OSI Approved")
     ]
     return [{"license": {"name": name}} for name in dict.fromkeys(named)]

@@ -56,7 +56,7 @@ def finished(tiny_bert, stores, tmp_path_factory):
         training=Training(
             records=60, sample_rate=0.5, head_steps=8, head_sample_rate=0.5, max_length=16
         ),
-        topology=Topology(sketch_size=64),
+        topology=Topology(sketch_size=64, gradient_sketch_size=64),
         masking=Masking(min_group=3, colluders=1),
     )
     clients = [

@@ -43,7 +43,7 @@ def make_job(backbone, **changes) -> Job:
         "training": Training(
             records=60, sample_rate=0.5, head_steps=8, head_sample_rate=0.5, max_length=16
         ),
-        "topology": Topology(sketch_size=64),
+        "topology": Topology(sketch_size=64, cut="silhouette"),
         "masking": Masking(min_group=3, colluders=1),
     }
     return Job(**{**settings, **changes})

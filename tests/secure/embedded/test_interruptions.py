@@ -2,6 +2,7 @@
 
 import json
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -188,11 +189,20 @@ def test_a_charge_gives_a_bounded_number_of_sketches(tiny_bert, tmp_path, stores
     assert {charges(stores, client.id)["fingerprint"] for client in make_clients()} == {1}
 
 
-CHILD = """
-import sys; sys.path[:0] = {tests!r}
+# Attempts are forks of one process, so that everything is imported once: it takes a line for each,
+# "fresh" or "resume", and prints the fork's number, then its exit status.
+ATTEMPTS = """
+import os, sys; sys.path[:0] = {tests!r}
 from small_jobs import federation, make_clients
-federation({model!r}, rounds=3).run(make_clients(), {out!r}, resume={resume})
-print("finished", flush=True)
+import torch; torch.set_num_threads(1)
+job, clients = federation({model!r}, rounds=3), make_clients()
+for line in sys.stdin:
+    child = os.fork()
+    if not child:
+        job.run(clients, {out!r}, resume=line.strip() == "resume")
+        os._exit(0)
+    print(child, flush=True)
+    print(os.waitpid(child, 0)[1], flush=True)
 """
 
 
@@ -202,29 +212,35 @@ def test_a_killed_run_resumes_and_undercounts_nothing(tiny_bert, tmp_path):
     finished one twice.
     """
     out = tmp_path / "run"
+    transcript = out / "transcript.txt"
+    folders = [str(folder) for folder in Path(__file__).parents[1:3]]
+    code = ATTEMPTS.format(tests=folders, model=str(tiny_bert), out=str(out))
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "bufsize": 0}
+    attempts = subprocess.Popen([sys.executable, "-c", code], **pipes)
 
-    def start():
-        folders = [str(folder) for folder in Path(__file__).parents[1:3]]
-        code = CHILD.format(tests=folders, model=str(tiny_bert), out=str(out), resume=out.exists())
-        return subprocess.Popen(
-            [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-        )
+    def attempt():
+        attempts.stdin.write(b"resume\n" if out.exists() else b"fresh\n")
+        return int(attempts.stdout.readline())
+
+    def outcome():
+        return os.waitstatus_to_exitcode(int(attempts.stdout.readline()))
+
+    def is_over():
+        return bool(select.select([attempts.stdout], [], [], 0.005)[0])
 
     rng, kills = np.random.default_rng(5), 0
     for wanted in sorted(rng.choice(np.arange(4, 110), size=3, replace=False)):
-        child = start()
-        transcript = out / "transcript.txt"
-        while child.poll() is None and (
-            not transcript.exists() or transcript.read_text().count("\n") < wanted
-        ):
-            time.sleep(0.005)
-        if child.poll() is None:
-            child.kill()
-            kills += 1
-        child.communicate()
-    child = start()
-    _, errors = child.communicate()
-    assert child.returncode == 0, errors
+        child = attempt()
+        while not is_over():
+            if transcript.exists() and transcript.read_text().count("\n") >= wanted:
+                os.kill(child, signal.SIGKILL)
+                break
+        kills += outcome() == -signal.SIGKILL
+    attempt()
+    assert outcome() == 0
+    attempts.stdin.close()
+    assert attempts.wait() == 0
+    attempts.stdout.close()
     assert kills >= 2
     summary = json.loads((out / "summary.json").read_text())
     lines = [line.split() for line in (out / "transcript.txt").read_text().splitlines()[1:]]

@@ -47,7 +47,7 @@ def purposes(result, name):
 def test_the_first_round_is_charged_once_and_sums_what_was_sketched(tiny_bert, tmp_path, gradients):
     from fedtree_secure.server.state import StateFolder
 
-    result = run(tiny_bert, tmp_path / "run", privacy=PrivacyBudget(epsilon=1e4, delta=1e-3))
+    result = run(tiny_bert, tmp_path / "run")
     assert set(gradients) == {client.id for client in make_clients()}
     for name in gradients:
         assert purposes(result, name) == ["fingerprint", "head", "round 1", "round 2"]

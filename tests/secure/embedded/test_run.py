@@ -115,7 +115,7 @@ def test_a_client_that_dies_at_any_stage_does_not_stop_the_round(tiny_bert, tmp_
     job = federation(
         tiny_bert,
         topology=Topology(source="one_group"),
-        training=Training(records=60, sample_rate=0.5, head_steps=0),
+        training=Training(records=60, sample_rate=0.5, head_steps=0, max_length=16),
     )
     result = job.run(make_clients(), tmp_path / "run", wrap_transport=wrap)
     first, second = result.data["rounds"]
