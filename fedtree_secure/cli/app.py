@@ -67,14 +67,21 @@ def _guarded(command: Callable[[], Any]) -> int:
     try:
         return int(command() or 0)
     except RunStopped as error:
-        errors.print(f"[bold yellow]stopped:[/] {escape(str(error))}", highlight=False)
+        _say("[bold yellow]stopped:[/]", str(error))
         return 1
     except FedTreeError as error:
-        errors.print(f"[bold red]refused:[/] {escape(str(error))}", highlight=False)
+        _say("[bold red]refused:[/]", str(error))
+        return 2
+    except OSError as error:
+        if error.errno is None:  # ours or a library's, not the system's
+            raise
+        _say("[bold red]refused:[/]", f"{error.filename or 'a file'}: {error.strerror}")
         return 2
     except KeyboardInterrupt:
-        errors.print(
-            "[bold yellow]interrupted:[/] the stores are valid; continue with --resume",
-            highlight=False,
-        )
+        _say("[bold yellow]interrupted:[/]", "the stores are valid; continue with --resume")
         return 130
+
+
+def _say(how: str, text: str) -> None:
+    """One line, whatever the terminal's width: paths in it can be copied."""
+    errors.print(f"{how} {escape(text)}", highlight=False, soft_wrap=True)

@@ -14,7 +14,7 @@ import numpy as np
 from fedtree_dp import PrivacyBudget
 from fedtree_secure.client.files import read_rows
 from fedtree_secure.config import Job
-from fedtree_secure.errors import DataError
+from fedtree_secure.errors import ConfigurationError, DataError
 from fedtree_secure.job_file import ClientFiles
 from fedtree_secure.model.rows import ClientData, Label, Table, tokenise
 from fedtree_secure.names import check_name
@@ -57,11 +57,28 @@ class Client:
         check_name("client id", self.id)
         if self.dataset:
             check_name(f"dataset of client {self.id}", self.dataset)
-        if self.records is not None and (isinstance(self.records, bool) or self.records < 1):
+        whole = isinstance(self.records, int) and not isinstance(self.records, bool)
+        if self.records is not None and not (whole and self.records >= 1):
             raise DataError(
                 f"client {self.id}: declared records is {self.records!r}; it must be a whole "
                 "number above 0"
             )
+        if isinstance(self.labels, str) or not isinstance(self.labels, Sequence):
+            raise DataError(
+                f"client {self.id}: labels is {self.labels!r}; give all of them, such as "
+                '("negative", "positive")'
+            )
+        object.__setattr__(self, "labels", tuple(self.labels))
+        if self.privacy is not None and not isinstance(self.privacy, PrivacyBudget):
+            raise ConfigurationError(
+                f"client {self.id}: privacy is {self.privacy!r}; allowed: PrivacyBudget(...) or "
+                "None for the job's"
+            )
+
+
+def place_of(path: str, folder: Path) -> Path:
+    """Return where a file of a job lies: relative to the job's folder; ``~`` is the home folder."""
+    return folder / Path(path).expanduser()
 
 
 def load_clients(entries: Sequence[ClientFiles], folder: Path) -> list[Client]:
@@ -69,8 +86,8 @@ def load_clients(entries: Sequence[ClientFiles], folder: Path) -> list[Client]:
     return [
         Client(
             id=entry.id,
-            train=read_rows(folder / entry.train, entry.id),
-            test=None if entry.test is None else read_rows(folder / entry.test, entry.id),
+            train=read_rows(place_of(entry.train, folder), entry.id),
+            test=None if entry.test is None else read_rows(place_of(entry.test, folder), entry.id),
             text=entry.text,
             label=entry.label,
             labels=entry.labels,
@@ -134,9 +151,13 @@ def _texts(client: Client, rows: Any, split: str) -> list[str]:
 
 
 def _column(client: Client, rows: Any, split: str, name: str) -> list[Any]:
-    columns = list(
-        getattr(rows, "column_names", ()) or (rows.keys() if isinstance(rows, Mapping) else ())
-    )
+    if not hasattr(rows, "column_names") and not isinstance(rows, Mapping):
+        raise DataError(
+            f"client {client.id}: {split} is a {type(rows).__name__}; allowed: a datasets.Dataset, "
+            "or a mapping of column names to lists. From a file: Federation.from_toml, or "
+            "datasets.Dataset.from_csv"
+        )
+    columns = list(rows.column_names if hasattr(rows, "column_names") else rows.keys())
     if name not in columns:
         raise DataError(
             f"client {client.id}: {split} has no column {name!r}; it has "
@@ -170,8 +191,14 @@ def _labels(
 ) -> "np.ndarray[Any, Any]":
     position = {name: i for i, name in enumerate(label_set)}
     class_names = getattr(getattr(rows, "features", {}).get(client.label), "names", None)
-    out = np.empty(len(rows[client.text]), dtype=np.int64)
-    for i, value in enumerate(_column(client, rows, split, client.label)):
+    values = _column(client, rows, split, client.label)
+    if len(values) != len(rows[client.text]):
+        raise DataError(
+            f"client {client.id}: {split} has {len(rows[client.text])} texts and {len(values)} "
+            "labels; each text needs one"
+        )
+    out = np.empty(len(values), dtype=np.int64)
+    for i, value in enumerate(values):
         if _missing(value):
             raise DataError(
                 f"client {client.id}: row {i} of {split} has no label in column {client.label!r}"

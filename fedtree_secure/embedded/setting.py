@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from fedtree_dp import Ledger
+from fedtree_dp import BudgetExceeded, DPError, Ledger
 from fedtree_secagg import Identity, Roster
 from fedtree_secure.agreed.head_groups import HeadGroup, head_groups
 from fedtree_secure.agreed.noise_plan import NoisePlan, plan_noise
@@ -65,6 +65,10 @@ def check_clients(job: Job, clients: Sequence[Client]) -> None:
     Raises:
         ConfigurationError: Too few, two with one name, or a budget that does not fit the records.
     """
+    if not isinstance(clients, Sequence) or not all(isinstance(c, Client) for c in clients):
+        raise ConfigurationError(
+            f"clients is a {type(clients).__name__}; allowed: a list of Client(...)"
+        )
     least = job.masking.min_group
     if len(clients) < least:
         raise ConfigurationError(
@@ -81,6 +85,10 @@ def check_clients(job: Job, clients: Sequence[Client]) -> None:
     for client in clients:
         budget = client.privacy or job.privacy
         budget.check_records(client.records or job.training.records)
+        try:  # on a data set of which nothing is spent: what fails there fails everywhere
+            plan_noise(job, budget)
+        except DPError as error:
+            raise ConfigurationError(f"client {client.id}: {error}") from None
 
 
 def groups_of_heads(job: Job, data: Mapping[str, ClientData]) -> tuple[HeadGroup, ...]:
@@ -137,11 +145,24 @@ def open_parties(
     return Parties(participants, ledgers, identities, terms)
 
 
+def _planned(job: Job, client: Client, ledger: Ledger) -> NoisePlan:
+    """Plan with what the ledger leaves; say whose ledger it is where that is too little."""
+    try:
+        return plan_noise(job, client.privacy or job.privacy, ledger.events())
+    except BudgetExceeded as error:
+        raise BudgetExceeded(
+            f"client {client.id}: data set {ledger.dataset!r} ({ledger.path}): {error}",
+            spent=error.spent,
+            requested_total=error.requested_total,
+            allowed=error.allowed,
+        ) from None
+
+
 def _noise_plan(setting: Setting, client: Client, ledger: Ledger) -> NoisePlan:
     """The client's plan: made once before anything is charged, kept in its store, never changed."""
     stored = ledger.get(setting.run, "plan")
     if stored is None:
-        plan = plan_noise(setting.job, client.privacy or setting.job.privacy, ledger.events())
+        plan = _planned(setting.job, client, ledger)
         with ledger.transaction() as transaction:
             transaction.put(setting.run, "plan", plan.to_bytes())
     else:

@@ -24,7 +24,12 @@ from fedtree_secure.model.facts import ModelFacts
 from fedtree_secure.model.heads import Centred, find_head, last_linear, replace_part
 from fedtree_secure.model.identity import model_digest
 from fedtree_secure.model.layout import Layout
-from fedtree_secure.model.loading import check_causal, check_vocabulary, load_checkpoint
+from fedtree_secure.model.loading import (
+    check_causal,
+    check_length,
+    check_vocabulary,
+    load_checkpoint,
+)
 from fedtree_secure.model.rows import ClientData, Table
 
 EVALUATION_BATCH = 33  # rows, the last a dummy
@@ -73,12 +78,14 @@ class Backbone:
         self.tokenizer, self.model, self.fresh = loaded.tokenizer, loaded.model, loaded.fresh
         self.pooling = loaded.pooling
         self.frozen_digest = model_digest(self.model, self.tokenizer, self.fresh)
-        self.model.to(self.device).eval()
+        self.model.eval()
+        check_vocabulary(self.tokenizer, self.model)
+        check_length(self.tokenizer, self.model, job.training.max_length)
+        self.model.to(self.device)
         self._head_name, self._head_template = find_head(self.model, job)
         self.experts = Experts(self.model, job.lora, str(self.model.config.model_type), job.seed)
         for mix in self.experts.mixes:
             mix.to(self.device)
-        check_vocabulary(self.tokenizer, self.model)
         if job.task == "causal-lm":
             check_causal(self.model, self.device)
         self.reference, self.layer_reference = (torch.zeros(1), 1.0), (np.zeros(1), np.ones(1))
