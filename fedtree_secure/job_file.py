@@ -146,8 +146,18 @@ def build(kind: type[T], raw: Any, where: str) -> T:
         if isinstance(cause, ValueError) and not isinstance(cause, msgspec.ValidationError):
             raise cause from None
         said, _, place = str(error).partition(" - at `$")
-        name = where + place.rstrip("`").lstrip(".")
-        raise ConfigurationError(f"setting {name or 'job'}: {said[:1].lower()}{said[1:]}") from None
+        path = place.rstrip("`").lstrip(".")
+        said = f"{said[:1].lower()}{said[1:]}{_choices(kind, path)}"
+        raise ConfigurationError(f"setting {where}{path}: {said}") from None
+
+
+def _choices(kind: Any, path: str) -> str:
+    """What a setting with fixed choices allows; nothing for all others."""
+    for name in path.split("."):
+        kind = typing.get_type_hints(kind).get(name) if dataclasses.is_dataclass(kind) else None
+    if typing.get_origin(kind) is not typing.Literal:
+        return ""
+    return f"; allowed: {', '.join(typing.get_args(kind))}"
 
 
 def _refuse_unknown(kind: Any, raw: Any, where: str) -> None:

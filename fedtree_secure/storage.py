@@ -67,7 +67,8 @@ def read_json(path: Path) -> Any:
 
 @contextlib.contextmanager
 def held(folder: Path) -> Iterator[None]:
-    """Hold a run folder for this process; one that stays empty is removed again.
+    """Hold a run folder for this process. At the end nothing but the run is left: no lock, and no
+    folder that was made for it and stayed empty.
 
     Raises:
         RunFolderError: Another process holds it, or no folder can be made there.
@@ -103,12 +104,9 @@ def _same_file(descriptor: int, path: Path) -> bool:
 
 
 def _free(folder: Path, made: Sequence[Path]) -> None:
-    """Remove the lock of a folder that holds nothing else, and the folders made for it."""
-    if [path.name for path in folder.iterdir()] != [".lock"]:
-        return
-    (folder / ".lock").unlink()
+    (folder / ".lock").unlink(missing_ok=True)
     for place in made:
-        with contextlib.suppress(OSError):  # somebody else uses it by now
+        with contextlib.suppress(OSError):  # not empty
             place.rmdir()
 
 
