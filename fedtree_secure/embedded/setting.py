@@ -146,13 +146,19 @@ def open_parties(
 
 
 def _planned(job: Job, client: Client, ledger: Ledger) -> NoisePlan:
-    """Plan with what the ledger leaves; say whose ledger it is where that is too little."""
+    """Plan with what the ledger leaves; say whose ledger it is where that is too little, and what
+    it holds, without what was only planned.
+    """
     try:
         return plan_noise(job, client.privacy or job.privacy, ledger.events())
     except BudgetExceeded as error:
+        spent, budget = ledger.spent(), ledger.budget
         raise BudgetExceeded(
-            f"client {client.id}: data set {ledger.dataset!r} ({ledger.path}): {error}",
-            spent=error.spent,
+            f"client {client.id}: data set {ledger.dataset!r} ({ledger.path}): epsilon "
+            f"{spent:.4f} of {budget.epsilon:g} is spent at delta {budget.delta:g}, and what is "
+            "left is too little for this job. Raise the budget on purpose (fedtree-secure ledger "
+            "set-budget), or stop here",
+            spent=spent,
             requested_total=error.requested_total,
             allowed=error.allowed,
         ) from None
