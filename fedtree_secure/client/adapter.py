@@ -103,9 +103,14 @@ def save_adapter(
     }
     if outcome is not None:
         facts["privacy"] = {"epsilon": outcome.epsilon, "delta": outcome.delta}
-        facts["metric"] = outcome.metric
+        facts["metric"] = _plain_metric(outcome.metric)
     (folder / FACTS).write_text(json.dumps(facts, ensure_ascii=False, indent=1) + "\n", "utf-8")
     (folder / "README.md").write_text(_readme(backbone), "utf-8")
+
+
+def _plain_metric(metric: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """The metric without counts by label, which whoever gets an adapter needs least."""
+    return None if metric is None else {k: v for k, v in metric.items() if k != "confusion"}
 
 
 def _task_type(backbone: Backbone) -> TaskType:

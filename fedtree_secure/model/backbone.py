@@ -19,6 +19,7 @@ from torch import nn
 from fedtree_dp import NoiseSource, per_sequence_loss
 from fedtree_dp.sgd.shapes import Buckets, plan_slots
 from fedtree_secure.config import Job
+from fedtree_secure.model import metrics
 from fedtree_secure.model.experts import CLUSTER, Experts
 from fedtree_secure.model.facts import ModelFacts
 from fedtree_secure.model.heads import Centred, find_head, last_linear, replace_part
@@ -197,25 +198,28 @@ class Backbone:
         """Measure what is in place on the test rows; None without any.
 
         Returns:
-            ``{"name": "accuracy" or "perplexity", "value": ...}``.
+            ``{"name": "accuracy" or "perplexity", "value": ...}`` and what `metrics` adds.
         """
         if data.test is None:
             return None
-        right, nll, tokens = 0, 0.0, 0
+        nll, tokens = 0.0, 0
+        given: list[int] = []
+        answered: list[int] = []
         for _, batch in self._batches(data.test):
             logits = self.model(
                 input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]
             ).logits.float()
             present = batch["present"]
             if self.job.task == "classification":
-                right += int((logits.argmax(-1) == batch["labels"])[present].sum())
+                given += batch["labels"][present].tolist()
+                answered += logits.argmax(-1)[present].tolist()
             else:
                 counts = batch["attention_mask"][present, 1:].sum(1)
                 means = _next_token_loss(logits, batch)[present]
                 nll, tokens = nll + float((means * counts).sum()), tokens + int(counts.sum())
         if self.job.task == "classification":
-            return {"name": "accuracy", "value": right / len(data.test)}
-        return {"name": "perplexity", "value": float(np.exp(min(nll / max(tokens, 1), 700.0)))}
+            return metrics.of_classifier(given, answered, len(data.label_set))
+        return metrics.of_language_model(nll, tokens)
 
     @torch.no_grad()
     def observe(self, table: Table) -> "Observation":
