@@ -48,8 +48,8 @@ def save_adapter(
     """Write what is seated at the backbone to ``folder``.
 
     Files: ``adapter_config.json``, ``adapter_model.safetensors``, ``fedtree.json`` (labels of the
-    outputs, pooling, length of texts, tokenizer, scale, epsilon, metric), ``head.safetensors`` where the head reads pooled states, and
-    a README that says how to load it. Layers that the backbone's checkpoint lacks (their initial
+    outputs, pooling, length of texts, tokenizer, scale, epsilon, metric), ``head.safetensors``
+    where the head reads pooled states, and a README that says how to load it. Layers that the backbone's checkpoint lacks (their initial
     values come from the job's seed) are saved along with the head, so that a reload gives the same
     outputs.
     """
@@ -192,6 +192,6 @@ def _by_hand(backbone: Backbone) -> str:
         )
     return (
         "Without this package: `PeftModel.from_pretrained(base, folder)` of peft, on the backbone "
-        f"as `AutoModel`{gguf} of transformers; pool its last hidden states ({backbone.pooling}), scale "
-        f"each to norm 1, and apply the linear layer in `{HEAD}`."
+        f"as `AutoModel`{gguf} of transformers; pool its last hidden states ({backbone.pooling}), "
+        f"scale each to norm 1, and apply the linear layer in `{HEAD}`."
     )

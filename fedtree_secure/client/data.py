@@ -4,7 +4,8 @@ Nothing here leaves the client. Counts that are read from private rows (how many
 for local checks only; whatever enters a formula of the mechanism comes from the configuration.
 """
 
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -131,6 +132,32 @@ def prepare(client: Client, job: Job, tokenizer: Any) -> ClientData:
     return ClientData(train, test, label_set, declared)
 
 
+def problems(client: Client, job: Job) -> list[str]:
+    """Return everything that `prepare` would refuse of a client's rows, one sentence each: the
+    first of each kind in each split.
+    """
+    splits = [(client.train, "train")]
+    splits += [] if client.test is None else [(client.test, "test")]
+    checks: list[Callable[[], object]] = [
+        functools.partial(_texts, client, rows, split) for rows, split in splits
+    ]
+    if job.task == "classification":
+        checks += [
+            functools.partial(_labels_of_split, client, rows, split) for rows, split in splits
+        ]
+    found = []
+    for check in checks:
+        try:
+            check()
+        except DataError as error:
+            found.append(str(error))
+    return list(dict.fromkeys(found))
+
+
+def _labels_of_split(client: Client, rows: Any, split: str) -> None:
+    _labels(client, rows, split, _label_set(client)[0])
+
+
 def texts_of(client: Client) -> list[str]:
     """Return the texts of a client's training rows, checked."""
     return _texts(client, client.train, "train")
@@ -177,10 +204,10 @@ def _label_set(client: Client) -> tuple[tuple[str, ...], bool]:
         return tuple(names), True
     values = _column(client, client.train, "train", client.label)
     found = {_name(client, value, "train") for value in values if not _missing(value)}
-    return tuple(sorted(found, key=_order)), False
+    return tuple(sorted(found, key=label_order)), False
 
 
-def _order(name: str) -> tuple[bool, int, str]:
+def label_order(name: str) -> tuple[bool, int, str]:
     """Whole numbers by their size, then all other names by the alphabet."""
     number = name.lstrip("-").isdecimal()
     return not number, int(name) if number else 0, name

@@ -27,8 +27,8 @@ class Failure:
     error: Exception
 
 
-# Between the clients of these exchanges a run can stop and lose nothing: what was charged by then is
-# kept, or made again from its seed. Later in a round that would waste the round's charges.
+# Between the clients of these exchanges a run can stop and lose nothing: what was charged by then
+# is kept, or made again from its seed. Later in a round that would waste the round's charges.
 LOSES_NOTHING = frozenset(
     {
         Exchange.JOIN,

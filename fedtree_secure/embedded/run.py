@@ -23,6 +23,7 @@ from fedtree_dp.account.accounting import PLANNING_DISCRETIZATION
 from fedtree_secure.agreed.transport import Transport
 from fedtree_secure.client.adapter import Outcome, save_adapter
 from fedtree_secure.client.canaries import plant
+from fedtree_secure.client.clients import check_clients
 from fedtree_secure.client.data import Client, prepare
 from fedtree_secure.client.data_sets import DataSets, refuse_legacy
 from fedtree_secure.client.state import initial_state, loaded_into
@@ -34,7 +35,6 @@ from fedtree_secure.embedded.references import add_references
 from fedtree_secure.embedded.setting import (
     Parties,
     Setting,
-    check_clients,
     open_parties,
 )
 from fedtree_secure.embedded.shared import Shared

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from fedtree_dp import BudgetExceeded, DPError, Ledger
+from fedtree_dp import BudgetExceeded, Ledger
 from fedtree_secagg import Identity, Roster
 from fedtree_secure.agreed.head_groups import HeadGroup, head_groups
 from fedtree_secure.agreed.noise_plan import NoisePlan, plan_noise
@@ -25,7 +25,6 @@ from fedtree_secure.config import Job
 from fedtree_secure.embedded.folder import key_of, record_roster, server_key
 from fedtree_secure.embedded.progress import Observer
 from fedtree_secure.embedded.shared import Shared
-from fedtree_secure.errors import ConfigurationError
 from fedtree_secure.model.backbone import Backbone
 from fedtree_secure.model.rows import ClientData
 from fedtree_secure.storage import SecretBox, write_json
@@ -57,38 +56,6 @@ class Setting:
     def place_of(self, client: str) -> Path:
         """The folder of a client in the run folder."""
         return self.folder / "clients" / client
-
-
-def check_clients(job: Job, clients: Sequence[Client]) -> None:
-    """Refuse a list of clients that no run could be made of.
-
-    Raises:
-        ConfigurationError: Too few, two with one name, or a budget that does not fit the records.
-    """
-    if not isinstance(clients, Sequence) or not all(isinstance(c, Client) for c in clients):
-        raise ConfigurationError(
-            f"clients is a {type(clients).__name__}; allowed: a list of Client(...)"
-        )
-    least = job.masking.min_group
-    if len(clients) < least:
-        raise ConfigurationError(
-            f"{len(clients)} clients were given; at least masking.min_group = {least} are needed, "
-            "because no sum over fewer is ever opened"
-        )
-    named = (("id", [c.id for c in clients]), ("dataset", [c.dataset or c.id for c in clients]))
-    for what, names in named:
-        twice = {name for name in names if names.count(name) > 1}
-        if twice:
-            raise ConfigurationError(
-                f"two clients have the {what} {min(twice)!r}; each needs its own"
-            )
-    for client in clients:
-        budget = client.privacy or job.privacy
-        budget.check_records(client.records or job.training.records)
-        try:  # on a data set of which nothing is spent: what fails there fails everywhere
-            plan_noise(job, budget)
-        except DPError as error:
-            raise ConfigurationError(f"client {client.id}: {error}") from None
 
 
 def groups_of_heads(job: Job, data: Mapping[str, ClientData]) -> tuple[HeadGroup, ...]:

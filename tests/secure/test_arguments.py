@@ -1,4 +1,4 @@
-"""What Python callers give by mistake: one sentence of `FedTreeError`, nothing charged, no folder."""
+"""What Python callers give by mistake: one sentence, nothing charged, no folder."""
 
 import datetime
 from pathlib import Path

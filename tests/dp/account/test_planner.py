@@ -190,7 +190,7 @@ def test_only_the_grid_of_statements_may_refuse():
 
 @pytest.mark.parametrize("epsilon", [150.0, 1000.0])
 def test_a_large_budget_is_planned_on_a_grid_of_its_size(monkeypatch, epsilon):
-    """An epsilon of 1,000 on the grid of small ones took a minute; a looser grid only overstates."""
+    """On the grid of small ones an epsilon of 1,000 takes a minute; looser ones only overstate."""
     grids = []
 
     def watched(events, delta, *, discretization):

@@ -1,5 +1,5 @@
-"""A table of bad inputs: each gives one sentence and exit code 2; nothing is charged, no run folder is
-left.
+"""A table of bad inputs: each gives one sentence and exit code 2; nothing is charged, no run folder
+is left.
 """
 
 import json

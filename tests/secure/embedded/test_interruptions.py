@@ -75,10 +75,11 @@ def test_ctrl_c_acts_between_clients_and_says_so_at_once(tiny_bert, tmp_path, st
     assert charges(stores, "t0-c1") == {}
     again = Watcher("local")
     result = job.run(make_clients(tasks=1), tmp_path / "run", resume=True, observer=again)
-    assert again.notes == [
+    (told,) = again.notes
+    assert told == (
         "stopping after this round (t0-c0, round-1/mask): its clients are charged for it, and "
         "stopping now would waste that. Press Ctrl-C again to stop at once"
-    ]
+    )
     assert [bool(record["opened"]) for record in result.data["rounds"]] == [True]
     for client in result.data["clients"]:
         assert charges(stores, client) == {"head": 1, "round 1": 1}
