@@ -100,7 +100,7 @@ def _show(report: "Report") -> None:
             "rows",
             "declared",
             "test",
-            "smallest/largest class",
+            "rarest/most label",
             "twice",
             "in both",
             "cut",

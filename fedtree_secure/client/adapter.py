@@ -49,9 +49,9 @@ def save_adapter(
 
     Files: ``adapter_config.json``, ``adapter_model.safetensors``, ``fedtree.json`` (labels of the
     outputs, pooling, length of texts, tokenizer, scale, epsilon, metric), ``head.safetensors``
-    where the head reads pooled states, and a README that says how to load it. Layers that the backbone's checkpoint lacks (their initial
-    values come from the job's seed) are saved along with the head, so that a reload gives the same
-    outputs.
+    where the head reads pooled states, and a README that says how to load it. Layers that the
+    backbone's checkpoint lacks (their initial values come from the job's seed) are saved along with
+    the head, so that a reload gives the same outputs.
     """
     folder.mkdir(parents=True, exist_ok=True)
     lora, job = backbone.experts.lora, backbone.job

@@ -1,7 +1,7 @@
 """A job looked at before it runs: all errors of all clients at once, and what a run would be like.
 
-Nothing is charged and nothing is written: a data set's store is read where there is one, for what is
-left of its budget. Everything here was read from rows and is for their owner's eyes.
+Nothing is charged and nothing is written: a data set's store is read where there is one, for what
+is left of its budget. Everything here was read from rows and is for their owner's eyes.
 """
 
 import math
@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fedtree_dp import Event, Ledger
+from fedtree_dp import BudgetExceeded, Event, Ledger, epsilon_of
 from fedtree_secure.agreed.head_groups import head_groups
 from fedtree_secure.agreed.noise_plan import plan_noise
 from fedtree_secure.client.clients import check_clients
@@ -240,8 +240,14 @@ def _say_noise(
     for (budget, records, spent), names in alike.items():
         try:
             plan = plan_noise(job, budget, spent)
-        except FedTreeError as error:
-            report.errors.append(f"client {', '.join(names)}: {error}")
+        except BudgetExceeded as error:
+            left = f"epsilon {epsilon_of(spent, budget.delta):.4f} of {budget.epsilon:g} is spent"
+            report.errors.append(
+                f"client {', '.join(names)}: {left} by earlier jobs; what is left is too little for "
+                "this one"
+                if spent
+                else f"client {', '.join(names)}: {error}"
+            )
             continue
         ratio = plan.rounds * math.sqrt(values) / (job.training.sample_rate * records)
         report.facts.append(

@@ -22,6 +22,7 @@ from fedtree_secure.model.rows import ClientData, Table
 
 TRIED = 64  # texts
 RING_BYTES = 4  # of a masked value, at most
+OVERHEAD, OVERHEAD_OF_A_PEER = 1500, 200  # bytes of a round: adverts, boxes, shares, confirmations
 # Seconds of a run beside its steps: pricing, the report, and each message's keys and signatures.
 FIXED, PER_CLIENT_AND_ROUND, PER_HEAD_STEP = 6.0, 0.15, 0.004
 
@@ -45,9 +46,9 @@ def estimate(job: Job, backbone: Backbone, data: Sequence[ClientData]) -> list[s
         batch = job.training.sample_rate * len(client.train)
         a_round = begin + PER_CLIENT_AND_ROUND + job.training.local_steps * batch * record
         seconds += rows * row + job.head_steps * PER_HEAD_STEP + job.rounds * a_round
+    where = f"on this machine ({backbone.device}), all clients one after another"
     return [
-        f"time: about {_said(seconds)} on this machine ({backbone.device}), all clients one after "
-        "another",
+        f"time: about {_said(seconds)} {where}",
         f"memory: {_peak_mib():.0f} MiB so far, with a step of {job.training.max_length} tokens",
         f"bytes: about {_sent(job, backbone, len(data)) / 1e3:.0f} kB sent by a client",
     ]
@@ -82,12 +83,12 @@ def _step_seconds(job: Job, backbone: Backbone, public: ClientData) -> tuple[flo
 
 def _sent(job: Job, backbone: Backbone, clients: int) -> float:
     """Bytes that a client sends: masked values, adverts and shares of each round, and sketches."""
-    values = backbone.layout().length
-    a_round = RING_BYTES * values + 600 + 170 * clients
+    values, rounds = backbone.layout().length, job.rounds + (job.head == "group")
+    a_round = RING_BYTES * values + OVERHEAD + OVERHEAD_OF_A_PEER * clients
     sketches = 8 * job.topology.sketch_size if job.topology.source != "one_group" else 0
     if job.weighs_noise:
         sketches += 8 * job.topology.gradient_sketch_size * backbone.experts.depth
-    return job.rounds * a_round + sketches
+    return rounds * a_round + sketches
 
 
 def _peak_mib() -> float:

@@ -1,7 +1,7 @@
 """A job file for the clients of a folder: every setting that was seen, and what each one means.
 
-The file is public in a run, and all parties hash it. So sizes are rounded, and the label sets, which
-come from rows here, are written out for the owner to read before anybody else does.
+The file is public in a run, and all parties hash it. So sizes are rounded, and the label sets,
+which come from rows here, are written out for the owner to read before anybody else does.
 """
 
 import json
