@@ -335,8 +335,9 @@ class Job:
     pacing: Pacing = field(default_factory=Pacing)
 
     def __post_init__(self) -> None:
-        if isinstance(self.backbone, Path):
-            object.__setattr__(self, "backbone", str(self.backbone))
+        place: object = self.backbone  # a caller may give a path, whatever the annotation says
+        if isinstance(place, Path):
+            object.__setattr__(self, "backbone", str(place))
         _require(
             isinstance(self.backbone, str) and bool(self.backbone),
             "backbone",

@@ -64,7 +64,8 @@ class Client:
                 f"client {self.id}: declared records is {self.records!r}; it must be a whole "
                 "number above 0"
             )
-        if isinstance(self.labels, str) or not isinstance(self.labels, Sequence):
+        labels: object = self.labels
+        if isinstance(labels, str) or not isinstance(labels, Sequence):
             raise DataError(
                 f"client {self.id}: labels is {self.labels!r}; give all of them, such as "
                 '("negative", "positive")'

@@ -193,7 +193,7 @@ def _say_model(report: Report, job: Job, backbone: Backbone) -> None:
 
 def _say_labels(report: Report, job: Job, data: Sequence[tuple[Client, ClientData]]) -> None:
     """Who shares a head, and labels that hardly occur."""
-    declared = {c.id: d.label_set for c, d in data if d.labels_declared and d.label_set}
+    declared = {c.id: [str(label) for label in d.label_set] for c, d in data if d.labels_declared}
     if job.head == "group":
         groups: list[Any] = []
         _collect(report, lambda: groups.extend(head_groups(declared, job.masking.min_group)))
@@ -212,7 +212,7 @@ def _say_labels(report: Report, job: Job, data: Sequence[tuple[Client, ClientDat
             continue
         counts = Counter(found.train.labels.tolist())
         rare = [
-            name
+            str(name)
             for i, name in enumerate(found.label_set)
             if counts.get(i, 0) < LEAST_SHARE * len(found.train)
         ]
@@ -243,7 +243,7 @@ def _say_noise(
         except BudgetExceeded as error:
             left = f"epsilon {epsilon_of(spent, budget.delta):.4f} of {budget.epsilon:g} is spent"
             report.errors.append(
-                f"client {', '.join(names)}: {left} by earlier jobs; what is left is too little for "
+                f"client {', '.join(names)}: {left} by earlier jobs; the rest is too little for "
                 "this one"
                 if spent
                 else f"client {', '.join(names)}: {error}"

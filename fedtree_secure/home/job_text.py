@@ -38,7 +38,7 @@ class Choices:
 
 def declared(rows: int) -> int:
     """Round a number of rows down to two digits: what is declared of it is public for ever."""
-    unit = 10 ** max(0, int(math.log10(rows)) - 1)
+    unit = int(10 ** max(0, len(str(rows)) - 2))
     return rows // unit * unit
 
 

@@ -363,9 +363,11 @@ def test_bad_input_is_one_sentence_and_leaves_nothing(what, place, stores, capsy
             assert ledger.events() == ()
 
 
-def test_the_good_folder_runs(place):
+def test_nothing_is_wrong_with_the_good_folder(place, stores, capsys):
     """Or else the table would show nothing."""
-    assert call(*place.arguments) == 0
+    assert call("check", place.job) == 0
+    assert "No error was found" in capsys.readouterr().out
+    assert not stores.exists()
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,8 @@
 
 from command_line import call
 
+from fedtree_secure.cli import budget
+
 NUMBERS = ("--epsilon", 8, "--delta", "1e-5", "--records", 1000, "--batch", 200, "--rounds", 10)
 
 
@@ -22,10 +24,10 @@ def test_plan_counts_every_number_that_a_job_file_has_itself(job_file, capsys):
     assert "its own local-steps" in " ".join(capsys.readouterr().err.split())
 
 
-def test_plan_counts_the_values_that_the_jobs_own_adapters_train(job_file, capsys):
+def test_plan_counts_the_values_that_the_jobs_own_adapters_train(job_file):
     """Of rank 4 on query and value of four layers of 32, A frozen."""
-    assert call("budget", "plan", "--job", job_file) == 0
-    assert f"d = {4 * 2 * 4 * 32} trained values" in " ".join(capsys.readouterr().out.split())
+    (priced,) = budget._priced(budget.Numbers(), job_file, "noise", None)
+    assert priced.row.plan.parameters == 4 * 2 * 4 * 32
 
 
 def test_plan_refuses_a_job_whose_model_is_not_here(job_file, capsys):
