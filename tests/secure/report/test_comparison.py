@@ -32,9 +32,10 @@ def test_settings_that_differ_and_paired_differences_are_named(tmp_path):
     assert found.clients["only"] == ((7.9, 0.1), None)
     assert found.clients["w"] == (None, (7.9, None))
     half = 4.303 * 0.1 / math.sqrt(3)  # Student's quantile at 2 degrees of freedom
-    assert found.said == (
+    (said,) = found.said
+    assert said == (
         f"{second} against {first}: higher for 2, lower for 0 of 3 clients, mean difference +0.100 "
-        f"(95% of {0.1 - half:+.3f} to {0.1 + half:+.3f}).",
+        f"(95% of {0.1 - half:+.3f} to {0.1 + half:+.3f})."
     )
 
 
