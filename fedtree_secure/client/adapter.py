@@ -167,12 +167,13 @@ batch = tokenizer(["a text"], return_tensors="pt", **cut)
 logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
 ```
 
-Backbone: {job.backbone}. Texts were cut to {length} tokens in training; longer ones cost accuracy.
-Label names by output, tokenizer, epsilon and metric stand in `{FACTS}`. {_by_hand(backbone)}
+Backbone: {job.backbone}. Texts were cut to {length} tokens in training: longer ones cost
+accuracy. Label names by output, tokenizer, epsilon and metric stand in `{FACTS}`.
+{_by_hand(backbone)}
 
-It was trained with differential privacy; `summary.json` of the run states the guarantee,
-epsilon and delta. The metric is exact and not covered by them: remove it from `{FACTS}` before you
-give the adapter to somebody who must not learn it.
+It was trained with differential privacy; `summary.json` of the run states the guarantee, epsilon
+and delta. The metric is exact, and no epsilon covers it: take it out of `{FACTS}` before you give
+the adapter to somebody who must not learn it.
 """
 
 
