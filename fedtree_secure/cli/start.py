@@ -12,7 +12,7 @@ from fedtree_secure.cli.screen import console
 if TYPE_CHECKING:
     from fedtree_secure.home.check import Report
 
-AT_HOME = "What stands here was read from rows and stays with their owner. Nothing was charged."
+AT_HOME = "The table was read from your rows: keep it at home. Nothing was charged."
 
 
 def init(
