@@ -11,6 +11,7 @@ import hashlib
 import math
 import typing
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 import msgspec
@@ -32,13 +33,27 @@ def _require(holds: bool, name: str, given: object, allowed: str) -> None:
         raise ConfigurationError(f"{name} is {given!r}; allowed: {allowed}")
 
 
+def _is_number(given: object) -> bool:
+    """Whether it is a finite number; text and truth values are none."""
+    return isinstance(given, int | float) and not isinstance(given, bool) and math.isfinite(given)
+
+
 def _positive(name: str, given: float) -> None:
-    _require(math.isfinite(given) and given > 0, name, given, "a finite number above 0")
+    _require(_is_number(given) and given > 0, name, given, "a finite number above 0")
 
 
 def _count(name: str, given: int, least: int = 1) -> None:
     whole = isinstance(given, int) and not isinstance(given, bool)
     _require(whole and given >= least, name, given, f"a whole number of at least {least}")
+    # Above this, JSON cannot say it exactly (RFC 8785), so no two parties could agree on it.
+    _require(given < 2**53, name, given, f"a whole number of at most {2**53 - 1}")
+
+
+def _is_a(kind: type, name: str, given: object) -> None:
+    if not isinstance(given, kind):
+        raise ConfigurationError(
+            f"{name} is {given!r} ({type(given).__name__}); allowed: a {kind.__name__}(...)"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +77,10 @@ class Lora:
     last_layers: int | None = None
 
     def __post_init__(self) -> None:
+        names = self.targets
+        listed = isinstance(names, list | tuple) and all(isinstance(n, str) for n in names)
+        _require(listed, "lora.targets", names, 'a list of names, such as ["query", "value"]')
+        object.__setattr__(self, "targets", tuple(names))
         _count("lora.r", self.r)
         _positive("lora.alpha", self.alpha)
         if self.last_layers is not None:
@@ -124,7 +143,8 @@ class Training:
             _positive(f"training.{name}", getattr(self, name))
         for name in ("sample_rate", "head_sample_rate"):
             rate = getattr(self, name)
-            _require(0 < rate <= 1, f"training.{name}", rate, "above 0 and at most 1")
+            holds = _is_number(rate) and 0 < rate <= 1
+            _require(holds, f"training.{name}", rate, "above 0 and at most 1")
         _require(
             self.head in typing.get_args(HeadMode),
             "training.head",
@@ -199,20 +219,13 @@ class Topology:
             self.cut,
             ", ".join(typing.get_args(Cut)),
         )
+        for name in ("fingerprint_share", "mixing_weight"):
+            share = getattr(self, name)
+            _require(
+                _is_number(share) and 0 < share < 1, f"topology.{name}", share, "between 0 and 1"
+            )
         _require(
-            0 < self.fingerprint_share < 1,
-            "topology.fingerprint_share",
-            self.fingerprint_share,
-            "between 0 and 1",
-        )
-        _require(
-            0 < self.mixing_weight < 1,
-            "topology.mixing_weight",
-            self.mixing_weight,
-            "between 0 and 1",
-        )
-        _require(
-            0.5 <= self.significance < 1,
+            _is_number(self.significance) and 0.5 <= self.significance < 1,
             "topology.significance",
             self.significance,
             "at least 0.5 and below 1",
@@ -258,7 +271,8 @@ class Server:
     key: str = ""
 
     def __post_init__(self) -> None:
-        digits = len(self.key) in (0, 64) and all(c in "0123456789abcdef" for c in self.key)
+        text = isinstance(self.key, str) and len(self.key) in (0, 64)
+        digits = text and all(c in "0123456789abcdef" for c in self.key)
         _require(digits, "server.key", self.key, "64 lower-case hexadecimal digits, or empty")
 
 
@@ -278,10 +292,20 @@ class Pacing:
     def __post_init__(self) -> None:
         for name in ("minimum", "interval"):
             value = getattr(self, name)
-            holds = math.isfinite(value) and value >= 0
+            holds = _is_number(value) and value >= 0
             _require(holds, f"pacing.{name}", value, "a finite number of at least 0")
         paced = self.interval > 0 or self.minimum == 0
         _require(paced, "pacing.interval", self.interval, "above 0 where there is a minimum")
+
+
+_PARTS: dict[str, type] = {
+    "lora": Lora,
+    "training": Training,
+    "topology": Topology,
+    "masking": Masking,
+    "server": Server,
+    "pacing": Pacing,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -311,8 +335,11 @@ class Job:
     pacing: Pacing = field(default_factory=Pacing)
 
     def __post_init__(self) -> None:
+        place: object = self.backbone  # a caller may give a path, whatever the annotation says
+        if isinstance(place, Path):
+            object.__setattr__(self, "backbone", str(place))
         _require(
-            bool(self.backbone),
+            isinstance(self.backbone, str) and bool(self.backbone),
             "backbone",
             self.backbone,
             "a local folder, a .gguf file or a hub id",
@@ -323,6 +350,9 @@ class Job:
             self.task,
             " or ".join(typing.get_args(Task)),
         )
+        _is_a(PrivacyBudget, "privacy", self.privacy)
+        for name, kind in _PARTS.items():
+            _is_a(kind, name, getattr(self, name))
         _count("rounds", self.rounds, least=0)
         _count("seed", self.seed, least=0)
         if self.task == "causal-lm":

@@ -25,7 +25,7 @@ from fedtree_secure.config import (
 from fedtree_secure.embedded.progress import Observer
 from fedtree_secure.embedded.run import RunOptions, run_job
 from fedtree_secure.embedded.shared import Shared
-from fedtree_secure.errors import ConfigurationError
+from fedtree_secure.errors import ConfigurationError, suggest
 from fedtree_secure.job_file import load_job
 from fedtree_secure.report.priced_plan import PricedPlan, price_job
 from fedtree_secure.report.summary import Result
@@ -85,9 +85,7 @@ class Federation:
     ) -> None:
         known = {field.name for field in dataclasses.fields(Job)}
         if unknown := sorted(set(settings) - known):
-            raise ConfigurationError(
-                f"unknown setting {unknown[0]}; allowed: {', '.join(sorted(known))}"
-            )
+            raise ConfigurationError(f"unknown setting {unknown[0]}{suggest(unknown[0], known)}")
         job = Job(backbone=str(backbone), privacy=privacy, **settings)
         object.__setattr__(self, "job", job)
 
@@ -106,7 +104,7 @@ class Federation:
             ConfigurationError, DataError: The file or a client's rows cannot be used.
         """
         job, entries = load_job(path)
-        return cls.of(job), load_clients(entries, Path(path).resolve().parent)
+        return cls.of(job), load_clients(entries, Path(path).expanduser().resolve().parent)
 
     def replace(
         self,
@@ -151,7 +149,7 @@ class Federation:
             FedTreeError: A setting, a row, a model, a folder or a store cannot be used; nothing was
                 charged. `RunStopped` where the run was interrupted: ``resume=True`` continues it.
         """
-        return run_job(self.job, clients, Path(out), RunOptions(**options))
+        return run_job(self.job, clients, _folder(out), _options(options))
 
     def simulate(
         self, clients: Sequence[Client], out: str | Path, **options: Unpack[Options]
@@ -159,4 +157,18 @@ class Federation:
         """Run the job for research: nothing is released, stores live in ``out``, and references are
         trained under the same epsilon. Arguments and errors as for `run`.
         """
-        return run_job(self.job, clients, Path(out), RunOptions(simulate=True, **options))
+        return run_job(self.job, clients, _folder(out), _options(options, simulate=True))
+
+
+def _folder(out: str | Path) -> Path:
+    if not isinstance(out, str | Path):
+        raise ConfigurationError(f"out is {out!r}; allowed: the path of a folder")
+    return Path(out).expanduser()
+
+
+def _options(options: Options, *, simulate: bool = False) -> RunOptions:
+    """What was asked for as `RunOptions`, refusing unknown names with a suggestion."""
+    known = {field.name for field in dataclasses.fields(RunOptions)}
+    if unknown := sorted(set(options) - known):
+        raise ConfigurationError(f"unknown option {unknown[0]}{suggest(unknown[0], known)}")
+    return RunOptions(simulate=simulate, **options)

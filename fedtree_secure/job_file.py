@@ -21,7 +21,8 @@ class ClientFiles:
 
     Attributes:
         id: Unique name, see `check_name`.
-        train, test: CSV, JSONL, JSON or Parquet files, relative to the job file.
+        train, test: CSV, JSONL, JSON or Parquet files, relative to the job file; ``~`` is the home
+            folder.
         text, label: Column names; ``label`` is not read for causal language modelling.
         labels: The declared label set; without it the labels found in the files are taken, and
             named as public.
@@ -50,7 +51,7 @@ class ClientFiles:
 
 
 def load_job(path: str | Path) -> tuple[Job, tuple[ClientFiles, ...]]:
-    """Read a TOML job file.
+    """Read a TOML job file. A backbone that is a path is relative to it, as all paths in it are.
 
     Raises:
         ConfigurationError: The file is missing, not TOML, has unknown keys (with a suggestion) or
@@ -60,9 +61,23 @@ def load_job(path: str | Path) -> tuple[Job, tuple[ClientFiles, ...]]:
     clients = raw.pop("clients", [])
     if not isinstance(clients, list) or not clients:
         raise ConfigurationError(f"{path} names no clients; add one [[clients]] table for each")
-    return build(Job, raw, ""), tuple(
+    job = build(Job, raw, "")
+    place = find_backbone(job.backbone, Path(path).expanduser().resolve().parent)
+    return dataclasses.replace(job, backbone=place), tuple(
         build(ClientFiles, item, f"clients[{i}].") for i, item in enumerate(clients)
     )
+
+
+def find_backbone(backbone: str, folder: Path) -> str:
+    """Return the path of a backbone that lies in ``folder``, or the hub id that it is.
+
+    Args:
+        backbone: As it stands in a job file.
+        folder: Of the job file.
+    """
+    place = folder / Path(backbone).expanduser()
+    is_path = backbone.startswith((".", "/", "~")) or place.suffix == ".gguf"
+    return str(place) if is_path or place.is_dir() else backbone
 
 
 def load_public_job(path: str | Path) -> Job:
@@ -103,7 +118,9 @@ def read_toml(path: str | Path, what: str, hint: str) -> dict[str, Any]:
     Raises:
         ConfigurationError: It is missing or not TOML.
     """
-    path = Path(path)
+    if not isinstance(path, str | Path):
+        raise ConfigurationError(f"the {what} is {path!r}; give its path")
+    path = Path(path).expanduser()
     try:
         return tomllib.loads(path.read_text("utf-8"))
     except FileNotFoundError:
@@ -128,7 +145,19 @@ def build(kind: type[T], raw: Any, where: str) -> T:
         cause = error.__cause__
         if isinstance(cause, ValueError) and not isinstance(cause, msgspec.ValidationError):
             raise cause from None
-        raise ConfigurationError(f"{where or 'job: '}{error}") from None
+        said, _, place = str(error).partition(" - at `$")
+        path = place.rstrip("`").lstrip(".")
+        said = f"{said[:1].lower()}{said[1:]}{_choices(kind, path)}"
+        raise ConfigurationError(f"setting {where}{path}: {said}") from None
+
+
+def _choices(kind: Any, path: str) -> str:
+    """What a setting with fixed choices allows; nothing for all others."""
+    for name in path.split("."):
+        kind = typing.get_type_hints(kind).get(name) if dataclasses.is_dataclass(kind) else None
+    if typing.get_origin(kind) is not typing.Literal:
+        return ""
+    return f"; allowed: {', '.join(typing.get_args(kind))}"
 
 
 def _refuse_unknown(kind: Any, raw: Any, where: str) -> None:

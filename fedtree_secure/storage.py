@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 import secrets
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -67,16 +67,47 @@ def read_json(path: Path) -> Any:
 
 @contextlib.contextmanager
 def held(folder: Path) -> Iterator[None]:
-    """Hold a run folder for this process; `RunFolderError` if another process holds it."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("w") as handle:
+    """Hold a run folder for this process. At the end nothing but the run is left: no lock, and no
+    folder that was made for it and stayed empty.
+
+    Raises:
+        RunFolderError: Another process holds it, or no folder can be made there.
+    """
+    made = [place for place in (folder, *folder.parents) if not place.exists()]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        handle = (folder / ".lock").open("w")
+    except OSError as error:
+        raise RunFolderError(
+            f"{folder} cannot be made a run folder: {error.strerror}; choose another one"
+        ) from None
+    with handle:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if not _same_file(handle.fileno(), folder / ".lock"):  # its last holder removed it
+                raise BlockingIOError
         except OSError:
             raise RunFolderError(
                 f"{folder} is in use by another process; wait for it or choose another folder"
             ) from None
-        yield
+        try:
+            yield
+        finally:
+            _free(folder, made)
+
+
+def _same_file(descriptor: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    except FileNotFoundError:
+        return False
+
+
+def _free(folder: Path, made: Sequence[Path]) -> None:
+    (folder / ".lock").unlink(missing_ok=True)
+    for place in made:
+        with contextlib.suppress(OSError):  # not empty
+            place.rmdir()
 
 
 class SecretBox:

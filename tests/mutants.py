@@ -37,6 +37,7 @@ from mutants_of_gradients import GRADIENTS  # noqa: E402
 from mutants_of_journal import JOURNAL  # noqa: E402
 from mutants_of_ledger import LEDGER  # noqa: E402
 from mutants_of_model import MODEL  # noqa: E402
+from mutants_of_product import PRODUCT  # noqa: E402
 from mutants_of_server import SERVER  # noqa: E402
 from mutants_of_sessions import SESSIONS  # noqa: E402
 from mutants_of_site import SITES  # noqa: E402
@@ -75,7 +76,7 @@ GROUPS = {
     "secure": Group(
         ROOT / "fedtree_secure",
         HERE / "secure",
-        (*MODEL, *CLIENT, *AGREED, *OF_CUTS, *GRADIENTS, *SERVER, *EVIDENCE, *SITES),
+        (*MODEL, *CLIENT, *AGREED, *OF_CUTS, *GRADIENTS, *SERVER, *EVIDENCE, *SITES, *PRODUCT),
     ),
 }
 

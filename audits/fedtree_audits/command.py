@@ -19,6 +19,7 @@ from fedtree_audits.errors import MissingEvidence, UnknownAudit
 from fedtree_audits.report.page import write
 from fedtree_audits.run_folder import RunFolder, open_run
 from fedtree_audits.statistics.verdict import Result, Verdict
+from fedtree_secure.testing import RunFolderError
 
 CORRECT = "correct build"
 NAMES = (
@@ -81,8 +82,11 @@ class Audit:
     def report(self, path: Path) -> tuple[str, int, Path]:
         """Audit a run and write its pages; return verdict, exit code and the Markdown page
         (`fedtree-secure audit`).
+
+        Raises:
+            RunFolderError: There is no such folder; none is made.
         """
-        result = self.audit(path)
+        result = self.audit(_existing(path))
         return result.verdict.value, result.verdict.exit_code, write(result, path / "audits")[1]
 
     def self_test(self, seed: int = 0) -> dict[str, Verdict]:
@@ -116,10 +120,17 @@ def audit(run: str | Path, name: str) -> Result:
 
     Raises:
         UnknownAudit: There is no audit of this name.
+        RunFolderError: There is no such folder; none is made.
     """
-    result = audit_named(name).audit(Path(run))
+    result = audit_named(name).audit(_existing(Path(run)))
     write(result, Path(run) / "audits")
     return result
+
+
+def _existing(path: Path) -> Path:
+    if not path.is_dir():
+        raise RunFolderError(f"there is no run folder {path}")
+    return path
 
 
 def counts(verdicts: Mapping[str, Mapping[str, Verdict]]) -> dict[str, int]:

@@ -1,5 +1,5 @@
-"""Command line: `fedtree-secure demo | run | budget | audit | report | verify | gate | ledger`, and
-for deployments `keys | site | node | serve | model-facts`.
+"""Command line: `fedtree-secure demo | init | check | run | predict | compare | budget | audit |
+report | verify | gate | ledger`, and for deployments `keys | site | node | serve | model-facts`.
 
 Exit codes: 0 done, 1 stopped or failed, 2 refused input (nothing was started or charged), 130
 interrupted; of `audit` 0 PASS, 1 FAIL, 2 INCONCLUSIVE; of `verify` and `gate` see
@@ -29,6 +29,8 @@ from fedtree_secure.cli.ledger import ledger_app
 from fedtree_secure.cli.run import run
 from fedtree_secure.cli.screen import errors
 from fedtree_secure.cli.site import site_app
+from fedtree_secure.cli.start import check, init
+from fedtree_secure.cli.use import compare, predict
 
 app = cyclopts.App(
     name="fedtree-secure",
@@ -36,7 +38,11 @@ app = cyclopts.App(
     version=lambda: importlib.metadata.version("fedtree-secure"),
 )
 app.command(demo)
+app.command(init)
+app.command(check)
 app.command(run)
+app.command(predict)
+app.command(compare)
 app.command(budget_app)
 app.command(audit)
 app.command(report)
@@ -67,14 +73,21 @@ def _guarded(command: Callable[[], Any]) -> int:
     try:
         return int(command() or 0)
     except RunStopped as error:
-        errors.print(f"[bold yellow]stopped:[/] {escape(str(error))}", highlight=False)
+        _say("[bold yellow]stopped:[/]", str(error))
         return 1
     except FedTreeError as error:
-        errors.print(f"[bold red]refused:[/] {escape(str(error))}", highlight=False)
+        _say("[bold red]refused:[/]", str(error))
+        return 2
+    except OSError as error:
+        if error.errno is None:  # ours or a library's, not the system's
+            raise
+        _say("[bold red]refused:[/]", f"{error.filename or 'a file'}: {error.strerror}")
         return 2
     except KeyboardInterrupt:
-        errors.print(
-            "[bold yellow]interrupted:[/] the stores are valid; continue with --resume",
-            highlight=False,
-        )
+        _say("[bold yellow]interrupted:[/]", "the stores are valid; continue with --resume")
         return 130
+
+
+def _say(how: str, text: str) -> None:
+    """One line, whatever the terminal's width: paths in it can be copied."""
+    errors.print(f"{how} {escape(text)}", highlight=False, soft_wrap=True)

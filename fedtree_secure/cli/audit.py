@@ -25,7 +25,11 @@ def audit(name: str = "all", *, run: Path) -> int:
     run
         Run folder; reports are written to its `audits` folder.
     """
+    from fedtree_secure.errors import RunFolderError
+
     codes, found = [], installed_audits(name)
+    if not (run / "job.json").is_file():
+        raise RunFolderError(f"{run} holds no run: there is no job.json in it")
     for title, load in found.items():
         verdict, code, page = load().report(run)
         codes.append(code)

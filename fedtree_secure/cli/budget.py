@@ -15,7 +15,12 @@ if TYPE_CHECKING:
 budget_app = cyclopts.App(
     name="budget", help="What a plan costs, and the noise, epsilon, rounds or batch that it lacks."
 )
+TRAINED_VALUES = 9216  # of rank 4 on query and value of MiniLM-L6, A frozen
 TrainedValues = Annotated[int, Parameter(help="Trained values d, for the noise column.")]
+JobsTrainedValues = Annotated[
+    int | None,
+    Parameter(help="Trained values d, for the noise column; a job's own, or else 9216."),
+]
 Solved = Literal["noise", "epsilon", "rounds", "batch"]
 
 
@@ -28,7 +33,7 @@ def budget(
     batch: float,
     rounds: int,
     local_steps: int = 1,
-    trained_values: TrainedValues = 9216,
+    trained_values: TrainedValues = TRAINED_VALUES,
 ) -> int:
     """Show the noise multiplier that a plan needs, and what other choices would cost.
 
@@ -84,7 +89,7 @@ def plan(
     *,
     job: Path | None = None,
     solve: Solved | None = None,
-    trained_values: TrainedValues = 9216,
+    trained_values: JobsTrainedValues = None,
     plot: Path | None = None,
 ) -> int:
     """Complete a plan by the one number that it lacks; show epsilon against rounds, batch and
@@ -119,7 +124,7 @@ def plan(
 
 
 def _priced(
-    numbers: Numbers, job: Path | None, unknown: Solved, trained_values: int
+    numbers: Numbers, job: Path | None, unknown: Solved, trained_values: int | None
 ) -> "list[PricedPlan]":
     from fedtree_secure.report.priced_plan import price_job_file, price_numbers
 
@@ -138,6 +143,6 @@ def _priced(
             delta=numbers.delta,
             records=numbers.records,
             local_steps=numbers.local_steps or 1,
-            parameters=trained_values,
+            parameters=trained_values or TRAINED_VALUES,
         )
     ]

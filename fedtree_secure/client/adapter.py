@@ -10,7 +10,10 @@ lam never passed the masking ring's grid.
 
 import json
 import math
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from peft import LoraConfig, TaskType
@@ -18,19 +21,37 @@ from safetensors.torch import save_file
 
 from fedtree_secure.model.backbone import Backbone
 from fedtree_secure.model.delivered import FACTS, HEAD
+from fedtree_secure.model.identity import tokenizer_digest
 from fedtree_secure.model.rows import Label
 
 GRID_BITS = 22
 
 
-def save_adapter(backbone: Backbone, folder: Path, labels: tuple[Label, ...]) -> None:
+@dataclass(frozen=True)
+class Outcome:
+    """What a run cost and reached, for the adapter that it delivers.
+
+    Attributes:
+        epsilon, delta: Spent on the client's data set, over all jobs up to this one.
+        metric: ``{"name": ..., "value": ...}`` on the client's own test rows, None without any. It
+            is exact: no epsilon covers it.
+    """
+
+    epsilon: float
+    delta: float
+    metric: Mapping[str, Any] | None
+
+
+def save_adapter(
+    backbone: Backbone, folder: Path, labels: tuple[Label, ...], outcome: Outcome | None = None
+) -> None:
     """Write what is seated at the backbone to ``folder``.
 
     Files: ``adapter_config.json``, ``adapter_model.safetensors``, ``fedtree.json`` (labels of the
-    outputs, pooling, length of texts), ``head.safetensors`` where the head reads pooled states, and
-    a README that says how to load it. Layers that the backbone's checkpoint lacks (their initial
-    values come from the job's seed) are saved along with the head, so that a reload gives the same
-    outputs.
+    outputs, pooling, length of texts, tokenizer, scale, epsilon, metric), ``head.safetensors``
+    where the head reads pooled states, and a README that says how to load it. Layers that the
+    backbone's checkpoint lacks (their initial values come from the job's seed) are saved along with
+    the head, so that a reload gives the same outputs.
     """
     folder.mkdir(parents=True, exist_ok=True)
     lora, job = backbone.experts.lora, backbone.job
@@ -70,10 +91,26 @@ def save_adapter(backbone: Backbone, folder: Path, labels: tuple[Label, ...]) ->
         "backbone": job.backbone,
         "pooling": backbone.pooling,
         "labels": list(labels),
+        "id2label": {str(position): label for position, label in enumerate(labels)},
         "max_length": job.training.max_length,
+        "tokenizer": {
+            "class": type(backbone.tokenizer).__name__,
+            "tokens": len(backbone.tokenizer),
+            "sha256": tokenizer_digest(backbone.tokenizer).hex(),
+        },
+        "scale": lora.alpha / lora.r,
+        "model_sha256": backbone.frozen_digest.hex(),
     }
+    if outcome is not None:
+        facts["privacy"] = {"epsilon": outcome.epsilon, "delta": outcome.delta}
+        facts["metric"] = _plain_metric(outcome.metric)
     (folder / FACTS).write_text(json.dumps(facts, ensure_ascii=False, indent=1) + "\n", "utf-8")
     (folder / "README.md").write_text(_readme(backbone), "utf-8")
+
+
+def _plain_metric(metric: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """The metric without counts by label, which whoever gets an adapter needs least."""
+    return None if metric is None else {k: v for k, v in metric.items() if k != "confusion"}
 
 
 def _task_type(backbone: Backbone) -> TaskType:
@@ -130,15 +167,20 @@ batch = tokenizer(["a text"], return_tensors="pt", **cut)
 logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
 ```
 
-Backbone: {job.backbone}. The names of the outputs stand in `{FACTS}`. {_by_hand(backbone)}
+Backbone: {job.backbone}. Texts were cut to {length} tokens in training: longer ones cost
+accuracy. Label names by output, tokenizer, epsilon and metric stand in `{FACTS}`.
+{_by_hand(backbone)}
 
-It was trained with differential privacy; `summary.json` of the run states the guarantee,
-epsilon and delta.
+It was trained with differential privacy; `summary.json` of the run states the guarantee, epsilon
+and delta. The metric is exact, and no epsilon covers it: take it out of `{FACTS}` before you give
+the adapter to somebody who must not learn it.
 """
 
 
 def _by_hand(backbone: Backbone) -> str:
     """How to load it where this package is not installed."""
+    place = Path(backbone.job.backbone)
+    gguf = f", with `gguf_file={place.name!r}`," if place.suffix == ".gguf" else ""
     if backbone.pooling == "native":
         kind = (
             "AutoModelForCausalLM"
@@ -147,10 +189,10 @@ def _by_hand(backbone: Backbone) -> str:
         )
         return (
             "Without this package: `PeftModel.from_pretrained(base, folder)` of peft, on the "
-            f"backbone as `{kind}` of transformers."
+            f"backbone as `{kind}`{gguf} of transformers."
         )
     return (
         "Without this package: `PeftModel.from_pretrained(base, folder)` of peft, on the backbone "
-        f"as `AutoModel` of transformers; pool its last hidden states ({backbone.pooling}), scale "
-        f"each to norm 1, and apply the linear layer in `{HEAD}`."
+        f"as `AutoModel`{gguf} of transformers; pool its last hidden states ({backbone.pooling}), "
+        f"scale each to norm 1, and apply the linear layer in `{HEAD}`."
     )

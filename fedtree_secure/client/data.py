@@ -4,7 +4,8 @@ Nothing here leaves the client. Counts that are read from private rows (how many
 for local checks only; whatever enters a formula of the mechanism comes from the configuration.
 """
 
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import numpy as np
 from fedtree_dp import PrivacyBudget
 from fedtree_secure.client.files import read_rows
 from fedtree_secure.config import Job
-from fedtree_secure.errors import DataError
+from fedtree_secure.errors import ConfigurationError, DataError
 from fedtree_secure.job_file import ClientFiles
 from fedtree_secure.model.rows import ClientData, Label, Table, tokenise
 from fedtree_secure.names import check_name
@@ -57,11 +58,29 @@ class Client:
         check_name("client id", self.id)
         if self.dataset:
             check_name(f"dataset of client {self.id}", self.dataset)
-        if self.records is not None and (isinstance(self.records, bool) or self.records < 1):
+        whole = isinstance(self.records, int) and not isinstance(self.records, bool)
+        if self.records is not None and not (whole and self.records >= 1):
             raise DataError(
                 f"client {self.id}: declared records is {self.records!r}; it must be a whole "
                 "number above 0"
             )
+        labels: object = self.labels
+        if isinstance(labels, str) or not isinstance(labels, Sequence):
+            raise DataError(
+                f"client {self.id}: labels is {self.labels!r}; give all of them, such as "
+                '("negative", "positive")'
+            )
+        object.__setattr__(self, "labels", tuple(self.labels))
+        if self.privacy is not None and not isinstance(self.privacy, PrivacyBudget):
+            raise ConfigurationError(
+                f"client {self.id}: privacy is {self.privacy!r}; allowed: PrivacyBudget(...) or "
+                "None for the job's"
+            )
+
+
+def place_of(path: str, folder: Path) -> Path:
+    """Return where a file of a job lies: relative to the job's folder; ``~`` is the home folder."""
+    return folder / Path(path).expanduser()
 
 
 def load_clients(entries: Sequence[ClientFiles], folder: Path) -> list[Client]:
@@ -69,8 +88,8 @@ def load_clients(entries: Sequence[ClientFiles], folder: Path) -> list[Client]:
     return [
         Client(
             id=entry.id,
-            train=read_rows(folder / entry.train, entry.id),
-            test=None if entry.test is None else read_rows(folder / entry.test, entry.id),
+            train=read_rows(place_of(entry.train, folder), entry.id),
+            test=None if entry.test is None else read_rows(place_of(entry.test, folder), entry.id),
             text=entry.text,
             label=entry.label,
             labels=entry.labels,
@@ -114,6 +133,32 @@ def prepare(client: Client, job: Job, tokenizer: Any) -> ClientData:
     return ClientData(train, test, label_set, declared)
 
 
+def problems(client: Client, job: Job) -> list[str]:
+    """Return everything that `prepare` would refuse of a client's rows, one sentence each: the
+    first of each kind in each split.
+    """
+    splits = [(client.train, "train")]
+    splits += [] if client.test is None else [(client.test, "test")]
+    checks: list[Callable[[], object]] = [
+        functools.partial(_texts, client, rows, split) for rows, split in splits
+    ]
+    if job.task == "classification":
+        checks += [
+            functools.partial(_labels_of_split, client, rows, split) for rows, split in splits
+        ]
+    found = []
+    for check in checks:
+        try:
+            check()
+        except DataError as error:
+            found.append(str(error))
+    return list(dict.fromkeys(found))
+
+
+def _labels_of_split(client: Client, rows: Any, split: str) -> None:
+    _labels(client, rows, split, _label_set(client)[0])
+
+
 def texts_of(client: Client) -> list[str]:
     """Return the texts of a client's training rows, checked."""
     return _texts(client, client.train, "train")
@@ -134,9 +179,13 @@ def _texts(client: Client, rows: Any, split: str) -> list[str]:
 
 
 def _column(client: Client, rows: Any, split: str, name: str) -> list[Any]:
-    columns = list(
-        getattr(rows, "column_names", ()) or (rows.keys() if isinstance(rows, Mapping) else ())
-    )
+    if not hasattr(rows, "column_names") and not isinstance(rows, Mapping):
+        raise DataError(
+            f"client {client.id}: {split} is a {type(rows).__name__}; allowed: a datasets.Dataset, "
+            "or a mapping of column names to lists. From a file: Federation.from_toml, or "
+            "datasets.Dataset.from_csv"
+        )
+    columns = list(rows.column_names if hasattr(rows, "column_names") else rows.keys())
     if name not in columns:
         raise DataError(
             f"client {client.id}: {split} has no column {name!r}; it has "
@@ -156,10 +205,10 @@ def _label_set(client: Client) -> tuple[tuple[str, ...], bool]:
         return tuple(names), True
     values = _column(client, client.train, "train", client.label)
     found = {_name(client, value, "train") for value in values if not _missing(value)}
-    return tuple(sorted(found, key=_order)), False
+    return tuple(sorted(found, key=label_order)), False
 
 
-def _order(name: str) -> tuple[bool, int, str]:
+def label_order(name: str) -> tuple[bool, int, str]:
     """Whole numbers by their size, then all other names by the alphabet."""
     number = name.lstrip("-").isdecimal()
     return not number, int(name) if number else 0, name
@@ -170,8 +219,14 @@ def _labels(
 ) -> "np.ndarray[Any, Any]":
     position = {name: i for i, name in enumerate(label_set)}
     class_names = getattr(getattr(rows, "features", {}).get(client.label), "names", None)
-    out = np.empty(len(rows[client.text]), dtype=np.int64)
-    for i, value in enumerate(_column(client, rows, split, client.label)):
+    values = _column(client, rows, split, client.label)
+    if len(values) != len(rows[client.text]):
+        raise DataError(
+            f"client {client.id}: {split} has {len(rows[client.text])} texts and {len(values)} "
+            "labels; each text needs one"
+        )
+    out = np.empty(len(values), dtype=np.int64)
+    for i, value in enumerate(values):
         if _missing(value):
             raise DataError(
                 f"client {client.id}: row {i} of {split} has no label in column {client.label!r}"

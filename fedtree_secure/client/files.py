@@ -1,7 +1,7 @@
 """Rows from files, as they stand there: nothing is guessed.
 
 A CSV holds text and nothing else: ``01`` stays ``01`` and ``True`` stays ``True``. JSON and Parquet
-have types of their own, which are kept.
+have types of their own, which are kept; a column of JSON holds one type.
 """
 
 import csv
@@ -38,6 +38,10 @@ def read_rows(path: Path, client: str) -> Any:
         return datasets.Dataset.from_dict(READERS[path.suffix](path))
     except DataError as error:
         raise DataError(f"client {client}: {path}: {error}") from None
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"client {client}: {path} is not UTF-8 (byte {error.start}); save it as UTF-8"
+        ) from None
     except (ValueError, OSError, TypeError, csv.Error) as error:
         raise DataError(
             f"client {client}: {path} cannot be read: {type(error).__name__}: {error}"
@@ -66,7 +70,15 @@ def _records(records: Any) -> Columns:
     if not isinstance(records, list) or not all(isinstance(row, dict) for row in records):
         raise DataError("it must hold objects, one for each row")
     names = list(dict.fromkeys(name for row in records for name in row))
-    return {name: [row.get(name) for row in records] for name in names}
+    columns = {name: [row.get(name) for row in records] for name in names}
+    for name, values in columns.items():
+        kinds = {type(value).__name__ for value in values if value is not None}
+        if len(kinds) > 1 and kinds != {"int", "float"}:
+            raise DataError(
+                f"column {name!r} holds values of several kinds ({', '.join(sorted(kinds))}); "
+                "write all of them as text"
+            )
+    return columns
 
 
 def _jsonl(path: Path) -> Columns:

@@ -8,6 +8,7 @@ from fedtree_secure.agreed.stages import Exchange, kind_of
 from fedtree_secure.config import Job
 from fedtree_secure.embedded.progress import Observer
 from fedtree_secure.embedded.transcript import SERVER, Transcript
+from fedtree_secure.errors import RunStopped
 
 log = logging.getLogger("fedtree_secure.embedded")
 
@@ -26,6 +27,23 @@ class Failure:
     error: Exception
 
 
+# Between the clients of these exchanges a run can stop and lose nothing: what was charged by then
+# is kept, or made again from its seed. Later in a round that would waste the round's charges.
+LOSES_NOTHING = frozenset(
+    {
+        Exchange.JOIN,
+        Exchange.SKETCH_HELLO,
+        Exchange.SKETCH_SEAL,
+        Exchange.SKETCH,
+        Exchange.TREE,
+        Exchange.ADOPT,
+        Exchange.PREPARE,
+        Exchange.ADVERTISE,
+        Exchange.SHARE,
+    }
+)
+
+
 class InProcess:
     """Carries messages to participants in this process.
 
@@ -34,18 +52,38 @@ class InProcess:
     Args:
         participants: What answers a request, by client id.
         transcript: Where messages are listed.
+        stop: Asked before each client where `LOSES_NOTHING`; True ends the run there.
     """
 
     def __init__(
-        self, participants: Mapping[str, Callable[[bytes], bytes]], transcript: Transcript
+        self,
+        participants: Mapping[str, Callable[[bytes], bytes]],
+        transcript: Transcript,
+        *,
+        stop: Callable[[], bool] = lambda: False,
     ) -> None:
-        self._participants, self._transcript = participants, transcript
+        self._participants, self._transcript, self._stop = participants, transcript, stop
+        self._at = ("", "")
         self.failures: list[Failure] = []
+
+    def when_stopped(self) -> str:
+        """Say, for whoever asks to stop now, when the run will."""
+        stage, client = self._at
+        if not stage or kind_of(stage) in LOSES_NOTHING:
+            when = f"after client {client} ({stage})" if client else "before the first client"
+            why = "nothing is lost"
+        else:
+            when = f"after this round ({client}, {stage})"
+            why = "its clients are charged for it, and stopping now would waste that"
+        return f"stopping {when}: {why}. Press Ctrl-C again to stop at once"
 
     def exchange(self, stage: str, requests: Mapping[str, bytes]) -> dict[str, bytes]:
         """See `Transport.exchange`."""
         replies = {}
         for name, request in requests.items():
+            if self._stop() and kind_of(stage) in LOSES_NOTHING:
+                raise RunStopped(f"stopped before client {name} ({stage}), as asked")
+            self._at = (stage, name)
             self._transcript.record(SERVER, name, stage, request)
             try:
                 reply = self._participants[name](request)

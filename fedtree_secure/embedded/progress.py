@@ -1,5 +1,6 @@
 """What a person sees while a run works: bars with stage, steps, rounds, epsilon spent and left."""
 
+import logging
 from types import TracebackType
 from typing import Protocol
 
@@ -12,6 +13,8 @@ from rich.progress import (
     TextColumn,
     TimeElapsedColumn,
 )
+
+log = logging.getLogger("fedtree_secure.embedded")
 
 
 class Observer(Protocol):
@@ -33,9 +36,13 @@ class Observer(Protocol):
         """A round is over; epsilon is the largest over the clients."""
         ...
 
+    def note(self, text: str) -> None:
+        """Something that a person must know at once."""
+        ...
+
 
 class Silent:
-    """Shows nothing."""
+    """Shows nothing but notes, which are logged as warnings."""
 
     def job(self, name: str) -> None:
         """See `Observer.job`."""
@@ -48,6 +55,10 @@ class Silent:
 
     def round(self, number: int, rounds: int, spent: float, allowed: float, note: str) -> None:
         """See `Observer.round`."""
+
+    def note(self, text: str) -> None:
+        """See `Observer.note`."""
+        log.warning("%s", text)
 
 
 class Bars:
@@ -91,6 +102,10 @@ class Bars:
             self._rounds = self._progress.add_task(self._title, total=rounds, note="")
         text = f"ε {spent:.2f} of {allowed:g}, {max(allowed - spent, 0):.2f} left {note}"
         self._progress.update(self._rounds, completed=number, note=text)
+
+    def note(self, text: str) -> None:
+        """See `Observer.note`."""
+        self.console.print(text, style="yellow", highlight=False, markup=False)
 
     def __enter__(self) -> "Bars":
         self._progress.start()

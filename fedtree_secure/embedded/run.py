@@ -21,8 +21,9 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from fedtree_dp import epsilon_of
 from fedtree_dp.account.accounting import PLANNING_DISCRETIZATION
 from fedtree_secure.agreed.transport import Transport
-from fedtree_secure.client.adapter import save_adapter
+from fedtree_secure.client.adapter import Outcome, save_adapter
 from fedtree_secure.client.canaries import plant
+from fedtree_secure.client.clients import check_clients
 from fedtree_secure.client.data import Client, prepare
 from fedtree_secure.client.data_sets import DataSets, refuse_legacy
 from fedtree_secure.client.state import initial_state, loaded_into
@@ -34,13 +35,12 @@ from fedtree_secure.embedded.references import add_references
 from fedtree_secure.embedded.setting import (
     Parties,
     Setting,
-    check_clients,
     open_parties,
 )
 from fedtree_secure.embedded.shared import Shared
 from fedtree_secure.embedded.summary import Finished, add_costs, client_report, write_report
 from fedtree_secure.embedded.transcript import Transcript
-from fedtree_secure.errors import ConfigurationError, RunStopped
+from fedtree_secure.errors import ConfigurationError, RunFolderError, RunStopped
 from fedtree_secure.model.backbone import Backbone
 from fedtree_secure.model.rows import ClientData
 from fedtree_secure.report.evidence import write_evidence
@@ -82,6 +82,10 @@ class RunOptions:
     wrap_transport: Wrap | None = None
 
     def __post_init__(self) -> None:
+        if not isinstance(self.canaries, int) or self.canaries < 0:
+            raise ConfigurationError(
+                f"canaries is {self.canaries!r}; allowed: a whole number of at least 0"
+            )
         if self.canaries and not self.auditable:
             raise ConfigurationError(
                 f"{self.canaries} canaries were asked for; they need auditable=True (--auditable)"
@@ -105,6 +109,30 @@ def run_job(job: Job, clients: Sequence[Client], out: Path, options: RunOptions)
         FedTreeError: A setting, a row, a model, a folder or a store cannot be used; nothing was
             charged. `RunStopped` where the run was interrupted: ``resume`` continues it.
     """
+    with _disk_explained(out):
+        return _run(job, clients, out, options)
+
+
+@contextlib.contextmanager
+def _disk_explained(out: Path) -> Iterator[None]:
+    """Say what to do where the system refuses a file. Charges made by then are on the disk."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None:  # ours or a library's, not the system's
+            raise
+        what = error.strerror if error.filename is None else f"{error.filename}: {error.strerror}"
+        raise RunStopped(
+            f"a file cannot be read or written ({what}). Mend that, for example free some space; "
+            + (
+                "then continue with resume=True (--resume): what was charged is known"
+                if (out / "job.json").exists()
+                else "nothing was charged, begin again"
+            )
+        ) from error
+
+
+def _run(job: Job, clients: Sequence[Client], out: Path, options: RunOptions) -> Result:
     result = _run_once(job, clients, out, options)
     if options.simulate:
 
@@ -126,6 +154,10 @@ def run_job(job: Job, clients: Sequence[Client], out: Path, options: RunOptions)
 
 def _run_once(job: Job, clients: Sequence[Client], out: Path, options: RunOptions) -> Result:
     check_clients(job, clients)
+    if options.resume and not (out / "job.json").exists():
+        raise RunFolderError(
+            f"there is no run in {out} to resume; leave out resume (--resume) to begin one there"
+        )
     SecretBox.from_environment()  # a key file that cannot be used is refused before anything else
     kept = {"messages": options.auditable, "canaries": options.canaries}
     kind = {"simulate": options.simulate, "auditable": kept}
@@ -176,12 +208,14 @@ def _path(state: Path | str | None) -> Path | None:
 def _drive(
     setting: Setting, sides: Parties, transcript: Transcript, wrap: Wrap | None
 ) -> tuple[Coordinator, InProcess]:
-    embedded = InProcess({name: p.handle for name, p in sides.participants.items()}, transcript)
+    stop = threading.Event()
+    handlers = {name: p.handle for name, p in sides.participants.items()}
+    embedded = InProcess(handlers, transcript, stop=stop.is_set)
     transport: Transport = Announcing(embedded, setting.observer, setting.job)
     if wrap is not None:
         transport = wrap(transport)
     key = server_key(setting.folder, setting.job, SecretBox.from_environment())
-    with _interruptible() as stop:
+    with _interruptible(stop, lambda: setting.observer.note(embedded.when_stopped())):
         coordinator = Coordinator(
             sides.terms,
             key,
@@ -193,7 +227,7 @@ def _drive(
         try:
             coordinator.run()
         except RunStopped as stopped:
-            last = embedded.failures[-1] if embedded.failures else None
+            last = embedded.failures[-1] if embedded.failures and not stop.is_set() else None
             detail = f" (last failure, {last.client}: {last.error})" if last else ""
             raise RunStopped(
                 f"{stopped}{detail}. Nothing is lost; continue with resume=True (--resume)"
@@ -235,7 +269,8 @@ def _conclude(
         adapters[client.id] = folder / "adapters" / client.id
         with participant.at_backbone():
             metric = backbone.evaluate(data[client.id])
-            save_adapter(backbone, adapters[client.id], data[client.id].label_set)
+            spent = Outcome(ledger.spent(), ledger.budget.delta, metric)
+            save_adapter(backbone, adapters[client.id], data[client.id].label_set, spent)
         causal = setting.job.task == "causal-lm"
         untrained = _untrained(backbone, data[client.id]) if causal else None
         reports[client.id] = client_report(
@@ -259,22 +294,26 @@ def _untrained(backbone: Backbone, data: ClientData) -> dict[str, Any] | None:
 
 
 @contextlib.contextmanager
-def _interruptible() -> Iterator[threading.Event]:
-    """First Ctrl-C: finish the round, then stop. Second: stop at once (the stores are valid at
-    every moment).
+def _interruptible(stop: threading.Event, say: Callable[[], None]) -> Iterator[None]:
+    """First Ctrl-C: say what happens, and stop where that loses nothing (`InProcess`). Second: stop
+    at once (the stores are valid at every moment).
+
+    Args:
+        stop: Set by the first.
+        say: Tells the person who pressed it.
     """
-    stop = threading.Event()
     if threading.current_thread() is not threading.main_thread():
-        yield stop
+        yield
         return
 
     def first(*_: Any) -> None:
         stop.set()
         signal.signal(signal.SIGINT, previous)
+        say()
 
     previous = signal.signal(signal.SIGINT, first)
     try:
-        yield stop
+        yield
     finally:
         signal.signal(signal.SIGINT, previous)
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from fedtree_dp import Ledger
+from fedtree_dp import BudgetExceeded, Ledger
 from fedtree_secagg import Identity, Roster
 from fedtree_secure.agreed.head_groups import HeadGroup, head_groups
 from fedtree_secure.agreed.noise_plan import NoisePlan, plan_noise
@@ -25,7 +25,6 @@ from fedtree_secure.config import Job
 from fedtree_secure.embedded.folder import key_of, record_roster, server_key
 from fedtree_secure.embedded.progress import Observer
 from fedtree_secure.embedded.shared import Shared
-from fedtree_secure.errors import ConfigurationError
 from fedtree_secure.model.backbone import Backbone
 from fedtree_secure.model.rows import ClientData
 from fedtree_secure.storage import SecretBox, write_json
@@ -57,30 +56,6 @@ class Setting:
     def place_of(self, client: str) -> Path:
         """The folder of a client in the run folder."""
         return self.folder / "clients" / client
-
-
-def check_clients(job: Job, clients: Sequence[Client]) -> None:
-    """Refuse a list of clients that no run could be made of.
-
-    Raises:
-        ConfigurationError: Too few, two with one name, or a budget that does not fit the records.
-    """
-    least = job.masking.min_group
-    if len(clients) < least:
-        raise ConfigurationError(
-            f"{len(clients)} clients were given; at least masking.min_group = {least} are needed, "
-            "because no sum over fewer is ever opened"
-        )
-    named = (("id", [c.id for c in clients]), ("dataset", [c.dataset or c.id for c in clients]))
-    for what, names in named:
-        twice = {name for name in names if names.count(name) > 1}
-        if twice:
-            raise ConfigurationError(
-                f"two clients have the {what} {min(twice)!r}; each needs its own"
-            )
-    for client in clients:
-        budget = client.privacy or job.privacy
-        budget.check_records(client.records or job.training.records)
 
 
 def groups_of_heads(job: Job, data: Mapping[str, ClientData]) -> tuple[HeadGroup, ...]:
@@ -137,11 +112,30 @@ def open_parties(
     return Parties(participants, ledgers, identities, terms)
 
 
+def _planned(job: Job, client: Client, ledger: Ledger) -> NoisePlan:
+    """Plan with what the ledger leaves; say whose ledger it is where that is too little, and what
+    it holds, without what was only planned.
+    """
+    try:
+        return plan_noise(job, client.privacy or job.privacy, ledger.events())
+    except BudgetExceeded as error:
+        spent, budget = ledger.spent(), ledger.budget
+        raise BudgetExceeded(
+            f"client {client.id}: data set {ledger.dataset!r} ({ledger.path}): epsilon "
+            f"{spent:.4f} of {budget.epsilon:g} is spent at delta {budget.delta:g}, and what is "
+            "left is too little for this job. Raise the budget on purpose (fedtree-secure ledger "
+            "set-budget), or stop here",
+            spent=spent,
+            requested_total=error.requested_total,
+            allowed=error.allowed,
+        ) from None
+
+
 def _noise_plan(setting: Setting, client: Client, ledger: Ledger) -> NoisePlan:
     """The client's plan: made once before anything is charged, kept in its store, never changed."""
     stored = ledger.get(setting.run, "plan")
     if stored is None:
-        plan = plan_noise(setting.job, client.privacy or setting.job.privacy, ledger.events())
+        plan = _planned(setting.job, client, ledger)
         with ledger.transaction() as transaction:
             transaction.put(setting.run, "plan", plan.to_bytes())
     else:

@@ -19,12 +19,18 @@ from torch import nn
 from fedtree_dp import NoiseSource, per_sequence_loss
 from fedtree_dp.sgd.shapes import Buckets, plan_slots
 from fedtree_secure.config import Job
+from fedtree_secure.model import metrics
 from fedtree_secure.model.experts import CLUSTER, Experts
 from fedtree_secure.model.facts import ModelFacts
 from fedtree_secure.model.heads import Centred, find_head, last_linear, replace_part
 from fedtree_secure.model.identity import model_digest
 from fedtree_secure.model.layout import Layout
-from fedtree_secure.model.loading import check_causal, check_vocabulary, load_checkpoint
+from fedtree_secure.model.loading import (
+    check_causal,
+    check_length,
+    check_vocabulary,
+    load_checkpoint,
+)
 from fedtree_secure.model.rows import ClientData, Table
 
 EVALUATION_BATCH = 33  # rows, the last a dummy
@@ -73,12 +79,14 @@ class Backbone:
         self.tokenizer, self.model, self.fresh = loaded.tokenizer, loaded.model, loaded.fresh
         self.pooling = loaded.pooling
         self.frozen_digest = model_digest(self.model, self.tokenizer, self.fresh)
-        self.model.to(self.device).eval()
+        self.model.eval()
+        check_vocabulary(self.tokenizer, self.model)
+        check_length(self.tokenizer, self.model, job.training.max_length)
+        self.model.to(self.device)
         self._head_name, self._head_template = find_head(self.model, job)
         self.experts = Experts(self.model, job.lora, str(self.model.config.model_type), job.seed)
         for mix in self.experts.mixes:
             mix.to(self.device)
-        check_vocabulary(self.tokenizer, self.model)
         if job.task == "causal-lm":
             check_causal(self.model, self.device)
         self.reference, self.layer_reference = (torch.zeros(1), 1.0), (np.zeros(1), np.ones(1))
@@ -190,25 +198,28 @@ class Backbone:
         """Measure what is in place on the test rows; None without any.
 
         Returns:
-            ``{"name": "accuracy" or "perplexity", "value": ...}``.
+            ``{"name": "accuracy" or "perplexity", "value": ...}`` and what `metrics` adds.
         """
         if data.test is None:
             return None
-        right, nll, tokens = 0, 0.0, 0
+        nll, tokens = 0.0, 0
+        given: list[int] = []
+        answered: list[int] = []
         for _, batch in self._batches(data.test):
             logits = self.model(
                 input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]
             ).logits.float()
             present = batch["present"]
             if self.job.task == "classification":
-                right += int((logits.argmax(-1) == batch["labels"])[present].sum())
+                given += batch["labels"][present].tolist()
+                answered += logits.argmax(-1)[present].tolist()
             else:
                 counts = batch["attention_mask"][present, 1:].sum(1)
                 means = _next_token_loss(logits, batch)[present]
                 nll, tokens = nll + float((means * counts).sum()), tokens + int(counts.sum())
         if self.job.task == "classification":
-            return {"name": "accuracy", "value": right / len(data.test)}
-        return {"name": "perplexity", "value": float(np.exp(min(nll / max(tokens, 1), 700.0)))}
+            return metrics.of_classifier(given, answered, len(data.label_set))
+        return metrics.of_language_model(nll, tokens)
 
     @torch.no_grad()
     def observe(self, table: Table) -> "Observation":

@@ -50,6 +50,7 @@ def load_adapter(folder: str | Path, backbone: str | Path | None = None) -> tupl
         )
         if base.config.pad_token_id is None:
             base.config.pad_token_id = tokenizer.pad_token_id
+        _name_outputs(base.config, facts["labels"])
         return PeftModel.from_pretrained(base, place).eval(), tokenizer
     encoder = AutoModel.from_pretrained(
         checkpoint, dtype=torch.float32, use_safetensors=True, **safe
@@ -59,7 +60,15 @@ def load_adapter(folder: str | Path, backbone: str | Path | None = None) -> tupl
     weights = load_file(place / HEAD)
     model.classifier = nn.Linear(weights["weight"].shape[1], len(weights["weight"]))
     model.classifier.load_state_dict(weights)
+    _name_outputs(model.config, facts["labels"])
     return model.eval(), tokenizer
+
+
+def _name_outputs(config: Any, labels: list[str]) -> None:
+    """Let the configuration name the outputs, as users of transformers expect it to."""
+    if labels:
+        config.id2label = dict(enumerate(labels))
+        config.label2id = {label: position for position, label in enumerate(labels)}
 
 
 def read_facts(folder: Path) -> dict[str, Any]:

@@ -119,6 +119,7 @@ class Experts:
         self.targets = lora.targets or TARGETS.get(architecture, DEFAULT_TARGETS)
         check_targets(model, self.targets, architecture)
         found = places(model, self.targets, lora.last_layers)
+        check_rank(model, found, lora.r)
         for name in (CLUSTER, EXTERNAL):
             config = LoraConfig(
                 r=lora.r, lora_alpha=lora.alpha, target_modules=found, lora_dropout=0.0
@@ -264,6 +265,20 @@ def places(model: nn.Module, targets: tuple[str, ...], last: int | None) -> list
         )
     kept = sorted(found)[-last:] if last else sorted(found)
     return [name for layer in kept for name in found[layer]]
+
+
+def check_rank(model: nn.Module, found: list[str], rank: int) -> None:
+    """Refuse a rank above the width of an adapted layer, before memory is taken for it.
+
+    Raises:
+        BackboneError: Such an adapter would have more values than the layer itself.
+    """
+    layers = (model.get_submodule(name) for name in found)
+    least = min(min(m.in_features, m.out_features) for m in layers if isinstance(m, nn.Linear))
+    if rank > least:
+        raise BackboneError(
+            f"lora.r is {rank}; the adapted layers are {least} wide, so allowed is at most {least}"
+        )
 
 
 def _group_by_layer(model: nn.Module) -> dict[int, list[MixedLinear]]:

@@ -150,6 +150,35 @@ def check_vocabulary(tokenizer: Any, model: Any) -> None:
 
 
 @torch.no_grad()
+def check_length(tokenizer: Any, model: Any, max_length: int) -> None:
+    """Refuse a length of texts that the model has no positions for, or that holds no text.
+
+    Tried on public tokens, on the CPU: where a GPU has no position, it is lost to the process.
+
+    Raises:
+        BackboneError: The first text of that length would stop a run that has spent budget.
+    """
+    special = int(tokenizer.num_special_tokens_to_add())
+    if max_length <= special:
+        raise BackboneError(
+            f"training.max_length is {max_length}, and the tokenizer's own {special} tokens leave "
+            f"no place for text; allowed: at least {special + 1}"
+        )
+    known = int(model.get_input_embeddings().weight.shape[0])
+    taken = {int(i) for i in tokenizer.all_special_ids}
+    token = next((i for i in range(known) if i not in taken), 0)
+    ids = torch.full((1, max_length), token)
+    try:
+        model(input_ids=ids, attention_mask=torch.ones_like(ids))
+    except (RuntimeError, IndexError) as error:
+        most = getattr(model.config, "max_position_embeddings", None)
+        raise BackboneError(
+            f"training.max_length is {max_length}, and texts of that length do not pass the model "
+            f"(its max_position_embeddings is {most}; some of these may be taken): {error}"
+        ) from None
+
+
+@torch.no_grad()
 def check_causal(model: Any, device: str) -> None:
     """Refuse a model that sees later tokens: it would learn to copy, not to predict.
 

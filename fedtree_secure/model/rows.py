@@ -97,13 +97,20 @@ class ClientData:
 
 
 def tokenise(texts: list[str], tokenizer: Any, job: Job) -> tuple[tuple[int, ...], ...]:
-    """Return token ids of each text, cut to the job's maximum length.
+    """Return token ids of each text, cut to the job's maximum length; see `tokenise_to`."""
+    causal = job.task == "causal-lm"
+    return tokenise_to(job.training.max_length, texts, tokenizer, causal=causal)
+
+
+def tokenise_to(
+    limit: int, texts: list[str], tokenizer: Any, *, causal: bool
+) -> tuple[tuple[int, ...], ...]:
+    """Return token ids of each text, cut to ``limit``.
 
     An end token closes a text of a language model that was not cut: after a cut the text goes on,
     and to learn that it ends there is to learn something false.
     """
-    limit = job.training.max_length
-    if job.task != "causal-lm" or tokenizer.eos_token_id is None:
+    if not causal or tokenizer.eos_token_id is None:
         encoded = tokenizer(texts, truncation=True, max_length=limit, padding=False)["input_ids"]
         return tuple(tuple(row) for row in encoded)
     # Uncut first: tokenizers that close a text themselves would close a cut one, too.

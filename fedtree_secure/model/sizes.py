@@ -6,7 +6,13 @@ import torch
 from torch import nn
 
 from fedtree_secure.config import Job
-from fedtree_secure.model.experts import DEFAULT_TARGETS, TARGETS, check_targets, places
+from fedtree_secure.model.experts import (
+    DEFAULT_TARGETS,
+    TARGETS,
+    check_rank,
+    check_targets,
+    places,
+)
 from fedtree_secure.model.loading import find_checkpoint
 
 
@@ -27,8 +33,10 @@ def trained_values(job: Job) -> int:
         model = kind.from_config(config, trust_remote_code=False)
     targets = job.lora.targets or TARGETS.get(str(config.model_type), DEFAULT_TARGETS)
     check_targets(model, targets, str(config.model_type))
+    names = places(model, targets, job.lora.last_layers)
+    check_rank(model, names, job.lora.r)
     found = 0
-    for name in places(model, targets, job.lora.last_layers):
+    for name in names:
         linear = model.get_submodule(name)
         assert isinstance(linear, nn.Linear)
         width = linear.out_features + (0 if job.lora.freeze_a else linear.in_features)

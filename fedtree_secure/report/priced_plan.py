@@ -160,7 +160,7 @@ def price_job_file(
     *,
     noise_multiplier: float | None = None,
     unknown: Unknown = "noise",
-    parameters: int = 1,
+    parameters: int | None = None,
 ) -> list[PricedPlan]:
     """Complete the plan of a job file for every group of clients with the same budget and declared
     size.
@@ -170,9 +170,11 @@ def price_job_file(
         noise_multiplier: Of the rounds' steps; the other stages are scaled along. Needed unless it
             is the unknown.
         unknown: What to solve for in place of the job's own number.
-        parameters: d, trained values of a client.
+        parameters: d, trained values of a client; None for what the job's adapters have on its
+            backbone, whose configuration is read.
 
     Raises:
+        BackboneError: The backbone is missing, and ``parameters`` with it.
         ConfigurationError: The job has no rounds, or noise is missing or given where it is asked
             for.
         fedtree_dp.BudgetExceeded: No value of the unknown keeps the budget.
@@ -180,6 +182,8 @@ def price_job_file(
     job, clients = load_job(path)
     if not job.rounds:
         raise ConfigurationError(f"{path} has no rounds; there is nothing to plan")
+    if parameters is None:
+        parameters = trained_values(job)
     groups: dict[tuple[PrivacyBudget, int], list[ClientFiles]] = {}
     for client in clients:
         key = (client.privacy or job.privacy, client.records or job.training.records)

@@ -176,8 +176,25 @@ def remarks(data: Mapping[str, Any]) -> list[str]:
         _comparison(data["clients"], key, found)
         for key, found in data.get("references", {}).items()
     ]
+    lines += _accuracy(data)
     lines += [f"Auditable: {cost}." for cost in data.get("auditable", {}).get("costs", ())]
     return [*lines, *_heads(data), *_tree(data)]
+
+
+def _accuracy(data: Mapping[str, Any]) -> list[str]:
+    """What accuracy alone does not say: how uncertain it is, and whether rare labels are found."""
+    found = [r["metric"] for r in data["clients"].values() if r["metric"]]
+    known = [metric for metric in found if "interval" in metric]
+    if not known:
+        return []
+    half = statistics.median((m["interval"][1] - m["interval"][0]) / 2 for m in known)
+    scores = sorted(metric["macro_f1"] for metric in known)
+    return [
+        (
+            f"A client's accuracy is uncertain by ±{half:.3f} (95%, Wilson; median); macro F1 "
+            f"{scores[0]:.3f} to {scores[-1]:.3f}. By client, with counts by label: summary.json."
+        )
+    ]
 
 
 def _heads(data: Mapping[str, Any]) -> list[str]:
@@ -226,11 +243,11 @@ def _comparison(clients: Mapping[str, Any], key: str, reference: Mapping[str, An
     return (
         f"Against {REFERENCE_TITLES[key]} ({under}): higher for {above}, lower for {below} of "
         f"{len(gaps)} clients, "
-        f"mean difference {mean:+.3f}{_interval(gaps)}."
+        f"mean difference {mean:+.3f}{interval_of(gaps)}."
     )
 
 
-def _interval(gaps: list[float]) -> str:
+def interval_of(gaps: list[float]) -> str:
     """The 95% interval of a mean of paired differences (Student), over the clients of this run."""
     if len(gaps) < 3:
         return ""

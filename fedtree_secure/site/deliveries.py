@@ -5,7 +5,7 @@ from typing import Any
 
 from fedtree_dp import Ledger, statement
 from fedtree_dp.account.accounting import merge
-from fedtree_secure.client.adapter import save_adapter
+from fedtree_secure.client.adapter import Outcome, save_adapter
 from fedtree_secure.client.participant import Participant
 from fedtree_secure.report.summary import guarantee
 from fedtree_secure.roster_file import RosterFile
@@ -33,8 +33,9 @@ def deliver_run(
     data, client = party.member.data, party.member.client
     with participant.at_backbone():
         metric = party.backbone.evaluate(data)
-        save_adapter(party.backbone, place / "adapter", data.label_set)
-    said = statement(ledger.events(), ledger.budget.delta, prv=False)
+        said = statement(ledger.events(), ledger.budget.delta, prv=False)
+        outcome = Outcome(said.epsilon, ledger.budget.delta, metric)
+        save_adapter(party.backbone, place / "adapter", data.label_set, outcome)
     report: dict[str, Any] = {
         "format": 1,
         "site": participant.id,

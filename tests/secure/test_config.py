@@ -6,6 +6,7 @@ import pytest
 
 from fedtree_dp import ConfigurationError as DPConfigurationError
 from fedtree_secure import ConfigurationError, Lora, Masking, PrivacyBudget, Topology, Training
+from fedtree_secure.client.data import place_of
 from fedtree_secure.config import Job
 from fedtree_secure.job_file import load_job
 
@@ -129,3 +130,25 @@ def test_language_modelling_has_no_head_to_train():
         Job(backbone="m", privacy=BUDGET, task="causal-lm", training=Training(head="group"))
     assert Job(backbone="m", privacy=BUDGET, task="causal-lm").head == "frozen"
     assert Job(backbone="m", privacy=BUDGET).head == "group"
+
+
+def test_a_backbone_lies_where_the_job_file_says(tmp_path, monkeypatch):
+    """Relative to the file, as all paths in it; a name that is no folder there is a hub id."""
+    (tmp_path / "models" / "mine").mkdir(parents=True)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for given, found in (
+        ("models/mine", str(tmp_path / "models" / "mine")),
+        ("./gone", str(tmp_path / "gone")),
+        ("gone.gguf", str(tmp_path / "gone.gguf")),
+        ("~/models/mine", str(tmp_path / "models" / "mine")),
+        ("/models/mine", "/models/mine"),
+        ("who/what", "who/what"),
+    ):
+        job, _ = load_job(write(tmp_path, GOOD.replace('"model"', f'"{given}"')))
+        assert job.backbone == found, given
+
+
+def test_the_home_folder_is_expanded_in_a_clients_files(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert place_of("~/a.csv", tmp_path / "jobs") == tmp_path / "a.csv"
+    assert place_of("a.csv", tmp_path / "jobs") == tmp_path / "jobs" / "a.csv"

@@ -25,6 +25,8 @@ from fedtree_dp.account.budget import PrivacyBudget
 from fedtree_dp.account.events import Event
 from fedtree_dp.errors import BudgetExceeded, ConfigurationError
 
+# Above this epsilon, which protects nobody any more, plans are priced on coarser grids.
+LARGE = 100.0
 # A plan is worth running only if it may spend at least this part of the budget.
 LEAST_USEFUL_SHARE = 1e-3
 # Aimed at: this much below the budget, so that another machine's rounding does not push the plan
@@ -34,6 +36,10 @@ _MARGIN = 1e-5
 _GAP = 1e-3
 # The logarithm of a factor is tried within these bounds.
 _WIDEST = 20.0
+# Two factors whose logarithms are so close give epsilons closer than a quarter of the gap.
+_NARROWEST = 1e-5
+# Steps of regula falsi before bisection takes over.
+_PATIENCE = 8
 
 
 class _NoRootError(Exception):
@@ -91,6 +97,11 @@ def _calibrate(
     """Do the work of `calibrate`; cached, because the clients of one job mostly share plan and
     budget.
     """
+    if budget.epsilon > LARGE:
+        # A distribution has about epsilon over the grid's spacing buckets, so grids are coarser in
+        # proportion: they overstate, so the budget is kept, and what is lost is in the fourth digit
+        discretization = min(0.5, max(discretization, 1e-4 * budget.epsilon))
+        verify = None if verify is None else min(0.5, max(verify, 1e-5 * budget.epsilon))
     already = epsilon_of(before, budget.delta, discretization=verify or discretization)
     if budget.epsilon - already < LEAST_USEFUL_SHARE * budget.epsilon:
         raise _exceeded(
@@ -107,7 +118,7 @@ def _calibrate(
 def _exceeded(what: str, spent: float, budget: PrivacyBudget) -> BudgetExceeded:
     left = max(budget.epsilon - spent, 0.0)
     return BudgetExceeded(
-        f"epsilon {spent:.4g} of {budget.epsilon:g} is spent at delta {budget.delta:g}; {left:.2g} "
+        f"epsilon {spent:.4f} of {budget.epsilon:g} is spent at delta {budget.delta:g}; {left:.2g} "
         f"is left, {what}",
         spent=spent,
         requested_total=math.inf,
@@ -175,10 +186,12 @@ def _solve(epsilon: Callable[[float], float], target: float, *, start: float, st
         return math.log(min(max(ratio, 1e-6), 1e6)) + _GAP / 8
 
     (low, y_low), (high, y_high) = _bracket(above, math.log(start), step)
-    previous = 0.0
-    while high - low > 1e-9:
+    previous, steps = 0.0, 0
+    while high - low > _NARROWEST:
         x = (low * y_high - high * y_low) / (y_high - y_low)
-        y = above(x)
+        if steps >= _PATIENCE:  # it jumps, as it does where `epsilon_of` turns to its bound
+            x = (low + high) / 2
+        y, steps = above(x), steps + 1
         if abs(y) <= _GAP / 8:
             return math.exp(x)
         if y > 0.0:

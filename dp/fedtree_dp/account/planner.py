@@ -17,9 +17,11 @@ from fedtree_dp.account.accounting import (
     PLANNING_DISCRETIZATION,
     STATEMENT_DISCRETIZATION,
     epsilon_of,
+    merge,
+    rdp_bound,
 )
 from fedtree_dp.account.budget import PrivacyBudget
-from fedtree_dp.account.calibration import calibrate
+from fedtree_dp.account.calibration import LARGE, calibrate
 from fedtree_dp.account.events import Event, PoissonGaussian
 from fedtree_dp.errors import BudgetExceeded, ConfigurationError
 
@@ -142,13 +144,14 @@ def price(
         calibrated = calibrate(plan.scaled(1.0), budget, spent=before, verify=verify)
     except BudgetExceeded as refusal:
         return PlanRow(plan, budget.delta, refusal.spent, math.inf, math.inf)
-    grid = PLANNING_DISCRETIZATION if verify is None else verify
+    noise = calibrated[0].noise_multiplier
+    grid = _grid(plan, noise, budget, spent) if verify is None else verify
     return PlanRow(
         plan=plan,
         delta=budget.delta,
         epsilon=epsilon_of((*before, *calibrated), budget.delta, discretization=grid),
-        noise_multiplier=calibrated[0].noise_multiplier,
-        signal_ratio=signal_ratio(calibrated[0].noise_multiplier, plan.parameters, plan.batch),
+        noise_multiplier=noise,
+        signal_ratio=signal_ratio(noise, plan.parameters, plan.batch),
     )
 
 
@@ -260,7 +263,8 @@ def sweep(
 
     def rows(plans: Iterable[tuple[Plan, float]]) -> tuple[PlanRow, ...]:
         return tuple(
-            _costed(changed, budget, sigma, spent) for changed, sigma in dict.fromkeys(plans)
+            _costed(changed, budget, sigma, spent, _grid(changed, sigma, budget, spent))
+            for changed, sigma in dict.fromkeys(plans)
         )
 
     return {
@@ -272,6 +276,16 @@ def sweep(
         ),
         "noise": rows((plan, noise * f) for f in scales),
     }
+
+
+def _grid(plan: Plan, noise: float, budget: PrivacyBudget, spent: Sequence[Event]) -> float:
+    """Return a grid for a table's row: a ten-thousandth of its epsilon, where that is above 100.
+
+    A distribution has about epsilon over the grid's spacing buckets; an epsilon of thousands on
+    the grid of small ones takes a minute and says the same three digits.
+    """
+    bound = rdp_bound(merge((*spent, *plan.events(noise))), budget.delta)
+    return PLANNING_DISCRETIZATION if bound <= LARGE else min(1.0, 1e-4 * bound)
 
 
 def _costed(

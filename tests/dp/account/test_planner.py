@@ -13,6 +13,7 @@ from fedtree_dp import (
     calibrate,
     epsilon_of,
 )
+from fedtree_dp.account import calibration
 from fedtree_dp.account.planner import Plan, plan_table, price, signal_ratio, solve, sweep
 
 BUDGET = PrivacyBudget(epsilon=8, delta=1e-5)
@@ -185,3 +186,20 @@ def test_only_the_grid_of_statements_may_refuse():
         assert (row.epsilon, row.plan.rounds) == (exact, 1)
     with pytest.raises(BudgetExceeded, match=r"already reaches epsilon 8\.0"):
         solve("rounds", plan, budget, noise_multiplier=0.999 * event.noise_multiplier)
+
+
+@pytest.mark.parametrize("epsilon", [150.0, 1000.0])
+def test_a_large_budget_is_planned_on_a_grid_of_its_size(monkeypatch, epsilon):
+    """On the grid of small ones an epsilon of 1,000 takes a minute; looser ones only overstate."""
+    grids = []
+
+    def watched(events, delta, *, discretization):
+        grids.append(discretization)
+        return epsilon_of(events, delta, discretization=discretization)
+
+    monkeypatch.setattr(calibration, "epsilon_of", watched)
+    plan = Plan(records=60, sample_rate=0.5, rounds=1)
+    row = price(plan, PrivacyBudget(epsilon, 1.1e-3))
+    assert 0.7 * epsilon < row.epsilon <= epsilon
+    assert min(grids) >= 1e-4 * epsilon
+    assert len(grids) < 25

@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import select
 import signal
 import subprocess
@@ -16,6 +17,9 @@ from small_jobs import Adversary, LyingServer, federation, make_clients, scripte
 
 from fedtree_dp import Ledger
 from fedtree_secure import RunFolderError, RunStopped, Topology
+from fedtree_secure.embedded.progress import Silent
+
+ONE = Topology(source="one_group")
 
 
 def test_ctrl_c_finishes_the_round_and_resume_goes_on(tiny_bert, tmp_path):
@@ -37,6 +41,70 @@ def test_ctrl_c_finishes_the_round_and_resume_goes_on(tiny_bert, tmp_path):
     assert [record["round"] for record in result.data["rounds"]] == [1, 2]
     for report in result.data["clients"].values():
         assert sum(e["steps"] for e in report["events"] if "steps" in e) == 8 + 2
+
+
+class Watcher(Silent):
+    """Presses Ctrl-C at the first step of a stage, and keeps what it is told."""
+
+    def __init__(self, stage):
+        self.wanted, self.at, self.notes, self.steps = stage, "", [], 0
+
+    def stage(self, name, total):
+        self.at = name
+
+    def step(self):
+        if self.at.startswith(self.wanted):
+            self.steps += 1
+            if self.steps == 1:
+                os.kill(os.getpid(), signal.SIGINT)
+                time.sleep(0.01)
+
+    def note(self, text):
+        self.notes.append(text)
+
+
+def test_ctrl_c_acts_between_clients_and_says_so_at_once(tiny_bert, tmp_path, stores):
+    """While heads are trained: the first client's is kept, the second does not begin."""
+    job, watcher = federation(tiny_bert, rounds=1, topology=ONE), Watcher("heads")
+    with pytest.raises(RunStopped, match="before client t0-c1"):
+        job.run(make_clients(tasks=1), tmp_path / "run", observer=watcher)
+    assert watcher.steps == 8
+    assert watcher.notes == [
+        "stopping after client t0-c0 (prepare): nothing is lost. Press Ctrl-C again to stop at once"
+    ]
+    assert charges(stores, "t0-c0") == {"head": 1}
+    assert charges(stores, "t0-c1") == {}
+    again = Watcher("local")
+    result = job.run(make_clients(tasks=1), tmp_path / "run", resume=True, observer=again)
+    (told,) = again.notes
+    assert told == (
+        "stopping after this round (t0-c0, round-1/mask): its clients are charged for it, and "
+        "stopping now would waste that. Press Ctrl-C again to stop at once"
+    )
+    assert [bool(record["opened"]) for record in result.data["rounds"]] == [True]
+    for client in result.data["clients"]:
+        assert charges(stores, client) == {"head": 1, "round 1": 1}
+
+
+def test_a_full_disk_is_a_sentence_and_the_run_goes_on_after_it(tiny_bert, tmp_path, stores):
+    """A real refusal of the system: no file may grow beyond what the store has now."""
+
+    class Full(Adversary):
+        def exchange(self, stage, requests):
+            if stage == "round-1/confirm":
+                soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+                resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard))
+                try:
+                    (tmp_path / "run" / "server" / "more").write_text("more")
+                finally:
+                    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+            return super().exchange(stage, requests)
+
+    job = federation(tiny_bert, rounds=1, topology=ONE)
+    with pytest.raises(RunStopped, match=r"File too large.*resume=True"):
+        job.run(make_clients(tasks=1), tmp_path / "run", wrap_transport=Full)
+    result = job.run(make_clients(tasks=1), tmp_path / "run", resume=True)
+    assert all(report["epsilon_spent"] <= 8 for report in result.data["clients"].values())
 
 
 class Crash(Adversary):
@@ -219,7 +287,7 @@ def test_a_killed_run_resumes_and_undercounts_nothing(tiny_bert, tmp_path):
     attempts = subprocess.Popen([sys.executable, "-c", code], **pipes)
 
     def attempt():
-        attempts.stdin.write(b"resume\n" if out.exists() else b"fresh\n")
+        attempts.stdin.write(b"resume\n" if (out / "job.json").exists() else b"fresh\n")
         return int(attempts.stdout.readline())
 
     def outcome():

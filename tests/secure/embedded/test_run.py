@@ -17,9 +17,11 @@ from fedtree_secure import (
     RunStopped,
     Topology,
     Training,
+    load_adapter,
 )
 from fedtree_secure.client.data_sets import DataSets
 from fedtree_secure.embedded.shared import Shared
+from fedtree_secure.model.identity import tokenizer_digest
 
 
 @pytest.fixture(scope="module")
@@ -42,6 +44,26 @@ def test_a_run_leaves_everything_behind(finished):
         assert report["bytes_sent"] > 0
     assert len(result.data["layers"]) == 4
     assert [record["error"] for record in result.data["rounds"]] == ["", ""]
+
+
+def test_an_adapter_says_what_it_is(finished):
+    """All that whoever gets it needs to use it, and to know what it cost."""
+    result, _ = finished
+    facts = json.loads((result.adapters["t0-c0"] / "fedtree.json").read_text())
+    report, settings = result.data["clients"]["t0-c0"], result.data["job"]
+    assert facts["id2label"] == {"0": "class-0", "1": "class-1"}
+    assert facts["max_length"] == settings["training"]["max_length"]
+    assert facts["scale"] == settings["lora"]["alpha"] / settings["lora"]["r"]
+    assert facts["privacy"] == {"epsilon": report["epsilon_spent"], "delta": report["delta"]}
+    assert facts["metric"] | {"confusion": report["metric"]["confusion"]} == report["metric"]
+    assert facts["pooling"] == "native"
+    assert facts["tokenizer"]["class"] == "BertTokenizer"
+    model, tokenizer = load_adapter(result.adapters["t0-c0"])
+    assert tokenizer_digest(tokenizer).hex() == facts["tokenizer"]["sha256"]
+    assert tokenizer.model_max_length == facts["max_length"]
+    assert model.config.id2label == {0: "class-0", 1: "class-1"}
+    readme = (result.adapters["t0-c0"] / "README.md").read_text()
+    assert "Texts were cut to 16 tokens" in readme
 
 
 def test_epsilon_can_be_recomputed_from_the_summary(finished):
@@ -232,10 +254,14 @@ def test_a_finished_budget_refuses_the_next_job_wherever_it_writes(tiny_bert, tm
     """H4: the store belongs to the rows, not to --out."""
     job = federation(tiny_bert)
     job.run(make_clients(), tmp_path / "first")
-    with pytest.raises(BudgetExceeded):
+    with pytest.raises(BudgetExceeded) as refused:
         job.run(make_clients(), tmp_path / "elsewhere" / "second")
+    assert not (tmp_path / "elsewhere").exists()
     with Ledger.inspect(store_of(stores, "t0-c0")) as ledger:
         assert len(ledger.events()) == 4
+        said = f"epsilon {ledger.spent():.4f} of 8 is spent"
+    for told in ("client t0-c0: data set 't0-c0'", str(store_of(stores, "t0-c0")), said):
+        assert told in str(refused.value)
 
 
 def open_store(stores, heads, name, budget):

@@ -71,7 +71,7 @@ def test_a_budget_in_python_is_the_budget_in_toml(job_file, tmp_path):
 
 def test_a_job_file_is_planned_as_it_would_run(job_file):
     job, _ = load_job(job_file)
-    outlooks = price_job_file(job_file)
+    outlooks = price_job_file(job_file, parameters=1)
     assert [outlook.title for outlook in outlooks] == ["a, b", "c"]
     for outlook, budget in zip(
         outlooks, (job.privacy, PrivacyBudget(epsilon=2, delta=1e-5)), strict=True
@@ -83,9 +83,11 @@ def test_a_job_file_is_planned_as_it_would_run(job_file):
 
 def test_every_unknown_of_a_job_is_solved_for(job_file):
     job_file.write_text(JOB.replace("privacy = {epsilon = 2, delta = 1e-5}", ""))
-    sigma = price_job_file(job_file)[0].row.noise_multiplier
+    sigma = price_job_file(job_file, parameters=1)[0].row.noise_multiplier
     job, _ = load_job(job_file)
-    planned = price_job_file(job_file, noise_multiplier=2 * sigma, unknown="epsilon")[0]
+    planned = price_job_file(job_file, parameters=1, noise_multiplier=2 * sigma, unknown="epsilon")[
+        0
+    ]
     training = job.training
     events = [
         Gaussian(plan_noise(job, job.privacy).fingerprint),
@@ -96,9 +98,11 @@ def test_every_unknown_of_a_job_is_solved_for(job_file):
     ]
     assert planned.row.epsilon == pytest.approx(epsilon_of(events, 1e-5))
     assert planned.allowed is None
-    more = price_job_file(job_file, noise_multiplier=1.1 * sigma, unknown="rounds")[0]
+    more = price_job_file(job_file, parameters=1, noise_multiplier=1.1 * sigma, unknown="rounds")[0]
     assert more.row.plan.rounds > 5
-    larger = price_job_file(job_file, noise_multiplier=1.1 * sigma, unknown="batch")[0]
+    larger = price_job_file(job_file, parameters=1, noise_multiplier=1.1 * sigma, unknown="batch")[
+        0
+    ]
     assert larger.row.plan.batch > 160
 
 
@@ -156,11 +160,14 @@ def test_the_command_shows_a_table_and_writes_a_plot(tmp_path, capsys):
 
 
 def test_the_command_plans_a_job_file(job_file, capsys):
-    code, shown = call(capsys, "--job", job_file)
+    code, shown = call(capsys, "--job", job_file, "--trained-values", 512)
     assert code == 0
     assert "a, b: n = 800" in shown
     assert "c: n = 2000" in shown
     assert "fingerprint" in shown
+
+
+VALUES = ("--trained-values", 512)  # the model is not here
 
 
 @pytest.mark.parametrize(
@@ -193,10 +200,11 @@ def test_the_command_plans_a_job_file(job_file, capsys):
             "solve",
         ),
         (["--job", "JOB", "--epsilon", 4], "has its own epsilon"),
-        (["--job", "JOB", "--noise", 4], "exactly when"),
-        (["--job", "JOB", "--solve", "rounds"], "exactly when"),
+        (["--job", "JOB", "--noise", 4, *VALUES], "exactly when"),
+        (["--job", "JOB", "--solve", "rounds", *VALUES], "exactly when"),
         (["--job", "nowhere.toml"], "no job file"),
-        (["--job", "JOB", "--plot", "plan.pdf"], "PNG"),
+        (["--job", "JOB"], "cannot be fetched"),
+        (["--job", "JOB", "--plot", "plan.pdf", *VALUES], "PNG"),
     ],
 )
 def test_the_command_refuses(job_file, capsys, arguments, told):
@@ -208,5 +216,5 @@ def test_the_command_refuses(job_file, capsys, arguments, told):
 def test_a_job_without_rounds_has_nothing_to_plan(job_file):
     job_file.write_text(JOB.replace("rounds = 5", "rounds = 0"))
     with pytest.raises(ConfigurationError, match="no rounds"):
-        price_job_file(job_file)
+        price_job_file(job_file, parameters=1)
     assert isinstance(load_job(job_file)[0], Job)
