@@ -72,6 +72,7 @@ class PricedPlan:
         row: The completed plan.
         stages: Noise multiplier of each stage by name, the rounds' among them.
         allowed: Epsilon of the budget; None where epsilon was the unknown.
+        counted: What n counts: records, or the job's units.
     """
 
     title: str
@@ -79,6 +80,7 @@ class PricedPlan:
     row: PlanRow
     stages: dict[str, float]
     allowed: float | None
+    counted: str = "record"
 
     @property
     def epsilon(self) -> float:
@@ -111,7 +113,7 @@ class PricedPlan:
         plan = self.row.plan
         noises = ", ".join(f"{name} {value:.4g}" for name, value in self.stages.items())
         table = _table(
-            f"{self.title}: n = {plan.records} records, d = {plan.parameters} trained values, δ = "
+            f"{self.title}: n = {plan.records} {self.counted}s, d = {plan.parameters} trained values, δ = "
             f"{self.row.delta:g}"
         )
         table.add_row(*_cells(self.row), style="bold", end_section=True)

@@ -34,7 +34,7 @@ def deliver_run(
     with participant.at_backbone():
         metric = party.backbone.evaluate(data)
         save_adapter(party.backbone, place / "adapter", data.label_set)
-    said = statement(ledger.events(), ledger.budget.delta, prv=False)
+    said = statement(ledger.events(), ledger.budget.delta, prv=False, unit=ledger.unit)
     report: dict[str, Any] = {
         "format": 1,
         "site": participant.id,
