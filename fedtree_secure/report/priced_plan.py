@@ -10,6 +10,7 @@ from rich.table import Table
 
 from fedtree_dp import Event, Gaussian, PrivacyBudget
 from fedtree_dp.account.planner import Axis, Plan, PlanRow, Unknown, plan_table, solve, sweep
+from fedtree_dp.account.unit import name_of
 from fedtree_secure.agreed.noise_plan import plan_noise, stages
 from fedtree_secure.config import Job
 from fedtree_secure.errors import ConfigurationError
@@ -113,8 +114,8 @@ class PricedPlan:
         plan = self.row.plan
         noises = ", ".join(f"{name} {value:.4g}" for name, value in self.stages.items())
         table = _table(
-            f"{self.title}: n = {plan.records} {self.counted}s, d = {plan.parameters} trained values, δ = "
-            f"{self.row.delta:g}"
+            f"{self.title}: n = {plan.records} {self.counted}s, d = {plan.parameters} trained "
+            f"values, δ = {self.row.delta:g}"
         )
         table.add_row(*_cells(self.row), style="bold", end_section=True)
         for rows in self.curves().values():
@@ -315,6 +316,7 @@ def price(
         row=row,
         stages=named,
         allowed=None if unknown == "epsilon" else budget.epsilon,
+        counted=name_of(None if job is None else job.privacy_unit),
     )
 
 

@@ -24,12 +24,12 @@ from fedtree_dp.sgd.optimizer import finite_rows, wide
 from fedtree_dp.sgd.shapes import DUMMY, Buckets, PhysicalBatch, seated
 
 ROOM = 1 << 26  # values of all open sums together: 256 MiB of float32
-FEWEST = 64
+FEWEST, MOST = 64, 4096
 
 
 def units_at_once(values: int) -> int:
     """Return how many units' sums may be open at a time, from the number of trained values."""
-    return max(FEWEST, ROOM // count("values", values))
+    return max(FEWEST, min(MOST, ROOM // count("values", values)))
 
 
 def plan_units(
@@ -84,7 +84,7 @@ def _ward(
     source: NoiseSource,
 ) -> Iterator[PhysicalBatch]:
     groups: dict[int, dict[int, list[int]]] = {width: {} for width in buckets.widths}
-    for unit in sorted(int(u) for u in ward if u != DUMMY):
+    for unit in np.sort(ward[ward != DUMMY]).tolist():
         for record in members[unit]:
             width = buckets.width_of(lengths[int(record)])
             groups[width].setdefault(unit, []).append(int(record))
