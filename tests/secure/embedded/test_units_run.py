@@ -59,7 +59,7 @@ def test_units_are_what_statement_card_and_page_speak_of(done):
     assert formal["neighbours"] == told["adjacency"]
     statement = Statement.of(done.folder)
     card = yaml.safe_load(card_text(statement))
-    loss = next(part for part in card.values() if "privacy_unit" in part)
+    loss = card["deployment"]["privacy_loss"]
     assert loss["privacy_unit"] == told["unit"]
     assert "one patient_id of one client" in loss["privacy_unit_details"]
     assert loss["number_of_privacy_units"] == 60
