@@ -136,8 +136,9 @@ def units_of(client: Client, job: Job) -> Units | None:
     if unit is None:
         return None
     column = client.unit or unit.name
+    train = _column(client, client.train, "train", column)
     test = None if client.test is None else _column(client, client.test, "test", column)
-    return find_units(client.id, unit, _column(client, client.train, "train", column), test)
+    return find_units(client.id, unit, train, test)
 
 
 def _table(tokens: tuple[tuple[int, ...], ...], labels: Any, units: Units | None) -> Table:

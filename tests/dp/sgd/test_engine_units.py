@@ -109,6 +109,32 @@ def test_a_unit_of_which_no_record_can_be_used_contributes_zero_and_is_counted()
     assert report.records == 2
 
 
+def test_records_of_units_with_an_infinite_loss_contribute_zero():
+    def loss(model, part):
+        return m.mixed_loss(model, part) + part["added"]
+
+    data, units = m.mixed_batch(), [0, 1, 1, 1, 2, 2, 0, 2, 3]
+    none = {**data, "added": torch.zeros(9)}
+    added = torch.where(torch.arange(9) == 3, math.inf, 0.0)
+    got, report = clipped_sum(
+        m.mixed(), loss, named({**data, "added": added}, units), 0.5, dummies=none
+    )
+    rest = [0, 1, 2, 4, 5, 6, 7, 8]
+    clean = named({k: v[rest] for k, v in data.items()}, [units[i] for i in rest])
+    expected, _ = clipped_sum(m.mixed(), m.mixed_loss, clean, 0.5)
+    assert m.gap(got, expected) < 1e-12
+    assert report.dropped_nonfinite == 1
+
+
+def test_slots_are_given_away_empty_to_other_units():
+    data = m.mixed_batch()
+    parts = [named({k: v[i : i + 3] for k, v in data.items()}, [i] * 3) for i in (0, 3, 6)]
+    got, report = clipped_sum(m.mixed(), m.mixed_loss, parts, 0.5, dummies=data)
+    expected = loop(m.mixed(), m.mixed_loss, data, [0] * 3 + [3] * 3 + [6] * 3, 0.5)
+    assert m.gap(got, expected) < 1e-6
+    assert report.records == 3
+
+
 def test_a_row_that_breaks_the_pass_takes_its_own_share_out_of_its_unit():
     calls = []
 

@@ -1,5 +1,6 @@
 """Which rows belong together: read from a column, bounded, and refused where it cannot be right."""
 
+import dataclasses
 import json
 import math
 
@@ -35,6 +36,11 @@ def client(owners, test=None, **more):
             held["patient_id"] = test
     more.pop("column", None)
     return Client("a", train=table, test=held, labels=("x", "y"), **more)
+
+
+def half_named():
+    """A client whose test rows alone have no column of units."""
+    return dataclasses.replace(client(["a", "b"]), test={"text": ["bab"], "label": ["x"]})
 
 
 def prepared(given, tokenizer, backbone, **changes):
@@ -80,7 +86,7 @@ def test_rows_that_units_have_too_many_of_are_left_out(tiny_bert, tokenizer):
     ("given", "said"),
     [
         (client(["a", "b"], column=False), "train has no column 'patient_id'"),
-        (client(["a", "b"], ["c"], column=False), "has no column 'patient_id'"),
+        (half_named(), "test has no column 'patient_id'"),
         (client(["a", None, "b", "c"]), "row 1 of train names no unit"),
         (client(["a", "b", " ", "c"]), "row 2 of train names no unit"),
         (client(["a", "b", "", "c"]), "row 2 of train names no unit"),

@@ -181,6 +181,6 @@ def test_simulated_heads_without_noise_are_those_of_units(tiny_bert, monkeypatch
 
 
 def test_clients_without_units_are_refused_before_anything(tiny_bert, tmp_path):
-    with pytest.raises(DataError, match="has no column 'patient_id'"):
+    with pytest.raises(DataError, match="train has no column 'patient_id'"):
         Federation.of(unit_job(tiny_bert)).run(make_clients(tasks=1), tmp_path / "none")
     assert not list(DataSets.of_user().stores.glob("*/store.sqlite"))
