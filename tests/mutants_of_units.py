@@ -52,7 +52,7 @@ OF_UNITS = (
         UNITS,
         "        kept = (usable & finite).nonzero()[:, 0]\n",
         "        kept = usable.nonzero()[:, 0]\n",
-        "added_unit_changes_no_other or contributes_zero",
+        "without_a_finite_gradient",
         OF_ENGINE,
     ),
     M(

@@ -126,6 +126,22 @@ def test_records_of_units_with_an_infinite_loss_contribute_zero():
     assert report.dropped_nonfinite == 1
 
 
+def test_records_of_units_without_a_finite_gradient_contribute_zero():
+    def loss(model, part):
+        nothing = model(part["x"]).sum(1) * 0
+        return m.mixed_loss(model, part) + torch.sqrt(nothing**2 + part["good"])  # sqrt at 0
+
+    data, units = {**m.mixed_batch(), "good": torch.ones(9)}, [0, 1, 1, 1, 2, 2, 0, 2, 3]
+    bad = {**data, "good": (torch.arange(9) != 3).double()}
+    got, report = clipped_sum(m.mixed(), loss, named(bad, units), 0.5, dummies=data)
+    rest = [0, 1, 2, 4, 5, 6, 7, 8]
+    clean = named({k: v[rest] for k, v in data.items()}, [units[i] for i in rest])
+    expected, _ = clipped_sum(m.mixed(), loss, clean, 0.5)
+    assert m.gap(got, expected) < 1e-12
+    assert (report.records, report.dropped_nonfinite) == (4, 1)
+    assert math.isfinite(report.mean_loss)
+
+
 def test_slots_are_given_away_empty_to_other_units():
     data = m.mixed_batch()
     parts = [named({k: v[i : i + 3] for k, v in data.items()}, [i] * 3) for i in (0, 3, 6)]
@@ -160,8 +176,9 @@ def test_a_step_of_records_after_one_of_units_starts_empty():
     with trainer(m.mixed(), m.mixed_loss, dummies=data) as t:
         t.step(named(data, [0] * 9))
         assert len(t._units) == 0
+        open_still = named(data, [0] * 9) | {"last": torch.zeros(9, dtype=torch.bool)}
         with pytest.raises(ConfigurationError, match="some batches of this step name units"):
-            t.step([named(data, [0] * 9), data])
+            t.step([open_still, data])
         assert len(t._units) == 0
 
 
