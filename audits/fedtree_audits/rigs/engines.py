@@ -133,7 +133,7 @@ def clipped_sum(batch: Batch, max_grad_norm: float = 1.0) -> Floats:
     """
     network, total = model(), np.zeros(sum(layer_sizes()))
     unit = batch.get("unit", torch.arange(len(batch["y"])))
-    for number in unit.unique():
+    for number in sorted(set(unit.tolist())):
         network.zero_grad()
         mine = {name: batch[name][unit == number] for name in ("x", "y")}
         loss(network, mine).sum().backward()  # type: ignore[no-untyped-call]
