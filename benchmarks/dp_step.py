@@ -5,6 +5,7 @@ clipping.
     python benchmarks/dp_step.py --quick      # a few repeats, no Llama: only to see that it runs
     python benchmarks/dp_step.py --same-loss  # the Llama's peers with our loss: two minutes more
     python benchmarks/dp_step.py --clock cpu  # one thread, processor time: others use it too
+    python benchmarks/dp_step.py --units      # only the step with units against that with records
 
 All variants of a size run alternately in one process, in an order that changes with every round, on
 the same weights and batch, dropout off everywhere; a ratio is the median over the rounds of this
@@ -15,6 +16,8 @@ a process that does nothing else. The last line is one JSON object:
 
     ratio_small, ratio_minilm, ratio_llama
                      private over non-private step: MiniLM 8 x 32, 64 x 64; a 135M Llama 8 x 128
+    units            MiniLM, a step over units of 1 to 8 records over one over as many records with
+                     a clip each, same physical batches; the largest of 8 x 32 and 64 x 64
     vs_hooks, vs_ghost
                      our step over Opacus' (below 1 is faster); the largest over the sizes
     noise_ratio      75,000 Gaussians from the noise source over `torch.normal`
@@ -56,7 +59,8 @@ from fedtree_dp import DPSGD, NoiseSource, PrivacyBudget, per_sequence_loss
 from fedtree_dp.account.accounting import epsilon_of
 from fedtree_dp.account.calibration import calibrate
 from fedtree_dp.account.events import PoissonGaussian
-from fedtree_dp.sgd.shapes import Buckets, plan_slots, slots_for
+from fedtree_dp.sgd.shapes import Buckets, PhysicalBatch, plan_slots, slots_for
+from fedtree_dp.sgd.units import plan_units, units_at_once
 
 Batch = dict[str, Tensor]
 Clock = Callable[[], float]
@@ -171,7 +175,7 @@ def plain(model: nn.Module, loss: Callable, data: Batch) -> Callable[[], None]:
 
 
 def ours(
-    model: nn.Module, loss: Callable, data: Batch, engine: str = "fused"
+    model: nn.Module, loss: Callable, data: Batch, engine: str = "fused", *, units: bool = False
 ) -> Callable[[], None]:
     records = len(data["labels"])
     trainer = DPSGD(
@@ -186,7 +190,7 @@ def ours(
         engine=engine,
     )
     trainer.rehearse({name: value[:2] for name, value in data.items()})
-    parts = fixed_shapes(data)
+    parts = fixed_shapes_of_units(data, model) if units else fixed_shapes(data)
     return lambda: void(trainer.step(parts))
 
 
@@ -194,14 +198,55 @@ def fixed_shapes(data: Batch) -> list[Batch]:
     """Seat records as the product does: physical batches of a fixed shape with dummies."""
     records, width = data["input_ids"].shape
     slots, source = slots_for(records, records + 1), NoiseSource.from_os()
-    parts = []
-    for plan in plan_slots([width] * records, range(records), Buckets((width,)), slots, source):
-        rows, present = torch.tensor(plan.rows).clamp(min=0), torch.from_numpy(plan.present)
-        part = {name: value[rows] for name, value in data.items()}
-        part["attention_mask"] = part["attention_mask"].clone()
-        part["attention_mask"][~present, 1:] = 0
-        parts.append({**part, "present": present})
-    return parts
+    seats = plan_slots([width] * records, range(records), Buckets((width,)), slots, source)
+    return [seated(data, plan) for plan in seats]
+
+
+def fixed_shapes_of_units(data: Batch, model: nn.Module) -> list[Batch]:
+    """The same records as units of 1, 2, ... 8, 1, 2, ... records."""
+    records, width = data["input_ids"].shape
+    sizes, members = iter(list(range(1, 9)) * records), []
+    while (start := sum(map(len, members))) < records:
+        members.append(list(range(start, min(records, start + next(sizes)))))
+    slots, source = slots_for(records, records + 1), NoiseSource.from_os()
+    values = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    seats = plan_units(
+        *([width] * records, members, range(len(members)), Buckets((width,)), slots, source),
+        at_once=units_at_once(values),
+    )
+    return [
+        {
+            **seated(data, plan),
+            "unit": torch.tensor(plan.units),
+            "last": torch.tensor(plan.last),
+        }
+        for plan in seats
+    ]
+
+
+def seated(data: Batch, plan: PhysicalBatch) -> Batch:
+    rows, present = torch.tensor(plan.rows).clamp(min=0), torch.from_numpy(plan.present)
+    part = {name: value[rows] for name, value in data.items()}
+    part["attention_mask"] = part["attention_mask"].clone()
+    part["attention_mask"][~present, 1:] = 0
+    return {**part, "present": present}
+
+
+def units_over_records(model: nn.Module, rounds: int, clock: Clock) -> dict[str, object]:
+    """Median time of a step with units over one with records, for two sizes."""
+    found = []
+    for records, width in ((8, 32), (64, 64)):
+        data = batch(records, width, causal=False)
+        steps = {
+            "records": ours(twin(model), classify, data),
+            "units": ours(twin(model), classify, data, units=True),
+        }
+        times = alternated(steps, rounds * (4 if records == 8 else 1), clock)
+        for name, taken in times.items():
+            print(f"    {name:16} {1e3 * statistics.median(taken):9.2f} ms")
+        pairs = zip(times["units"], times["records"], strict=True)
+        found.append(statistics.median(a / b for a, b in pairs))
+    return {"units": max(found), "units_all": found}
 
 
 def void(_: object) -> None:
@@ -355,6 +400,7 @@ def main() -> None:
     parser.add_argument(
         "--same-loss", action="store_true", help="give the Llama's peers our loss as well"
     )
+    parser.add_argument("--units", action="store_true", help="only units against records")
     parser.add_argument("--memory", help=argparse.SUPPRESS)
     parser.add_argument(
         "--clock", choices=["wall", "cpu"], default="wall", help="cpu: one thread, processor time"
@@ -375,6 +421,10 @@ def main() -> None:
         "torch": torch.__version__,
     }
     small = minilm()
+    if options.units:
+        result |= units_over_records(small, 5, clock)
+        print(json.dumps(result, default=float))
+        return
     sizes = [
         ("ratio_small", small, (classify,) * 3, batch(8, 32, causal=False), 30),
         ("ratio_minilm", small, (classify,) * 3, batch(64, 64, causal=False), 5),
@@ -399,6 +449,7 @@ def main() -> None:
             }
     result |= {f"vs_{other}": max(values) for other, values in against.items()}
     result["vs_all"] = against
+    result |= units_over_records(small, 2 if options.quick else 5, clock)
     result["noise_ratio"] = noise_ratio(2 if options.quick else 20, clock)
     result["open_ms"] = open_ms(small)
     result |= calibration()

@@ -17,7 +17,7 @@ from typing import Any, Literal
 import msgspec
 import rfc8785
 
-from fedtree_dp import PrivacyBudget
+from fedtree_dp import PrivacyBudget, PrivacyUnit
 from fedtree_secure.errors import ConfigurationError
 
 Task = Literal["classification", "causal-lm"]
@@ -93,8 +93,9 @@ class Training:
 
     Attributes:
         records: Declared size of a client's training set: a rounded public constant, never
-            measured. The divisor of an averaged gradient is ``sample_rate * records``. A client can
-            declare its own (`Client.records`).
+            measured; it counts units where the job names one (`Job.unit`). The divisor of an
+            averaged gradient is ``sample_rate * records``. A client can declare its own
+            (`Client.records`).
         sample_rate: Poisson sampling rate of a local step, in (0, 1]. 1, every record in every
             step, has no amplification by sampling and still the least noise for a step's mean, and
             costs the most time.
@@ -320,6 +321,12 @@ class Job:
         seed: Public seed of the initial adapter and head values. Never reaches noise, sampling or
             keys.
         lora, training, topology, masking, server, pacing: See there.
+        unit: What is protected, where that is more than a row: the column that names each row's
+            unit, such as ``patient_id``. All rows of a unit are sampled together, and one clip
+            bounds them together, in every mechanism. Declared sizes (`Training.records`,
+            `Client.records`) then count units. None protects single rows.
+        max_per_unit: Rows of one unit that are trained on, at least 1; of a unit with more, the
+            first of its file. Given together with ``unit``.
     """
 
     backbone: str
@@ -333,11 +340,14 @@ class Job:
     masking: Masking = field(default_factory=Masking)
     server: Server = field(default_factory=Server)
     pacing: Pacing = field(default_factory=Pacing)
+    unit: str | None = None
+    max_per_unit: int | None = None
 
     def __post_init__(self) -> None:
         place: object = self.backbone  # a caller may give a path, whatever the annotation says
         if isinstance(place, Path):
             object.__setattr__(self, "backbone", str(place))
+        self._check_unit()
         _require(
             isinstance(self.backbone, str) and bool(self.backbone),
             "backbone",
@@ -373,6 +383,32 @@ class Job:
                 "training.local_steps is 1",
             )
 
+    def _check_unit(self) -> None:
+        if self.unit is None and self.max_per_unit is None:
+            return
+        if self.unit is None or self.max_per_unit is None:
+            missing = "unit" if self.unit is None else "max_per_unit"
+            given = "max_per_unit" if self.unit is None else "unit"
+            raise ConfigurationError(
+                f"{given} is {getattr(self, given)!r} and {missing} is not given; give both, so "
+                "that what is protected and its bound are agreed, or neither, which protects "
+                "single rows"
+            )
+        PrivacyUnit(self.unit, self.max_per_unit)
+
+    @property
+    def privacy_unit(self) -> PrivacyUnit | None:
+        """What is protected; None for single rows."""
+        if self.unit is None or self.max_per_unit is None:
+            return None
+        return PrivacyUnit(self.unit, self.max_per_unit)
+
+    def expected_rows(self, sample_rate: float, declared: int) -> float:
+        """Rows that a step is laid out for, from public numbers: of a unit half its bound, as if
+        all sizes up to the bound were equally frequent.
+        """
+        return sample_rate * declared * (1 + (self.max_per_unit or 1)) / 2
+
     @property
     def _has_gradients(self) -> bool:
         return self.topology.source == "fingerprint" and self.training.local_steps == 1
@@ -397,11 +433,15 @@ class Job:
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values under the names that the TOML file uses."""
+        # A job without a unit reads and hashes as it did before there were units.
+        given = {
+            name: value
+            for name, value in dataclasses.asdict(self).items()
+            if name not in ("unit", "max_per_unit") or value is not None
+        }
         # asdict: msgspec keeps defaults out of the instance dictionary, which is all that it would
         # read here
-        return typing.cast(
-            "dict[str, Any]", msgspec.json.decode(msgspec.json.encode(dataclasses.asdict(self)))
-        )
+        return typing.cast("dict[str, Any]", msgspec.json.decode(msgspec.json.encode(given)))
 
     def digest(self) -> bytes:
         """SHA-256 over the canonical JSON (RFC 8785) of all settings but the backbone's place.

@@ -43,6 +43,8 @@ class Settings(TypedDict, total=False):
     masking: Masking
     server: Server
     pacing: Pacing
+    unit: str | None
+    max_per_unit: int | None
 
 
 class Options(TypedDict, total=False):

@@ -27,6 +27,8 @@ class ClientFiles:
         labels: The declared label set; without it the labels found in the files are taken, and
             named as public.
         records: Declared size of the training set (see `Training.records`).
+        unit: Column that names each row's unit, where the job protects units; the job's ``unit`` if
+            empty.
         dataset: Name of the data set in the ledger, see `check_name`; the client's id if empty.
         privacy: This client's own budget; the job's if not given.
 
@@ -43,6 +45,7 @@ class ClientFiles:
     records: int | None = None
     dataset: str = ""
     privacy: PrivacyBudget | None = None
+    unit: str = ""
 
     def __post_init__(self) -> None:
         check_name("client id", self.id)

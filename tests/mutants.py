@@ -44,6 +44,7 @@ from mutants_of_site import SITES  # noqa: E402
 from mutants_of_sketches import SKETCHES  # noqa: E402
 from mutants_of_sparse_graphs import SPARSE  # noqa: E402
 from mutants_of_survivors import SURVIVORS  # noqa: E402
+from mutants_of_units import OF_UNITS, OF_UNITS_IN_THE_PRODUCT  # noqa: E402
 
 SOURCES = [str(ROOT / folder) for folder in (".", "secagg", "dp", "audits")]
 LONGEST_S = 900
@@ -72,11 +73,14 @@ GROUPS = {
         HERE / "secagg",
         (*SURVIVORS, *SESSIONS, *CONTENTS, *JOURNAL, *SKETCHES, *SPARSE),
     ),
-    "dp": Group(ROOT / "dp" / "fedtree_dp", HERE / "dp", (*ENGINE, *LEDGER, *BUDGETS)),
+    "dp": Group(ROOT / "dp" / "fedtree_dp", HERE / "dp", (*ENGINE, *LEDGER, *BUDGETS, *OF_UNITS)),
     "secure": Group(
         ROOT / "fedtree_secure",
         HERE / "secure",
-        (*MODEL, *CLIENT, *AGREED, *OF_CUTS, *GRADIENTS, *SERVER, *EVIDENCE, *SITES, *PRODUCT),
+        (
+            *(*MODEL, *CLIENT, *AGREED, *OF_CUTS, *GRADIENTS, *SERVER, *EVIDENCE, *SITES),
+            *(*PRODUCT, *OF_UNITS_IN_THE_PRODUCT),
+        ),
     ),
 }
 

@@ -15,6 +15,7 @@ from fedtree_dp.account.calibration import calibrate
 from fedtree_dp.account.events import Event, Gaussian, PoissonGaussian, TruncatedPoissonGaussian
 from fedtree_dp.account.filters import RenyiFilter
 from fedtree_dp.account.statements import Statement, statement
+from fedtree_dp.account.unit import PrivacyUnit
 from fedtree_dp.errors import (
     BudgetExceeded,
     ConfigurationError,
@@ -66,6 +67,7 @@ __all__ = [
     "PoissonGaussian",
     "PoissonSampler",
     "PrivacyBudget",
+    "PrivacyUnit",
     "PrivateOptimizer",
     "RenyiFilter",
     "Statement",

@@ -61,13 +61,15 @@ def show(path: Path) -> int:
 
 
 def _what(entry: "Entry") -> str:
-    """The mechanism of a charge, or the budget that an entry puts into force."""
+    """The mechanism of a charge, the budget that an entry puts into force, or the unit."""
     if entry.event is not None:
         return ", ".join(f"{name} {value}" for name, value in entry.event.to_dict().items())
     if entry.budget is not None:
         signed = f", signed by {entry.key[:16]}..." if entry.key else ""
         why = f" ({entry.reason})" if entry.reason else ""
         return f"budget ε {entry.budget.epsilon:g}, δ {entry.budget.delta:g}{why}{signed}"
+    if entry.unit is not None:
+        return f"all charges protect {entry.unit.text}"
     return ""
 
 

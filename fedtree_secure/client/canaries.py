@@ -79,17 +79,26 @@ class Canaries:
             ) from None
 
     def planted(self, data: ClientData, job: Job, tokenizer: Any) -> ClientData:
-        """Return the client's data with the included canaries behind its training rows."""
-        chosen = [i for i, coin in enumerate(self.included) if coin]
+        """Return the client's data with the included canaries behind its training rows.
+
+        Where the job protects units, a canary is a whole unit: as many copies of its text as a unit
+        may have rows.
+        """
+        copies = job.max_per_unit or 1
+        chosen = [i for i, coin in enumerate(self.included) if coin for _ in range(copies)]
         tokens, labels = (
             tokenise([self.texts[i] for i in chosen], tokenizer, job),
             data.train.labels,
         )
+        units = data.train.units
+        if units is not None:
+            new = int(units.max(initial=-1)) + 1 + np.arange(len(chosen)) // copies
+            units = np.concatenate([units, new])
         if labels is not None:
             labels = np.concatenate(
                 [labels, np.array([self.labels[i] for i in chosen], dtype=np.int64)]
             )
-        return replace(data, train=Table(data.train.tokens + tokens, labels))
+        return replace(data, train=Table(data.train.tokens + tokens, labels, units))
 
 
 def draw_canaries(count: int, tokenizer: Any, outputs: int, randomness: bytes) -> Canaries:

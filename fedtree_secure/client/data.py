@@ -14,6 +14,7 @@ import numpy as np
 
 from fedtree_dp import PrivacyBudget
 from fedtree_secure.client.files import read_rows
+from fedtree_secure.client.units import Units, check_agreed, find_units
 from fedtree_secure.config import Job
 from fedtree_secure.errors import ConfigurationError, DataError
 from fedtree_secure.job_file import ClientFiles
@@ -38,6 +39,8 @@ class Client:
             `Training.records` if None.
         dataset: Name of the data set in the ledger (see `check_name`); the client's id if empty.
         privacy: This client's own budget; the job's if None.
+        unit: Column that names each row's unit, where the job protects units (`Job.unit`); the
+            job's name for it if empty.
 
     Raises:
         ConfigurationError: ``id`` or ``dataset`` cannot be part of a path.
@@ -53,6 +56,7 @@ class Client:
     records: int | None = None
     dataset: str = ""
     privacy: PrivacyBudget | None = None
+    unit: str = ""
 
     def __post_init__(self) -> None:
         check_name("client id", self.id)
@@ -96,6 +100,7 @@ def load_clients(entries: Sequence[ClientFiles], folder: Path) -> list[Client]:
             records=entry.records,
             dataset=entry.dataset,
             privacy=entry.privacy,
+            unit=entry.unit,
         )
         for entry in entries
     ]
@@ -105,25 +110,30 @@ def prepare(client: Client, job: Job, tokenizer: Any) -> ClientData:
     """Check and tokenise a client's rows.
 
     Raises:
-        DataError: A column is missing, a split is empty, a text or label is missing, or a label is
-            not in the label set; nothing has been charged at this point.
+        DataError: A column is missing, a split is empty, a text or label is missing, a label is
+            not in the label set, or the rows have no such units as the job protects; nothing has
+            been charged at this point.
     """
     budget = client.privacy or job.privacy
     texts = _texts(client, client.train, "train")
     held_out = None if client.test is None else _texts(client, client.test, "test")
-    if budget.delta >= 1 / len(texts):
+    units = units_of(client, job)
+    protected, what = (len(texts), "record") if units is None else (units.count, "unit")
+    if budget.delta >= 1 / protected:
         raise DataError(
-            f"client {client.id}: delta is {budget.delta:g}, not below 1/n for its training rows; "
-            "such a delta "
-            f"would allow one record to be published outright. Choose a smaller delta"
+            f"client {client.id}: delta is {budget.delta:g}, not below 1/n for its training "
+            f"{'rows' if units is None else 'units'}; such a delta "
+            f"would allow one {what} to be published outright. Choose a smaller delta"
         )
     if job.task == "causal-lm":
-        train = Table(tokenise(texts, tokenizer, job), None)
+        train = _table(tokenise(texts, tokenizer, job), None, units)
         test = None if held_out is None else Table(tokenise(held_out, tokenizer, job), None)
         return ClientData(train, test, (), labels_declared=True)
     label_set, declared = _label_set(client)
-    train = Table(
-        tokenise(texts, tokenizer, job), _labels(client, client.train, "train", label_set)
+    train = _table(
+        tokenise(texts, tokenizer, job),
+        _labels(client, client.train, "train", label_set),
+        units,
     )
     test = None
     if held_out is not None:
@@ -146,6 +156,7 @@ def problems(client: Client, job: Job) -> list[str]:
         checks += [
             functools.partial(_labels_of_split, client, rows, split) for rows, split in splits
         ]
+    checks.append(functools.partial(units_of, client, job))
     found = []
     for check in checks:
         try:
@@ -157,6 +168,31 @@ def problems(client: Client, job: Job) -> list[str]:
 
 def _labels_of_split(client: Client, rows: Any, split: str) -> None:
     _labels(client, rows, split, _label_set(client)[0])
+
+
+def units_of(client: Client, job: Job) -> Units | None:
+    """Return the units of a client's training rows; None where single rows are protected.
+
+    Raises:
+        DataError: The rows have no such units as the job protects, or have units and it protects
+            single rows.
+    """
+    check_agreed(client.id, client.unit, job)
+    unit = job.privacy_unit
+    if unit is None:
+        return None
+    column = client.unit or unit.name
+    train = _column(client, client.train, "train", column)
+    test = None if client.test is None else _column(client, client.test, "test", column)
+    return find_units(client.id, unit, train, test)
+
+
+def _table(tokens: tuple[tuple[int, ...], ...], labels: Any, units: Units | None) -> Table:
+    """The training rows, without those that their unit has too many of."""
+    if units is None:
+        return Table(tokens, labels)
+    kept = tuple(tokens[i] for i in units.kept.tolist())
+    return Table(kept, None if labels is None else labels[units.kept], units.of_rows)
 
 
 def texts_of(client: Client) -> list[str]:

@@ -1,6 +1,6 @@
 """The head alone: DP-SGD on cached features of the frozen backbone, at home."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -9,10 +9,13 @@ import torch.nn.functional as F
 from torch import nn
 
 from fedtree_dp import DPSGD, NoiseSource, PoissonSampler
-from fedtree_dp.sgd.shapes import Buckets, plan_slots
+from fedtree_dp.sgd.shapes import Buckets, PhysicalBatch, plan_slots
+from fedtree_dp.sgd.units import plan_units, units_at_once
 from fedtree_secure.client.mechanism import Mechanism, Tick
+from fedtree_secure.client.seats import check_units, marks_of
 from fedtree_secure.config import Job
 
+Members = Sequence[Sequence[int]] | None
 HEAD_ROWS = 257  # of a physical batch of features, the last a dummy
 
 
@@ -24,6 +27,7 @@ def train_head(
     mechanism: Mechanism,
     noise: NoiseSource,
     tick: Tick,
+    members: Members = None,
 ) -> None:
     """Train the trainable end of a head alone on cached features of the frozen backbone, in place.
 
@@ -34,10 +38,13 @@ def train_head(
     Args:
         features: (rows, in_features) what the head's end sees.
         labels: (rows,) positions in the label set.
+        members: For each unit its rows, where the job protects units (`Table.members`).
     """
     settings = job.training
+    check_units(job, members)
     head.requires_grad_(True)
-    sampler = PoissonSampler(len(features), settings.head_sample_rate, noise)
+    drawn_from = len(features) if members is None else len(members)
+    sampler = PoissonSampler(drawn_from, settings.head_sample_rate, noise)
     targets = torch.from_numpy(labels).to(features.device)
 
     def loss(model: nn.Module, batch: Any) -> torch.Tensor:
@@ -56,7 +63,8 @@ def train_head(
         engine.rehearse(_public_features(features.shape[1], job.seed))
         half, tail = mechanism.steps // 2, [torch.zeros_like(p) for p in head.parameters()]
         for step in range(mechanism.steps):
-            engine.step(_feature_batches(features, targets, sampler.draw(), noise))
+            plan = _plan(len(features), members, sampler.draw(), noise, head)
+            engine.step(_feature_batches(features, targets, plan))
             if step >= half:
                 for total, p in zip(tail, head.parameters(), strict=True):
                     total.add_(p.detach())
@@ -76,15 +84,28 @@ def _public_features(width: int, seed: int) -> dict[str, torch.Tensor]:
 def _feature_batches(
     features: torch.Tensor,
     targets: torch.Tensor,
-    drawn: "np.ndarray[Any, np.dtype[np.int64]]",
-    noise: NoiseSource,
+    plans: Sequence[PhysicalBatch],
 ) -> Iterator[dict[str, torch.Tensor]]:
     """Physical batches of `HEAD_ROWS` rows; dummies are zeros."""
-    for plan in plan_slots([1] * len(features), drawn, Buckets((1,)), HEAD_ROWS, noise):
+    for plan in plans:
         present = torch.from_numpy(plan.present).to(features.device)
         rows = torch.tensor(plan.rows, device=features.device).clamp(min=0)
         yield {
             "features": features[rows].masked_fill(~present[:, None], 0.0),
             "labels": targets[rows],
             "present": present,
-        }
+        } | marks_of(plan, features.device)
+
+
+def _plan(
+    rows: int,
+    members: Members,
+    drawn: "np.ndarray[Any, np.dtype[np.int64]]",
+    noise: NoiseSource,
+    head: nn.Module,
+) -> list[PhysicalBatch]:
+    lengths, buckets = [1] * rows, Buckets((1,))
+    if members is None:
+        return plan_slots(lengths, drawn, buckets, HEAD_ROWS, noise)
+    at_once = units_at_once(sum(p.numel() for p in head.parameters()))
+    return plan_units(lengths, members, drawn, buckets, HEAD_ROWS, noise, at_once=at_once)

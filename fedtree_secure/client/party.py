@@ -33,6 +33,7 @@ from fedtree_secure.client.fingerprint import fingerprint
 from fedtree_secure.client.head import train_head
 from fedtree_secure.client.mechanism import Engine, Mechanism
 from fedtree_secure.client.parts import LocalModel
+from fedtree_secure.client.seats import check_units
 from fedtree_secure.client.state import (
     ClientState,
     Floats,
@@ -111,6 +112,7 @@ class Party:
         self.workings, self._cache = workings, cache
         self.facts: ModelFacts = backbone.facts(terms.outputs_of_heads)
         self._check_head_group()
+        check_units(terms.job, member.data.train.units)
 
     @property
     def id(self) -> str:
@@ -255,18 +257,24 @@ class Party:
         return np.stack(self._warm_up(seed))
 
     def _fingerprint(self, seed: bytes) -> "np.ndarray[Any, Any]":
-        def of(means: "np.ndarray[Any, Any]") -> "np.ndarray[Any, Any]":
+        units = self.member.data.train.units
+
+        def of(
+            means: "np.ndarray[Any, Any]", units: "np.ndarray[Any, Any] | None"
+        ) -> "np.ndarray[Any, Any]":
             return fingerprint(
                 means,
                 self.backbone.layer_reference,
                 noise_multiplier=self.member.noise_plan.fingerprint,
                 records=self.records,
                 noise=NoiseSource(seed),
+                units=units,
             )
 
         self.workings.tick(self.id, Purpose.FINGERPRINT)
         nobody = np.zeros((0, self.facts.depth, self.facts.hidden_size), dtype=np.float32)
-        return self._answered(lambda: of(self.observed().means), lambda: of(nobody))
+        without = self.member.data.train.none().units
+        return self._answered(lambda: of(self.observed().means, units), lambda: of(nobody, without))
 
     def _warm_up(self, seed: bytes) -> "list[np.ndarray[Any, Any]]":
         steps, state = self.job.topology.warmup_steps, self.store.state
@@ -287,24 +295,26 @@ class Party:
 
     def train_head(self, seed: bytes) -> None:
         """Train the head alone on cached features; the result stays at home."""
-        labels = self.member.data.train.labels
-        assert labels is not None  # or the request was answered without a charge
+        own = self.member.data.train
+        assert own.labels is not None  # or the request was answered without a charge
         mechanism = Mechanism(self.member.noise_plan.head, self.records, self.job.head_steps)
 
-        def on(rows: slice) -> None:
-            features = self.observed().features[rows]
+        def on(table: Table) -> None:
+            features = self.observed().features[: len(table)]
+            assert table.labels is not None
             with loaded_into(self.backbone, self.store.state, self.outputs, self.mixing()):
                 train_head(
                     features,
-                    labels[rows],
+                    table.labels,
                     self.backbone.centred,
                     self.job,
                     mechanism,
                     NoiseSource(seed),
                     lambda: self.workings.tick(self.id, Purpose.HEAD),
+                    table.members,
                 )
 
-        self._answered(lambda: on(slice(None)), lambda: on(slice(0)))
+        self._answered(lambda: on(own), lambda: on(own.none()))
         self._keep_for_the_group()
 
     def _keep_for_the_group(self) -> None:
@@ -381,8 +391,7 @@ class Party:
             )
 
         own = self.member.data
-        labels = None if own.train.labels is None else own.train.labels[:0]
-        nobody = replace(own, train=Table((), labels))
+        nobody = replace(own, train=own.train.none())
         return self._answered(lambda: on(own), lambda: on(nobody))
 
     def _trainer(self) -> RoundTrainer:

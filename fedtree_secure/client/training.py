@@ -12,7 +12,8 @@ import numpy as np
 import torch
 
 from fedtree_dp import DPSGD, NoiseSource, PoissonSampler
-from fedtree_dp.sgd.shapes import Buckets, plan_slots, slots_for
+from fedtree_dp.sgd.shapes import Buckets, PhysicalBatch, plan_slots, slots_for
+from fedtree_dp.sgd.units import plan_units, units_at_once
 from fedtree_secure.client.mechanism import Engine, Mechanism, Tick
 from fedtree_secure.client.parts import (
     LocalModel,
@@ -24,6 +25,7 @@ from fedtree_secure.client.parts import (
     spread,
     trainables,
 )
+from fedtree_secure.client.seats import check_units, marks_of
 from fedtree_secure.client.state import ClientState, Floats, loaded_into
 from fedtree_secure.config import Job
 from fedtree_secure.model.backbone import Backbone
@@ -86,7 +88,10 @@ class RoundTrainer:
             Values of the layout's length: new minus old, 0 where the client keeps a part.
         """
         settings = self._job.training
-        sampler = PoissonSampler(len(data.train), settings.sample_rate, noise)
+        check_units(self._job, data.train.units)
+        members = data.train.members
+        drawn_from = len(data.train) if members is None else len(members)
+        sampler = PoissonSampler(drawn_from, settings.sample_rate, noise)
         buckets = Buckets.up_to(settings.max_length)
         lengths = [len(row) for row in data.train.tokens]
         seated = self._seated(state, model, upload_gradient=upload_gradient)
@@ -98,8 +103,15 @@ class RoundTrainer:
                     trainer.rehearse(self._public())
                 for _ in range(mechanism.steps):
                     slots = self._slots(mechanism)
-                    plan = plan_slots(lengths, sampler.draw(), buckets, slots, noise)
-                    trainer.step([self._collate(data, p.rows, p.width) for p in plan])
+                    drawn = sampler.draw()
+                    if members is None:
+                        plan = plan_slots(lengths, drawn, buckets, slots, noise)
+                    else:
+                        plan = plan_units(
+                            *(lengths, members, drawn, buckets, slots, noise),
+                            at_once=self._units_at_once(),
+                        )
+                    trainer.step([self._collate(data, p) for p in plan])
                     self._tick()
             state.adam |= moments_of(optimizer, parts)
             changes = [
@@ -153,13 +165,17 @@ class RoundTrainer:
 
     def _slots(self, mechanism: Mechanism) -> int:
         settings = self._job.training
-        expected = settings.sample_rate * mechanism.records
+        expected = self._job.expected_rows(settings.sample_rate, mechanism.records)
         return slots_for(expected, settings.physical_batch_size)
 
-    def _collate(
-        self, data: ClientData, rows: tuple[int, ...], width: int
-    ) -> dict[str, torch.Tensor]:
-        return data.train.batch(rows, self._backbone.pad, self._backbone.device, width=width)
+    def _units_at_once(self) -> int:
+        parameters = self._backbone.model.parameters()
+        return units_at_once(sum(p.numel() for p in parameters if p.requires_grad))
+
+    def _collate(self, data: ClientData, plan: PhysicalBatch) -> dict[str, torch.Tensor]:
+        backbone = self._backbone
+        found = data.train.batch(plan.rows, backbone.pad, backbone.device, width=plan.width)
+        return found | marks_of(plan, backbone.device)
 
     def _public(self) -> dict[str, torch.Tensor]:
         return public_records(self._backbone, self._job.training.max_length)

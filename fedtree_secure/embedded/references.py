@@ -87,7 +87,8 @@ def _heads_without_dp(job: Job, clients: Sequence[Client], shared: Shared) -> di
         assert data.train.labels is not None
         outputs = len(data.label_set)
         with loaded_into(backbone, initial_state(backbone, outputs), outputs, flat):
-            observed = shared.cache_of(client.id).get("observed") or backbone.observe(data.train)
+            cache = shared.cache_of(client.id, job.privacy_unit)
+            observed = cache.get("observed") or backbone.observe(data.train)
             train_head(
                 observed.features,
                 data.train.labels,
@@ -96,6 +97,7 @@ def _heads_without_dp(job: Job, clients: Sequence[Client], shared: Shared) -> di
                 Mechanism(0.0, client.records or job.training.records, job.head_steps),
                 NoiseSource.from_os(),
                 lambda: None,
+                data.train.members,
             )
             found[client.id] = {
                 "metric": backbone.evaluate(data),

@@ -89,6 +89,10 @@ def open_parties(
         )
         for client in setting.clients
     }
+    for ledger in ledgers.values():  # all of them, before one is written
+        ledger.check_unit(job.privacy_unit)
+    for ledger in ledgers.values():
+        ledger.use_unit(job.privacy_unit)
     plans = {c.id: _noise_plan(setting, c, ledgers[c.id]) for c in setting.clients}
     identities = {c.id: key_of(setting.place_of(c.id), box) for c in setting.clients}
     roster = Roster({name: identity.public_bytes for name, identity in identities.items()})
@@ -106,7 +110,7 @@ def open_parties(
             setting.backbone,
             Store(ledgers[client.id], setting.run, box, initial),
             workings=Workings(tick=lambda _client, _stage: setting.observer.step()),
-            cache=setting.shared.cache_of(client.id),
+            cache=setting.shared.cache_of(client.id, job.privacy_unit),
             pace=pace,
         )
     return Parties(participants, ledgers, identities, terms)

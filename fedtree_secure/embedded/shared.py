@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 
+from fedtree_dp import PrivacyUnit
 from fedtree_secure.config import Job
 from fedtree_secure.model.backbone import Backbone, Observation
 
@@ -15,7 +16,9 @@ class Shared:
     """
 
     _backbone: Backbone | None = None
-    _caches: dict[str, dict[str, Observation]] = field(default_factory=dict)
+    _caches: dict[tuple[str, PrivacyUnit | None], dict[str, Observation]] = field(
+        default_factory=dict
+    )
 
     def backbone(self, job: Job) -> Backbone:
         """Return the model, loaded when first asked for."""
@@ -23,9 +26,9 @@ class Shared:
             self._backbone = Backbone(job)
         return self._backbone
 
-    def cache_of(self, client: str) -> dict[str, Observation]:
-        """Return the cache of a client."""
-        return self._caches.setdefault(client, {})
+    def cache_of(self, client: str, unit: PrivacyUnit | None = None) -> dict[str, Observation]:
+        """Return the cache of a client; with another unit other rows may be trained on."""
+        return self._caches.setdefault((client, unit), {})
 
     def without_caches(self) -> "Shared":
         """Return the same model for other rows."""

@@ -13,6 +13,7 @@ from typing import Any
 
 from fedtree_dp import Ledger, statement
 from fedtree_dp.account.accounting import merge
+from fedtree_dp.account.unit import name_of
 from fedtree_secure.agreed.round_plan import weighed
 from fedtree_secure.client.data import Client
 from fedtree_secure.config import Job
@@ -67,7 +68,9 @@ def client_report(
         "epsilon_allowed": ledger.budget.epsilon,
         "delta": ledger.budget.delta,
         "events": [event.to_dict() for event in merge(ledger.events())],
-        "statement": statement(ledger.events(), ledger.budget.delta, prv=False).to_dict(),
+        "statement": statement(
+            ledger.events(), ledger.budget.delta, prv=False, unit=ledger.unit
+        ).to_dict(),
         "metric": metric,
         "majority": data.majority,
         "untrained": untrained,
@@ -149,7 +152,8 @@ def add_costs(result: Result, job: Job, clients: Sequence[Client], canaries: int
         records = min(client.records or job.training.records for client in clients)
         share = canaries / 2 / (records + canaries / 2)
         costs.append(
-            f"no epsilon, but data: about {canaries / 2:g} random records join every client's rows "
+            f"no epsilon, but data: about {canaries / 2:g} random {name_of(job.privacy_unit)}s "
+            "join every client's rows "
             "and take up to "
             f"{share:.0%} of its batches; accuracy suffers by as much signal"
         )

@@ -22,13 +22,31 @@ class Table:
     Attributes:
         tokens: Token ids of each row, cut to the job's maximum length.
         labels: (n,) int64 positions in the label set, or None for language modelling.
+        units: (n,) int64 number of each row's unit, from 0, or None where each row is a unit of its
+            own.
     """
 
     tokens: tuple[tuple[int, ...], ...]
     labels: "np.ndarray[tuple[int], np.dtype[np.int64]] | None"
+    units: "np.ndarray[tuple[int], np.dtype[np.int64]] | None" = None
 
     def __len__(self) -> int:
         return len(self.tokens)
+
+    @property
+    def members(self) -> tuple[tuple[int, ...], ...] | None:
+        """For each unit its rows, in their order; None where each row is a unit of its own."""
+        if self.units is None:
+            return None
+        found: list[list[int]] = [[] for _ in range(int(self.units.max(initial=-1)) + 1)]
+        for row, unit in enumerate(self.units.tolist()):
+            found[unit].append(row)
+        return tuple(map(tuple, found))
+
+    def none(self) -> "Table":
+        """Return a table of the same kind without rows."""
+        first = (None if values is None else values[:0] for values in (self.labels, self.units))
+        return Table((), *first)
 
     def batch(
         self,

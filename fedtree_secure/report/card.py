@@ -17,7 +17,7 @@ import yaml
 
 from fedtree_secure.errors import ConfigurationError, suggest
 from fedtree_secure.report.card_schema import CuratorType, Sector
-from fedtree_secure.report.hazards import LIMITS
+from fedtree_secure.report.hazards import limits_of
 from fedtree_secure.report.statement import ClientStatement, Statement
 
 NOT_STATED = "not stated"
@@ -172,7 +172,7 @@ def _loss(statement: Statement) -> dict[str, Any]:
     return {
         "privacy_unit": statement.guarantee["unit"],
         "privacy_unit_details": (
-            f"Neighbouring tables differ by one record of one client: "
+            f"Neighbouring tables differ by one {statement.counted} of one client: "
             f"{statement.guarantee['adjacency']}."
         ),
         "number_of_privacy_units": sum(client.records for client in statement.clients),
@@ -181,18 +181,19 @@ def _loss(statement: Statement) -> dict[str, Any]:
             [
                 (
                     "The figures are the largest of any client; all jobs on a data set are "
-                    "counted. The number of privacy units is that of declared records."
+                    "counted. The number of privacy units is that of declared "
+                    f"{statement.counted}s."
                 ),
-                *(_client(client) for client in statement.clients),
+                *(_client(client, statement.counted) for client in statement.clients),
             ]
         ),
     }
 
 
-def _client(client: ClientStatement) -> str:
+def _client(client: ClientStatement, counted: str) -> str:
     return (
         f"{client.name}: epsilon {client.epsilon:.4f} of {client.allowed:g} at delta "
-        f"{client.delta:g}, {client.records} declared records"
+        f"{client.delta:g}, {client.records} declared {counted}s"
     )
 
 
@@ -230,7 +231,7 @@ def _implementation(statement: Statement) -> dict[str, Any]:
         ),
         "mechanisms": (
             f"{', '.join(kinds)}; {statement.guarantee['sampling']} sampling, gradients clipped "
-            f"for each record. Software: {versions}."
+            f"for each {statement.counted}. Software: {versions}."
         ),
         "composition": (
             f"All charges of a data set together, by {statement.guarantee['accountant']}."
@@ -242,7 +243,10 @@ def _implementation(statement: Statement) -> dict[str, Any]:
         "justification": "Epsilon, delta and groups are those of the job file.",
         "utility": statement.guarantee["not_released"],
         "additional_information": _lines(
-            [f"Audits of this run: {verdicts or 'none were run'}.", *LIMITS]
+            [
+                f"Audits of this run: {verdicts or 'none were run'}.",
+                *limits_of(statement.unit),
+            ]
         ),
     }
 

@@ -165,11 +165,13 @@ def decide(folder: Path, limits: Limits) -> Decision:
     job = _read(folder / "job.json")
     summary = _read(folder / "summary.json")
     troubles += _protocol(job, summary, limits)
+    told = {"job.json": unit_told(_table(job, "job"))}
+    told["summary.json"] = unit_told(_table(summary, "job"), _table(summary, "guarantee"))
     epsilon: dict[str, float | None] = {}
     for client, about in sorted(_table(job, "clients").items()):
         claim = _table(_table(summary, "clients"), client).get("epsilon_spent")
         epsilon[client], more = _budget(folder, client, about, claim, limits)
-        troubles += more
+        troubles += [*more, *_unit(folder, client, about, told)]
     try:
         audits = {audit.name: audit for audit in read_audits(folder)}
     except FedTreeError as error:
@@ -273,6 +275,43 @@ def _budget(
             )
         )
     return _spent(events, budget.delta), troubles
+
+
+def unit_told(job: Mapping[str, Any], guarantee: Mapping[str, Any] | None = None) -> Any:
+    """What a file says is protected: name and bound of a unit, None for single records; text that
+    no ledger holds where it contradicts itself.
+    """
+    told = None
+    if job.get("unit") is not None or job.get("max_per_unit") is not None:
+        told = {"name": job.get("unit"), "at_most": job.get("max_per_unit")}
+    if guarantee is not None and guarantee.get("of") != told:
+        return "one thing in its job and another in its guarantee"
+    return told
+
+
+def _unit(
+    folder: Path, client: str, about: Mapping[str, Any], told: Mapping[str, Any]
+) -> Iterator[Trouble]:
+    """An epsilon for records is none for patients: the ledger says what charges protect."""
+    try:
+        with Ledger.inspect(folder / "ledgers" / f"{about['dataset']}.sqlite") as ledger:
+            unit = ledger.unit
+    except (FedTreeError, KeyError, TypeError):
+        return  # `_budget` says so
+    held = None if unit is None else unit.to_dict()
+    for name, said in told.items():
+        if said != held:
+            what = "one record" if unit is None else unit.neighbours.removeprefix("add or remove ")
+            yield Trouble(
+                Exit.SIGNATURE,
+                f"{client}: its ledger protects {what}; {name} says {_shown(said)}",
+            )
+
+
+def _shown(told: Any) -> str:
+    if isinstance(told, Mapping):
+        return f"one {told['name']} (at most {told['at_most']} records)"
+    return "one record" if told is None else str(told)
 
 
 def _delta(client: str, about: Mapping[str, Any], delta: float) -> list[Trouble]:

@@ -6,7 +6,7 @@ March 2025), in our own words and without its numbering. For each: what is done,
 repository that hold it, and the audits that look for it in a finished run.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True)
@@ -18,12 +18,14 @@ class Hazard:
         measure: What is done about it, or that nothing is.
         tests: Names of tests, or beginnings of names.
         audits: Audits that look for it.
+        of_units: What is done where a job protects units, ``{}`` their name; the same if empty.
     """
 
     name: str
     measure: str
     tests: tuple[str, ...] = ()
     audits: tuple[str, ...] = ()
+    of_units: str = ""
 
 
 HAZARDS = (
@@ -31,6 +33,9 @@ HAZARDS = (
         "the unit of privacy is smaller than a person",
         "The unit is one training row. A person with many rows is protected less: the statement "
         "says so, and nothing here joins rows of a person.",
+        of_units="The unit is one {} with all its rows: sampled together, bounded together in "
+        "every mechanism, and never mixed with another unit on the same data set. A person with "
+        "two of them, or at two clients, is protected less.",
     ),
     Hazard(
         "epsilon too large to mean much",
@@ -53,8 +58,11 @@ HAZARDS = (
             "test_hostile_guards_as_oracle",
             "test_one_record_moves_the_sum_by_at_most_the_bound",
             "test_a_nonfinite_record_contributes_exactly_zero",
+            "test_a_whole_unit_moves_the_sum_by_at_most_the_bound",
         ),
         ("components", "replay"),
+        "The gradients of all rows of a {} are summed and clipped once, by one norm over all "
+        "trained values; a gradient that is no number counts as zero.",
     ),
     Hazard(
         "sampling that is not what was accounted for",
@@ -62,6 +70,8 @@ HAZARDS = (
         "never shown.",
         ("test_rate_independence_and_batch_sizes", "test_divisor_and_rate_from_the_private_size"),
         ("components", "replay"),
+        "Batches are drawn by an independent coin for each {} with all its rows, with public "
+        "rates; batches are never shown.",
     ),
     Hazard(
         "floating-point noise that can be read off",
@@ -143,3 +153,33 @@ LIMITS = (
         "holds a key; compare the roster with what each site says is its own."
     ),
 )
+
+_LIMITS_OF_UNITS = (
+    (
+        "Protection is for one {} with all its rows. Whoever has several here, or rows at several "
+        "clients, is protected less, and what is true of all rows of a client together is not "
+        "hidden."
+    ),
+    (
+        "Epsilon bounds what a {} changes in anybody's guess. It says nothing about what can be "
+        "concluded from facts that hold without it."
+    ),
+)
+
+
+def hazards_of(unit: str | None) -> tuple[Hazard, ...]:
+    """Return the hazards with what is done about them, for a unit's name; None for rows."""
+    if unit is None:
+        return HAZARDS
+    return tuple(
+        replace(hazard, measure=(hazard.of_units or hazard.measure).replace("{}", unit))
+        for hazard in HAZARDS
+    )
+
+
+def limits_of(unit: str | None) -> tuple[str, ...]:
+    """Return the limits in plain words, for a unit's name; None for rows."""
+    if unit is None:
+        return LIMITS
+    said = tuple(text.replace("{}", unit) for text in _LIMITS_OF_UNITS)
+    return said + LIMITS[len(said) :]

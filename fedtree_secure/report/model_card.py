@@ -49,7 +49,7 @@ def front_matter(statement: Statement, client: ClientStatement) -> dict[str, Any
             "accountant": statement.guarantee["accountant"],
             "sampling": statement.guarantee["sampling"],
             "releases": [dict(release) for release in client.releases],
-            "declared_records": client.records,
+            f"declared_{statement.counted}s": client.records,
             "simulated": statement.simulated,
             "run": statement.run,
             "model_sha256": statement.model_sha256,
@@ -71,12 +71,13 @@ def _privacy(statement: Statement, client: ClientStatement) -> str:
         if statement.simulated
         else ""
     )
+    what = statement.unit or "row"
     return f"""{_TITLE}
 Trained with differential privacy: ε = {client.epsilon:.4f} at δ = {client.delta:g}, of a budget of
 {client.allowed:g}, for {statement.guarantee["unit"]} ({statement.guarantee["adjacency"]}).
 It counts all jobs on the client's data set up to this one.
 {simulated}
-The claim bounds what one row changes. It does not hide what is true of all rows together, and it
+The claim bounds what one {what} changes. It does not hide what is true of all rows together, and it
 does not cover test metrics, which are exact. `report.html` of the run shows the budget, the audits
 and the limits; `fedtree-secure verify` checks the run's signatures.
 """

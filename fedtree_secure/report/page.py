@@ -9,7 +9,7 @@ from markupsafe import Markup, escape
 
 from fedtree_secure.report import drawings
 from fedtree_secure.report.audit_files import FAIL, INCONCLUSIVE, PASS
-from fedtree_secure.report.hazards import HAZARDS, LIMITS
+from fedtree_secure.report.hazards import hazards_of, limits_of
 from fedtree_secure.report.statement import ClientStatement, Statement
 
 DRAWN = 24  # burn-downs; the table has everybody
@@ -49,8 +49,8 @@ def render(statement: Statement) -> str:
         tree=Markup(drawings.tree(statement)),  # noqa: S704
         verdicts=_CLASSES,
         found={audit.name: audit.verdict for audit in statement.audits},
-        hazards=HAZARDS,
-        limits=LIMITS,
+        hazards=hazards_of(statement.unit),
+        limits=limits_of(statement.unit),
     )
 
 

@@ -10,6 +10,7 @@ from rich.table import Table
 
 from fedtree_dp import Event, Gaussian, PrivacyBudget
 from fedtree_dp.account.planner import Axis, Plan, PlanRow, Unknown, plan_table, solve, sweep
+from fedtree_dp.account.unit import name_of
 from fedtree_secure.agreed.noise_plan import plan_noise, stages
 from fedtree_secure.config import Job
 from fedtree_secure.errors import ConfigurationError
@@ -72,6 +73,7 @@ class PricedPlan:
         row: The completed plan.
         stages: Noise multiplier of each stage by name, the rounds' among them.
         allowed: Epsilon of the budget; None where epsilon was the unknown.
+        counted: What n counts: records, or the job's units.
     """
 
     title: str
@@ -79,6 +81,7 @@ class PricedPlan:
     row: PlanRow
     stages: dict[str, float]
     allowed: float | None
+    counted: str = "record"
 
     @property
     def epsilon(self) -> float:
@@ -111,8 +114,8 @@ class PricedPlan:
         plan = self.row.plan
         noises = ", ".join(f"{name} {value:.4g}" for name, value in self.stages.items())
         table = _table(
-            f"{self.title}: n = {plan.records} records, d = {plan.parameters} trained values, δ = "
-            f"{self.row.delta:g}"
+            f"{self.title}: n = {plan.records} {self.counted}s, d = {plan.parameters} trained "
+            f"values, δ = {self.row.delta:g}"
         )
         table.add_row(*_cells(self.row), style="bold", end_section=True)
         for rows in self.curves().values():
@@ -317,6 +320,7 @@ def price(
         row=row,
         stages=named,
         allowed=None if unknown == "epsilon" else budget.epsilon,
+        counted=name_of(None if job is None else job.privacy_unit),
     )
 
 

@@ -73,9 +73,7 @@ def _read(found: Iterable[Distribution]) -> dict[str, _Known]:
     for distribution in found:
         metadata = distribution.metadata  # parses the file at each call
         if name := metadata["Name"]:
-            known[_normal(name)] = _Known(
-                _component(_normal(name), metadata), _needs(distribution)
-            )
+            known[_normal(name)] = _Known(_component(_normal(name), metadata), _needs(distribution))
     return known
 
 

@@ -43,7 +43,7 @@ class ClientStatement:
 
     Attributes:
         name, dataset: As in the job.
-        records: Declared number of training records, which is public.
+        records: Declared number of training records, or of units, which is public.
         epsilon, allowed, delta: Spent on the data set by all jobs, its budget, and the delta of
             both.
         epsilon_without_amplification: The same for who knows every batch.
@@ -156,6 +156,17 @@ class Statement:
             raise RunFolderError(
                 f"{folder} holds no run that this version reads: {type(error).__name__} {error}"
             ) from None
+
+    @property
+    def unit(self) -> str | None:
+        """The name of the unit that is protected; None for single rows."""
+        unit = self.guarantee.get("of")
+        return None if unit is None else str(unit["name"])
+
+    @property
+    def counted(self) -> str:
+        """What declared sizes count, and what is clipped and drawn."""
+        return self.unit or "record"
 
     @property
     def epsilon(self) -> float:

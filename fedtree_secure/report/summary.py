@@ -16,9 +16,11 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table as RichTable
 
+from fedtree_dp.account.unit import RECORD_NEIGHBOURS, name_of
 from fedtree_secure.config import Job
 from fedtree_secure.errors import suggest
 
+ROW = "one record (one training row) of one client"
 REFERENCE_TITLES = {
     "head": "head only",
     "head_group": "group head",
@@ -88,10 +90,12 @@ def guarantee(job: Job, reports: Mapping[str, Any]) -> dict[str, Any]:
     """The statement that a compliance officer reads: unit, adjacency, observers, and what is not
     protected.
     """
+    unit = job.privacy_unit
     open_sets = sorted(name for name, report in reports.items() if not report["labels_declared"])
     return {
-        "unit": "one record (one training row) of one client",
-        "adjacency": "add or remove one record",
+        "unit": ROW if unit is None else unit.text,
+        "adjacency": RECORD_NEIGHBOURS if unit is None else unit.neighbours,
+        **({} if unit is None else {"of": unit.to_dict()}),
         "observers": (
             "server, other clients and outsiders see post-processing of the client's own DP-SGD "
             "run; each client's noise protects it without trusting anybody. Masking is a second "
@@ -102,8 +106,8 @@ def guarantee(job: Job, reports: Mapping[str, Any]) -> dict[str, Any]:
         "accountant": "privacy loss distribution (dp_accounting)",
         "declared_public": [
             (
-                "configuration, declared record counts, noise multipliers, label counts, who took "
-                "part, the tree"
+                f"configuration, declared {name_of(unit)} counts, noise multipliers, label counts, "
+                "who took part, the tree"
             ),
             *([f"label sets read from the rows of: {', '.join(open_sets)}"] if open_sets else []),
         ],

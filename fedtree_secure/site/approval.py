@@ -18,6 +18,7 @@ import rfc8785
 
 from fedtree_dp import Event, Gaussian, Ledger, PoissonGaussian, PrivacyBudget, epsilon_of
 from fedtree_dp.account.accounting import PLANNING_DISCRETIZATION
+from fedtree_dp.account.unit import name_of
 from fedtree_secagg import Identity
 from fedtree_secure.agreed.noise_plan import NoisePlan, plan_noise, stages
 from fedtree_secure.agreed.terms import Terms
@@ -104,7 +105,9 @@ def plan_for(job: Job, ledger: Ledger) -> NoisePlan:
 
     Raises:
         BudgetExceeded: What is left allows no useful plan.
+        LedgerError: The data set's charges protect another unit than the job's would.
     """
+    ledger.check_unit(job.privacy_unit)
     return plan_noise(job, planned_budget(job, ledger.budget), ledger.events())
 
 
@@ -123,10 +126,7 @@ def statement_of(job: Job, roster: RosterFile, ledger: Ledger, plan: NoisePlan) 
         ),
         f"The server that may ask for work has the key {roster.server}.",
         f"Task: {job.task} with the model {job.backbone!r}, {job.rounds} rounds; tree: {tree}.",
-        (
-            "Protected: each single row of this site's training data, whatever else is known "
-            "(differential privacy; neighbours differ by one row)."
-        ),
+        _protected(job),
         (
             f"Budget of the data set {ledger.dataset!r}: epsilon {budget.epsilon:g} at delta "
             f"{budget.delta:g}. Spent so far: {before:.3f}. After this job: at most {after:.3f}."
@@ -139,13 +139,28 @@ def statement_of(job: Job, roster: RosterFile, ledger: Ledger, plan: NoisePlan) 
             f"Leaves this site: updates with noise (multiplier {plan.rounds:.3f}) under masks. The "
             f"server sees sums over at least {masking.min_group} sites, while at most "
             f"{masking.colluders} sites work with it. In the open: the declared number of "
-            "records, the number of labels, noise multipliers, and who took part."
+            f"{name_of(job.privacy_unit)}s, the number of labels, noise multipliers, and who took "
+            "part."
         ),
         (
             "Stays at this site: rows, labels, the head, the final adapter, test results, this "
             "ledger."
         ),
     ]
+
+
+def _protected(job: Job) -> str:
+    unit = job.privacy_unit
+    if unit is None:
+        return (
+            "Protected: each single row of this site's training data, whatever else is known "
+            "(differential privacy; neighbours differ by one row)."
+        )
+    return (
+        f"Protected: each {unit.name} of this site's training data with all its rows, of which at "
+        f"most {unit.at_most} are used, whatever else is known (differential privacy; neighbours: "
+        f"{unit.neighbours})."
+    )
 
 
 def approve(

@@ -108,8 +108,9 @@ def _policy(settings: SiteSettings) -> str:
 
 
 def _rows(settings: SiteSettings) -> str:
-    count = len(texts_of(settings.client(None)))
-    return f"{count} texts to train on, declared as {settings.file.records}"
+    count, file = len(texts_of(settings.client(None))), settings.file
+    units = f" units (column {file.unit!r})" if file.unit else ""
+    return f"{count} texts to train on, declared as {file.records}{units}"
 
 
 def _store(settings: SiteSettings) -> str:

@@ -33,7 +33,7 @@ def deliver_run(
     data, client = party.member.data, party.member.client
     with participant.at_backbone():
         metric = party.backbone.evaluate(data)
-        said = statement(ledger.events(), ledger.budget.delta, prv=False)
+        said = statement(ledger.events(), ledger.budget.delta, prv=False, unit=ledger.unit)
         outcome = Outcome(said.epsilon, ledger.budget.delta, metric)
         save_adapter(party.backbone, place / "adapter", data.label_set, outcome)
     report: dict[str, Any] = {

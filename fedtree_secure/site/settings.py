@@ -25,8 +25,11 @@ class SiteFile:
     Attributes:
         name: The site's name in the roster, see `check_name`.
         train, test: CSV, JSONL, JSON or Parquet files; ``test`` may be left out.
-        records: Declared size of the training set, a rounded public constant.
+        records: Declared size of the training set, a rounded public constant; in units where there
+            are any.
         text, label, labels: As in a job file, see `ClientFiles`.
+        unit: Column that names each row's unit, such as a patient's. With it, the site takes part
+            in jobs alone that protect units.
         dataset: Name of the data set in its store; the site's name if empty.
         key: The site's signing key, made by ``keys new``.
         roster: The roster that the policy names.
@@ -43,6 +46,7 @@ class SiteFile:
     text: str = "text"
     label: str = "label"
     labels: tuple[str | int, ...] = ()
+    unit: str = ""
     dataset: str = ""
     key: str = "identity.key"
     roster: str = "roster.json"
@@ -163,6 +167,7 @@ class SiteSettings:
             records=file.records,
             dataset=file.dataset,
             privacy=budget,
+            unit=file.unit,
         )
         return load_clients([entry], self.folder)[0]
 

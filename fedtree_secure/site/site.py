@@ -22,7 +22,7 @@ from fedtree_secure.agreed import who
 from fedtree_secure.agreed.envelope import open_request
 from fedtree_secure.agreed.noise_plan import NoisePlan
 from fedtree_secure.agreed.terms import Terms
-from fedtree_secure.client.data import Client, prepare, texts_of
+from fedtree_secure.client.data import Client, prepare, texts_of, units_of
 from fedtree_secure.client.pacing import Pace
 from fedtree_secure.client.participant import Participant
 from fedtree_secure.client.party import Member
@@ -30,7 +30,7 @@ from fedtree_secure.client.state import initial_state
 from fedtree_secure.client.step import Refusal
 from fedtree_secure.client.store import Store
 from fedtree_secure.config import Job
-from fedtree_secure.errors import ConfigurationError, FedTreeError, StoreError
+from fedtree_secure.errors import ConfigurationError, DataError, FedTreeError, StoreError
 from fedtree_secure.key_file import read_identity
 from fedtree_secure.model.backbone import Backbone
 from fedtree_secure.names import check_name
@@ -238,6 +238,7 @@ class Site:
         job, terms = approval.settings(), approval.terms(roster, run)
         backbone = self._backbone(job)
         self._check_policy(approval, roster, backbone)
+        self._agree_on_unit(job)
         plan = self._bind(run, approval, job)
         self._runs[run] = Run(approval, roster, self._participant(terms, backbone, plan))
         log.info("run %s of job %s is admitted", run, job.digest().hex()[:16])
@@ -294,6 +295,18 @@ class Site:
             except (FedTreeError, OSError) as error:
                 raise Refusal("mismatch", f"its model cannot be used: {error}") from None
         return self._backbones[digest]
+
+    def _agree_on_unit(self, job: Job) -> None:
+        """Say what this run's charges protect.
+
+        Raises:
+            Refusal: The data set, or the site's rows, have another unit.
+        """
+        try:
+            units_of(self.client, job)
+            self.ledger.use_unit(job.privacy_unit)
+        except (DataError, LedgerError) as error:
+            raise Refusal("policy", str(error)) from None
 
     def _bind(self, run: str, approval: Approval, job: Job) -> NoisePlan:
         """Note which approval a run took, and its noise plan, before anything is charged."""

@@ -63,6 +63,7 @@ REASONS = {
         "per-layer clipping called global": "sensitivity",
         "doubled sampling rate": "sampling rate",
         "shuffling called Poisson": "batch sizes",
+        "a clip a record called a clip a unit": "sensitivity",
     },
     "adapter_release": {"trained without DP": "final weights: noncentral t"},
     "canary_client": {
@@ -75,6 +76,7 @@ REASONS = {
         "half the noise": "per step",
         "clipping off": "per step",
         "doubled sampling rate": "per step, measured rate",
+        "a clip a record called a clip a unit": "per step",
     },
     "lattice": {
         "float32 noise": "on the grid",
@@ -110,6 +112,7 @@ REASONS = {
         "truncation": "c0: signed checkpoint",
         "ledger replaced, all else to fit": "c0: signed checkpoint",
         "edited row": "c0: chain",
+        "a unit claimed over charges for records": "c0: unit",
     },
 }
 

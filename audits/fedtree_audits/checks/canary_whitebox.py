@@ -3,7 +3,8 @@
 The adversary is a server that sees every step's noisy sum. Canaries are records whose gradient is
 one coordinate of a LoRA factor, far above the clipping norm ("Dirac canaries", see `lora_host`):
 with the shipped adapters, engine, sampler and noise source nothing else is in the sum, so a canary
-can be recognised as well as any record ever can. Whether a canary is in the data at all is a fair
+can be recognised as well as any record ever can. Where the job protects units a canary is a whole
+unit of such records. Whether a canary is in the data at all is a fair
 coin, committed to by hash before training. Four methods share an error of 5% by Holm's procedure;
 the figures beside them are bounds that hold together (Bonferroni):
 
@@ -26,22 +27,23 @@ import hashlib
 import math
 import os
 import sys
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 from scipy.stats import norm
 
 from fedtree_audits.command import Audit, Variant, main
-from fedtree_audits.rigs.broken import BUILDS
+from fedtree_audits.rigs.broken import BUILDS, OF_UNITS
 from fedtree_audits.rigs.engines import Build
 from fedtree_audits.rigs.lora_host import Seen, train
 from fedtree_audits.run_folder import RunFolder
 from fedtree_audits.statistics import estimators as est
 from fedtree_audits.statistics.scores import Floats
 from fedtree_audits.statistics.verdict import POWER, Check, Power, Result, holm_by_level
-from fedtree_dp import PoissonGaussian, epsilon_of
+from fedtree_dp import PoissonGaussian, PrivacyUnit, epsilon_of
 from fedtree_dp.account.accounting import PLANNING_DISCRETIZATION
+from fedtree_dp.account.unit import name_of
 from fedtree_secure.testing import Lora
 
 QUESTION = "Does measured leakage exceed the claim?"
@@ -51,7 +53,28 @@ CONFIDENCE = 1 - ERROR / 4
 # Share of canaries that are guessed about, fixed here for every run.
 GUESSED, FEWEST_GUESSES = 0.02, 50
 NO_NOISE = 1e-4  # spread of float32 sums, in clipping norms
-LORA = Lora()
+MOST_RECORDS = 8  # of a unit that is planted: each takes a forward pass
+
+
+@dataclass(frozen=True)
+class Canary:
+    """What a canary is made of.
+
+    Attributes:
+        lora: settings of the adapters that hold it.
+        unit: what is protected; a record if None.
+    """
+
+    lora: Lora = field(default_factory=Lora)
+    unit: PrivacyUnit | None = None
+
+    @property
+    def records(self) -> int:
+        """How many it is planted as."""
+        return 1 if self.unit is None else min(self.unit.at_most, MOST_RECORDS)
+
+
+CANARY = Canary()
 
 
 def audit_build(
@@ -61,7 +84,7 @@ def audit_build(
     key: bytes,
     *,
     canaries: int = CANARIES,
-    lora: Lora = LORA,
+    of: Canary = CANARY,
     control: bool = True,
     hashes: dict[str, str] | None = None,
 ) -> Result:
@@ -73,16 +96,17 @@ def audit_build(
         delta: of the claim.
         key: 32 bytes that all randomness comes from.
         canaries: coins tossed.
-        lora: settings of the adapters that hold the canaries.
+        of: what a canary is made of.
         control: whether a build without noise is attacked as well, which must be caught.
         hashes: of the files the settings came from.
     """
     claim = epsilon_of([event], delta)
-    seen = train(build, event, key, canaries, lora)
+    unit = of.unit
+    seen = train(build, event, key, canaries, of.lora, of.records)
     checks, figures = _attack(seen, event, delta, claim)
     controls = {}
     if control:
-        bare = train(BUILDS["no noise"], event, key, canaries, lora)
+        bare = train(BUILDS["no noise"], event, key, canaries, of.lora, of.records)
         controls["training without noise"] = not all(
             check.holds for check in _attack(bare, event, delta, claim)[0]
         )
@@ -90,7 +114,8 @@ def audit_build(
         audit="canary_whitebox",
         question=QUESTION,
         claim=f"epsilon {claim:.4g} at delta {delta:g} over {event.steps} steps",
-        adversary="server that sees the noisy sum of every step and knows every canary",
+        adversary="server that sees the noisy sum of every step and knows every canary, which is "
+        f"one {name_of(unit)}{f' of {of.records} records' if unit else ''}",
         assumptions=(
             (
                 "the engine and adapters attacked here are the ones installed where the run took "
@@ -123,7 +148,7 @@ def audit_run(run: RunFolder) -> Result:
         run.job.privacy.delta,
         os.urandom(32),
         canaries=_enough(event),
-        lora=run.job.lora,
+        of=Canary(run.job.lora, run.job.privacy_unit),
         hashes=run.hashes("job.json"),
     )
 
@@ -254,23 +279,27 @@ def _enough(event: PoissonGaussian) -> int:
     return int(min(10_000, max(CANARIES, 600_000 / event.steps)))
 
 
-def _variant(build: Build, *, control: bool = False) -> Variant:
+def _variant(build: Build, *, control: bool = False, unit: PrivacyUnit | None = None) -> Variant:
     event = PoissonGaussian(1.0, 0.1, STEPS)
 
     def variant(seed: int) -> Result:
         key = hashlib.sha256(f"canary/{seed}".encode()).digest()
-        return audit_build(build, event, 1e-5, key, control=control)
+        return audit_build(build, event, 1e-5, key, control=control, of=Canary(unit=unit))
 
     return variant
 
 
+PATIENT = PrivacyUnit("patient", 3)
 CAUGHT = ("no noise", "half the noise", "clipping off", "doubled sampling rate")
 AUDIT = Audit(
     name="canary_whitebox",
     question=QUESTION,
     on_run=audit_run,
-    correct=_variant(Build(), control=True),
-    mutants={name: _variant(BUILDS[name]) for name in CAUGHT},
+    correct=lambda seed: _variant(Build(), control=True, unit=PATIENT if seed % 2 else None)(seed),
+    mutants={
+        **{name: _variant(BUILDS[name]) for name in CAUGHT},
+        **{name: _variant(build, unit=PATIENT) for name, build in OF_UNITS.items()},
+    },
 )
 
 if __name__ == "__main__":

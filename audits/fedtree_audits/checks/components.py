@@ -5,8 +5,9 @@ run's own noise multiplier, clipping norm and sampling rate, on records with gra
 clipping norm. What the engine releases less the clipped sum (computed anew, one record at a time
 with plain autograd) must be independent Gaussian noise of the accounted size. Tests: variance by
 chi-square, shape by Kolmogorov-Smirnov, correlation between steps, layers and clients (normal at n
-> 1,000), sensitivity exactly, sampling rate by the binomial, spread of batch sizes by chi-square
-against N q (1 - q). One run of the self-test per seed; a false alarm has probability below 1e-5.
+> 1,000), sensitivity exactly (of a whole unit, where the job protects units), sampling rate by the
+binomial, spread of batch sizes by chi-square against N q (1 - q). One run of the self-test per
+seed; a false alarm has probability below 1e-5.
 """
 
 from __future__ import annotations
@@ -21,17 +22,26 @@ import numpy as np
 from scipy import stats
 
 from fedtree_audits.command import Audit, Variant, main
-from fedtree_audits.rigs.broken import BUILDS
-from fedtree_audits.rigs.engines import Build, clipped_sum, layer_sizes, records, releases
+from fedtree_audits.rigs.broken import BUILDS, OF_UNITS
+from fedtree_audits.rigs.engines import (
+    Build,
+    clipped_sum,
+    layer_sizes,
+    of_units,
+    records,
+    releases,
+)
 from fedtree_audits.run_folder import RunFolder
 from fedtree_audits.statistics.scores import Floats
 from fedtree_audits.statistics.verdict import POWER, SIGNIFICANCE, Check, Power, Result
-from fedtree_dp import PoissonGaussian, epsilon_of
+from fedtree_dp import PoissonGaussian, PrivacyUnit, epsilon_of
+from fedtree_dp.account.unit import name_of
 
 QUESTION = "Is the mechanism that ran the one that was accounted for?"
 STEPS = 24
 DRAWS, SIZE = 500, 400
 ROUNDING = 1e-5  # of float32 sums, relative to the clipping norm
+MOST_RECORDS = 16  # of a planted unit: two would do
 _SMALLEST_NOISE = 1e-3
 
 
@@ -42,6 +52,7 @@ def audit_build(
     key: bytes,
     *,
     max_grad_norm: float = 1.0,
+    unit: PrivacyUnit | None = None,
     hashes: dict[str, str] | None = None,
 ) -> Result:
     """Audit one build against an event.
@@ -52,10 +63,12 @@ def audit_build(
         delta: of the claim, for the power statement.
         key: 32 bytes that noise and coins come from; its hash is reported.
         max_grad_norm: clipping norm.
+        unit: what is protected; a record if None.
         hashes: of the files the settings came from.
     """
     noise = event.noise_multiplier
-    batch = records(6)
+    size = 1 if unit is None else min(unit.at_most, MOST_RECORDS)
+    batch = records(6) if unit is None else of_units(records(3 * size), size)
     first, second = (
         releases(
             build,
@@ -70,7 +83,7 @@ def audit_build(
     )
     checks = [
         *_noise(first / noise, second / noise),
-        _sensitivity(build, key, max_grad_norm),
+        _sensitivity(build, key, max_grad_norm, unit, size),
         *_sampling(build, event.sample_rate, key),
     ]
     claim = epsilon_of([event], delta)
@@ -78,7 +91,8 @@ def audit_build(
         audit="components",
         question=QUESTION,
         claim=f"every step is Gaussian noise of {noise:.4g} clipping norms on a sum that one "
-        f"record moves by at most one, over Poisson batches of rate {event.sample_rate:g}; "
+        f"{name_of(unit)} moves by at most one, over Poisson batches of rate "
+        f"{event.sample_rate:g}; "
         f"{event.steps} steps: epsilon {claim:.3g} at {delta:g}",
         adversary="none: an auditor inside a client measures the mechanism itself",
         assumptions=(
@@ -108,6 +122,7 @@ def audit_run(run: RunFolder) -> Result:
         run.job.privacy.delta,
         os.urandom(32),
         max_grad_norm=training.max_grad_norm,
+        unit=run.job.privacy_unit,
         hashes=run.hashes("job.json"),
     )
 
@@ -146,13 +161,18 @@ def _independent(what: str, first: Floats, second: Floats) -> Check:
     )
 
 
-def _sensitivity(build: Build, key: bytes, max_grad_norm: float) -> Check:
-    """The largest move of the sum by one record, without noise; gradients far above and far
-    below the norm.
+def _sensitivity(
+    build: Build, key: bytes, max_grad_norm: float, unit: PrivacyUnit | None, size: int
+) -> Check:
+    """The largest move of the sum by one record, or by one whole planted unit of `size` records,
+    without noise; gradients far above and far below the norm.
     """
     singles = [
-        records(1, seed, scale) for seed, scale in enumerate((1e-3, 1.0, 3.0, 30.0, 300.0, 3000.0))
+        records(size, seed, scale)
+        for seed, scale in enumerate((1e-3, 1.0, 3.0, 30.0, 300.0, 3000.0))
     ]
+    if unit is not None:
+        singles = [of_units(batch, size) for batch in singles]
     moved = [
         float(
             np.linalg.norm(
@@ -164,7 +184,7 @@ def _sensitivity(build: Build, key: bytes, max_grad_norm: float) -> Check:
     return Check(
         "sensitivity",
         max(moved) <= 1 + ROUNDING,
-        f"one record moves the sum by up to {max(moved):.6g} norms",
+        f"one {name_of(unit)} moves the sum by up to {max(moved):.6g} norms",
     )
 
 
@@ -205,23 +225,33 @@ def _power(event: PoissonGaussian, delta: float, claim: float, n: int) -> Power:
     )
 
 
-def _variant(build: Build) -> Variant:
+def _variant(build: Build, unit: PrivacyUnit | None = None) -> Variant:
     event = PoissonGaussian(1.1, 0.1, 60)
 
     def variant(seed: int) -> Result:
-        return audit_build(
-            build, event, 1e-5, hashlib.sha256(f"components/{seed}".encode()).digest()
-        )
+        key = hashlib.sha256(f"components/{seed}".encode()).digest()
+        return audit_build(build, event, 1e-5, key, unit=unit)
 
     return variant
+
+
+def _correct(seed: int) -> Result:
+    """The shipped build, for records and for units in turns."""
+    return _variant(Build(), PATIENT if seed % 2 else None)(seed)
+
+
+PATIENT = PrivacyUnit("patient", 5)
 
 
 AUDIT = Audit(
     name="components",
     question=QUESTION,
     on_run=audit_run,
-    correct=_variant(Build()),
-    mutants={name: _variant(build) for name, build in BUILDS.items()},
+    correct=_correct,
+    mutants={
+        **{name: _variant(build) for name, build in BUILDS.items()},
+        **{name: _variant(build, PATIENT) for name, build in OF_UNITS.items()},
+    },
 )
 
 if __name__ == "__main__":

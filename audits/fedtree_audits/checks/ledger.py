@@ -10,6 +10,7 @@ kept elsewhere, shows it.
 from __future__ import annotations
 
 import functools
+import json
 import shutil
 import sqlite3
 import sys
@@ -36,6 +37,7 @@ from fedtree_dp import (
     epsilon_of,
 )
 from fedtree_dp.account.accounting import merge
+from fedtree_dp.account.unit import text_of
 from fedtree_secure.testing import MERGE, node_name
 
 QUESTION = "Does the claimed epsilon match what ran?"
@@ -111,7 +113,7 @@ def required(run: RunFolder, client: str) -> dict[str, Event]:
 def _audit_client(run: RunFolder, client: str) -> tuple[list[Check], float]:
     with Ledger.inspect(run.ledger(client)) as ledger:
         entries, events, delta = ledger.entries(), ledger.events(), ledger.budget.delta
-        allowed, dataset = ledger.budget.epsilon, ledger.dataset
+        allowed, dataset, unit = ledger.budget.epsilon, ledger.dataset, ledger.unit
     report = run.summary["clients"].get(client)
     if report is None:
         raise MissingEvidence(f"summary.json says nothing of client {client}")
@@ -134,6 +136,11 @@ def _audit_client(run: RunFolder, client: str) -> tuple[list[Check], float]:
             f"{client}: data set",
             dataset == run.clients[client]["dataset"],
             f"the ledger is that of {dataset!r}",
+        ),
+        Check(
+            f"{client}: unit",
+            unit == run.job.privacy_unit,
+            f"the ledger protects {text_of(unit)}; the job says {text_of(run.job.privacy_unit)}",
         ),
         Check(
             f"{client}: epsilon",
@@ -255,6 +262,14 @@ def _replaced(_seed: int) -> Result:
         return audit_run(open_run(folder))
 
 
+def _claims_units(folder: Path) -> None:
+    """Claim patients over charges for records."""
+    path = folder / "job.json"
+    told = json.loads(path.read_text("utf-8"))
+    told["job"] |= {"unit": "patient", "max_per_unit": 5}
+    path.write_text(json.dumps(told), "utf-8")
+
+
 _TRUNCATE = _sql(
     "DELETE FROM entries WHERE sequence = (SELECT MAX(sequence) FROM entries)",
     "UPDATE head SET size = (SELECT MAX(sequence) FROM entries) + 1, "
@@ -278,6 +293,7 @@ AUDIT = Audit(
         "understated summary": _specimen(claimed=4.0),
         "truncation": _specimen(_TRUNCATE),
         "ledger replaced, all else to fit": _replaced,
+        "a unit claimed over charges for records": _specimen(_claims_units),
         "edited row": _specimen(
             _sql(
                 "UPDATE entries SET body = CAST(REPLACE(CAST(body AS TEXT), 'round 1', 'round 9') "

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,10 @@ import torch
 from torch import Tensor
 
 from fedtree_audits.rigs.engines import Build
-from fedtree_dp import NoiseSource, PoissonSampler, PrivateOptimizer
+from fedtree_dp import DPSGD, NoiseSource, PoissonSampler, PrivateOptimizer
+from fedtree_dp.sgd import guards
+from fedtree_dp.sgd.engine import StepReport
+from fedtree_dp.sgd.guards import Batch
 from fedtree_dp.sgd.optimizer import Clipped
 from fedtree_secagg import Node, Plan, Quantiser
 from fedtree_secure.testing import Tree, inside, mean_of
@@ -135,6 +138,18 @@ class PrivateDivisor(PrivateOptimizer):
         return super().accumulate(per_sample, valid, present)
 
 
+class RecordsCalledUnits(DPSGD):
+    """Clips every record by itself and calls it a clip of its unit."""
+
+    def step(self, batch: Batch | Iterable[Batch] | None) -> StepReport:
+        """Forget which records belong together."""
+        parts = [batch] if isinstance(batch, Mapping) else list(batch or ())
+        names = (guards.UNIT, guards.LAST)
+        return super().step(
+            [{name: v for name, v in part.items() if name not in names} for part in parts]
+        )
+
+
 class Repeating(NoiseSource):
     """Draws the same Gaussians at every call."""
 
@@ -206,6 +221,11 @@ BUILDS: dict[str, Build] = {
     "per-layer clipping called global": Build(optimizer=PerLayer),
     "doubled sampling rate": Build(sampler=DoubledRate),
     "shuffling called Poisson": Build(sampler=Shuffled),
+}
+
+
+OF_UNITS: dict[str, Build] = {
+    "a clip a record called a clip a unit": Build(engine=RecordsCalledUnits),
 }
 
 

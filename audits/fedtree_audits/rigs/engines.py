@@ -30,6 +30,7 @@ class Build:
         optimizer: class that clips, adds noise and divides.
         sampler: makes the sampler from size, rate and source.
         source: makes a client's noise source from a key and the client's number.
+        engine: class that takes the steps.
     """
 
     optimizer: type[PrivateOptimizer] = PrivateOptimizer
@@ -37,6 +38,7 @@ class Build:
     source: Callable[[bytes, int], NoiseSource] = lambda key, client: NoiseSource(
         key[:31] + bytes([key[31] ^ client])
     )
+    engine: type[DPSGD] = DPSGD
 
 
 class Probe(torch.optim.SGD):
@@ -94,13 +96,13 @@ def releases(
     Args:
         build: what is audited.
         key: 32 bytes; the noise is a function of it, the client and the build.
-        batches: one for each step, None for an empty one.
+        batches: one for each step, None for an empty one; with units, see `of_units`.
         noise_multiplier, max_grad_norm, divisor: the engine's settings.
         client: whose noise source.
     """
     network = model()
     probe = Probe(list(network.parameters()))
-    with DPSGD(
+    with build.engine(
         network,
         probe,
         loss,
@@ -116,14 +118,25 @@ def releases(
     return np.stack(probe.seen) * divisor / max_grad_norm
 
 
+def of_units(batch: Batch, size: int) -> Batch:
+    """Return a batch whose records are units of `size` records each, the last maybe of fewer; in
+    turns, so that no unit's records stand together.
+    """
+    rows = torch.arange(len(batch["y"]))
+    count = -(-len(rows) // size)
+    return {**batch, "unit": rows % count, "last": rows >= len(rows) - count}
+
+
 def clipped_sum(batch: Batch, max_grad_norm: float = 1.0) -> Floats:
-    """Return the definition: one record at a time, plain autograd, one joint norm over all layers,
-    the sum.
+    """Return the definition: one record (one unit, where the batch names them) at a time, plain
+    autograd, one joint norm over all layers, the sum.
     """
     network, total = model(), np.zeros(sum(layer_sizes()))
-    for i in range(len(batch["y"])):
+    unit = batch.get("unit", torch.arange(len(batch["y"])))
+    for number in sorted(set(unit.tolist())):
         network.zero_grad()
-        loss(network, {name: value[i : i + 1] for name, value in batch.items()}).sum().backward()  # type: ignore[no-untyped-call]
+        mine = {name: batch[name][unit == number] for name in ("x", "y")}
+        loss(network, mine).sum().backward()  # type: ignore[no-untyped-call]
         flat = torch.cat(
             [p.grad.reshape(-1).double() for p in network.parameters() if p.grad is not None]
         ).numpy()

@@ -23,7 +23,7 @@ from torch import nn
 
 from fedtree_audits.rigs.engines import Build, Probe
 from fedtree_audits.statistics.scores import Bools, Floats
-from fedtree_dp import DPSGD, PoissonGaussian
+from fedtree_dp import PoissonGaussian
 from fedtree_dp.sgd.guards import Batch
 from fedtree_secure.testing import CLUSTER, Experts, Lora
 
@@ -94,6 +94,15 @@ class Host:
             "column": place % self._rank,
         }
 
+    def units(self, chosen: npt.NDArray[np.int64], size: int) -> Batch:
+        """Return canaries that are whole units: each as many records as a unit may have."""
+        if size == 1:
+            return self.records(chosen)
+        batch = self.records(np.tile(chosen, size))
+        number = torch.arange(len(chosen) * size)
+        last = number >= len(chosen) * (size - 1)
+        return {**batch, "unit": number % max(len(chosen), 1), "last": last}
+
     def loss(self, model: nn.Module, batch: Batch) -> torch.Tensor:
         """Return one value for each record, whose gradient is SIZE at the canary's coordinate."""
         del model  # its adapted layers are called one by one
@@ -128,7 +137,9 @@ class Seen:
     commitment: str
 
 
-def train(build: Build, event: PoissonGaussian, key: bytes, canaries: int, lora: Lora) -> Seen:
+def train(
+    build: Build, event: PoissonGaussian, key: bytes, canaries: int, lora: Lora, size: int = 1
+) -> Seen:
     """Train on canaries alone with the shipped loop: sampler, engine, noise.
 
     Args:
@@ -137,6 +148,7 @@ def train(build: Build, event: PoissonGaussian, key: bytes, canaries: int, lora:
         key: 32 bytes that coins, noise and batches come from.
         canaries: how many coins are tossed.
         lora: settings of the adapters.
+        size: records of one canary, which is a whole unit where there are several.
     """
     coins = build.source(hashlib.sha256(b"coins" + key).digest(), 0)
     included = coins.uniform(canaries) < 0.5
@@ -149,7 +161,7 @@ def train(build: Build, event: PoissonGaussian, key: bytes, canaries: int, lora:
     divisor = max(1.0, event.sample_rate * canaries / 2)
     probe = _Watch(place.parameters, place.places)
     drawn = np.zeros((event.steps, canaries), dtype=np.bool_)
-    with DPSGD(
+    with build.engine(
         place.model,
         probe,
         place.loss,
@@ -164,7 +176,7 @@ def train(build: Build, event: PoissonGaussian, key: bytes, canaries: int, lora:
         for step in range(event.steps):
             batch = members[sampler.draw()]
             drawn[step, batch] = True
-            engine.step(place.records(batch) if len(batch) else None)
+            engine.step(place.units(batch, size) if len(batch) else None)
     return Seen(np.stack(probe.seen) * divisor, included, drawn, commitment)
 
 

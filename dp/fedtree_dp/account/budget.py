@@ -1,8 +1,8 @@
 """What one client may spend: epsilon at a delta, for one data set, over all jobs.
 
-Unit of protection: one record of one client; neighbouring data sets differ by one record added or
-removed. A budget is a number that is compared with; it never spends itself (see
-`fedtree_dp.ledger.ledger`).
+Unit of protection: one record of one client, or one `PrivacyUnit`; neighbouring data sets differ by
+one of them added or removed. A budget is a number that is compared with; it never spends itself
+(see `fedtree_dp.ledger.ledger`).
 """
 
 from __future__ import annotations
@@ -41,7 +41,8 @@ class PrivacyBudget:
         """Refuse a delta under which publishing one whole record at random would count as private.
 
         Args:
-            records: number of records of the client (or its public, declared number).
+            records: number of records of the client (or its public, declared number); of units,
+                where a unit of several records is protected.
 
         Raises:
             ConfigurationError: delta is at least `1 / records`, or `records` is no whole number of

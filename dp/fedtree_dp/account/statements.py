@@ -15,6 +15,8 @@ from importlib.metadata import version
 
 from fedtree_dp.account.accounting import STATEMENT_DISCRETIZATION, epsilon_of, merge, times_of
 from fedtree_dp.account.events import Event, Gaussian, TruncatedPoissonGaussian
+from fedtree_dp.account.unit import RECORD_NEIGHBOURS, PrivacyUnit, name_of, text_of
+from fedtree_dp.errors import ConfigurationError
 
 _ASSUMPTIONS = (
     (
@@ -31,7 +33,7 @@ _ASSUMPTIONS = (
     "noise is unpredictable, independent between releases, and never shown",
 )
 _SAMPLING = (
-    "every step's batch was drawn by an independent coin per record (Poisson), "
+    "every step's batch was drawn by an independent coin per {} (Poisson), "
     "and is not shown to anyone"
 )
 _PUBLIC_SIZE = "the exact number of records is public"
@@ -76,24 +78,32 @@ class Statement:
         return {key: "inf" if value == math.inf else value for key, value in asdict(self).items()}
 
 
-def statement(events: Iterable[Event], delta: float, *, prv: bool = True) -> Statement:
+def statement(
+    events: Iterable[Event], delta: float, *, prv: bool = True, unit: PrivacyUnit | None = None
+) -> Statement:
     """Return what a formal statement about these events has to say.
 
     Args:
         events: everything that was released about one data set (`Ledger.events`).
         delta: from 1e-12 to below 1.
         prv: whether to cross-check with Opacus, which takes seconds to import.
+        unit: what every event was charged for (`Ledger.unit`); a record if None.
 
     Raises:
-        ConfigurationError: delta out of range.
+        ConfigurationError: delta out of range, or truncated batches of units.
     """
     merged = merge(events)
     cut = any(isinstance(event, TruncatedPoissonGaussian) for event in merged)
     sampled = any(not isinstance(event, Gaussian) for event in merged)
+    if cut and unit is not None:
+        raise ConfigurationError(
+            f"truncated batches are accounted for records alone, not for the unit {unit.name!r}; "
+            "draw units with PoissonSampler without a cap"
+        )
     libraries = ("dp-accounting", "opacus") if prv and not cut else ("dp-accounting",)
     return Statement(
-        unit="one record (one training example) of one client",
-        neighbours="replace one record by an empty one" if cut else "add or remove one record",
+        unit=text_of(unit),
+        neighbours=_neighbours(unit, cut=cut),
         delta=delta,
         epsilon=epsilon_of(merged, delta),
         epsilon_without_amplification=epsilon_of(_unsampled(merged), delta),
@@ -104,10 +114,16 @@ def statement(events: Iterable[Event], delta: float, *, prv: bool = True) -> Sta
         releases=tuple(event.to_dict() for event in merged),
         assumptions=(
             *_ASSUMPTIONS,
-            *((_SAMPLING,) if sampled else ()),
+            *((_SAMPLING.format(name_of(unit)),) if sampled else ()),
             *((_PUBLIC_SIZE,) if cut else ()),
         ),
     )
+
+
+def _neighbours(unit: PrivacyUnit | None, *, cut: bool) -> str:
+    if cut:
+        return "replace one record by an empty one"
+    return RECORD_NEIGHBOURS if unit is None else unit.neighbours
 
 
 def _unsampled(merged: tuple[Event, ...]) -> list[Event]:

@@ -25,6 +25,7 @@ from fedtree_dp import checks
 from fedtree_dp.account import events
 from fedtree_dp.account.budget import PrivacyBudget
 from fedtree_dp.account.events import Event
+from fedtree_dp.account.unit import PrivacyUnit
 from fedtree_dp.errors import ConfigurationError, LedgerTampered
 
 _TAG = b"fedtree-dp/ledger/v1\n"
@@ -40,6 +41,7 @@ _FIELDS = {
     "charge": _COMMON | {"event", "job", "purpose"},
     "budget": _COMMON | {"budget", "reason"},
     "signed-budget": _COMMON | {"budget", "reason", "key", "signature"},
+    "unit": _COMMON | {"unit"},
 }
 
 
@@ -49,8 +51,9 @@ class Entry:
 
     Attributes:
         sequence: number of the line, from 0.
-        kind: `"opened"` (the first line), `"charge"`, `"budget"` (a changed budget) or
-            `"signed-budget"` (one with a signature).
+        kind: `"opened"` (the first line), `"charge"`, `"budget"` (a changed budget),
+            `"signed-budget"` (one with a signature) or `"unit"` (what all charges protect, where
+            that is not a record; before the first charge, once).
         time: UTC, ISO 8601, seconds; the writer's clock, for people.
         previous: hash of the line before, 64 hexadecimal digits; zeros for the first.
         hash: hash of this line.
@@ -63,6 +66,7 @@ class Entry:
         ledger: random identifier of the ledger, 32 hexadecimal digits (`opened` only).
         key: Ed25519 public key that signed the change, 64 hexadecimal digits (`signed-budget`).
         signature: its signature of `budget_message`, 128 hexadecimal digits (`signed-budget`).
+        unit: what every charge protects (`unit` only).
     """
 
     sequence: int
@@ -79,11 +83,12 @@ class Entry:
     ledger: str | None = None
     key: str | None = None
     signature: str | None = None
+    unit: PrivacyUnit | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return the line's own fields as plain values, its hash included."""
         body: dict[str, Any] = {name: getattr(self, name) for name in sorted(_FIELDS[self.kind])}
-        for name in ("event", "budget"):
+        for name in ("event", "budget", "unit"):
             if name in body:
                 body[name] = body[name].to_dict()
         return body | {"hash": self.hash}
@@ -117,6 +122,11 @@ def budget_message(lines: Sequence[Entry], budget: PrivacyBudget, reason: str) -
 def budget_key(lines: Iterable[Entry]) -> str | None:
     """Return the key that all further changes of the budget need; None while none was signed."""
     return next((line.key for line in lines if line.key is not None), None)
+
+
+def unit_of(lines: Iterable[Entry]) -> PrivacyUnit | None:
+    """Return the unit that all charges protect; None where it is a record."""
+    return next((line.unit for line in lines if line.unit is not None), None)
 
 
 def digest(body: bytes) -> bytes:
@@ -188,6 +198,11 @@ def _read(row: Row, before: list[Entry]) -> Entry:
         )
     if sequence and entry.budget is not None:
         _check_budget(entry, before)
+    if entry.unit is not None and any(line.kind in ("charge", "unit") for line in before):
+        raise LedgerTampered(
+            f"line {sequence} of the ledger names a unit after charges or another unit; it cannot "
+            "stand there"
+        )
     return entry
 
 
@@ -230,4 +245,6 @@ def _parse(body: bytes, sealed: str) -> Entry:
         data["event"] = events.from_dict(data["event"])
     if "budget" in data:
         data["budget"] = PrivacyBudget(**data["budget"])
+    if "unit" in data:
+        data["unit"] = PrivacyUnit(**data["unit"])
     return Entry(**data, hash=sealed)

@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any, Self
 from fedtree_dp import checks
 from fedtree_dp.account.budget import PrivacyBudget
 from fedtree_dp.account.events import Event
+from fedtree_dp.account.unit import PrivacyUnit
 from fedtree_dp.errors import ConfigurationError, LedgerError, LedgerRolledBack, LedgerTampered
 from fedtree_dp.ledger import file as store
 from fedtree_dp.ledger import locks, schema, state
@@ -38,6 +39,7 @@ from fedtree_dp.ledger.entries import (
     budget_message,
     read_chain,
     seal,
+    unit_of,
 )
 from fedtree_dp.ledger.head import Head, HeadFile
 from fedtree_dp.ledger.transaction import Transaction
@@ -56,7 +58,8 @@ class Ledger(LedgerView):
     Formal guarantee: if every release about the data set is charged here first with an event that
     describes it, and the events were fixed before they ran, all releases together are (epsilon,
     delta)-differentially private for neighbours that differ by one record added or removed, with
-    the current budget's epsilon and delta.
+    the current budget's epsilon and delta. Where a unit was named (`use_unit`), neighbours differ
+    by one whole unit.
     """
 
     def __init__(
@@ -69,6 +72,7 @@ class Ledger(LedgerView):
     ) -> None:
         """Open an existing file; use `open` or `inspect` instead."""
         self._head = head
+        self._unit: PrivacyUnit | None = None
         self._held = locks.hold(path) if exclusive else None
         try:
             super().__init__(path, read_only=read_only)
@@ -221,6 +225,23 @@ class Ledger(LedgerView):
         with self.transaction() as current:
             return current.charge(event, job=job, purpose=purpose)
 
+    def use_unit(self, unit: PrivacyUnit | None) -> None:
+        """Say what this ledger object's charges protect, before the first of them.
+
+        The first unit that is named becomes a line of the chain and holds for good; it must be
+        named again whenever the ledger was opened, or nothing can be charged. None is a record.
+
+        Raises:
+            LedgerError: as for `check_unit` and `transaction`; nothing was written.
+        """
+        self.check_unit(unit)
+        if unit is not None:
+            with self._writing():
+                self.check_unit(unit)  # another process may have been faster
+                if unit_of(self._entries) is None:
+                    self._append("unit", {"unit": unit.to_dict()})
+        self._unit = unit
+
     def set_budget(
         self, budget: PrivacyBudget, *, reason: str, key: Ed25519PrivateKey | None = None
     ) -> Entry:
@@ -277,6 +298,7 @@ class Ledger(LedgerView):
 
     def _charge(self, event: Event, job: str, purpose: str) -> Entry:
         fields = _charge_fields(event, job, purpose)
+        self.check_unit(self._unit)
         self._refuse_excess(event)
         return self._append("charge", fields)
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from fedtree_dp.account.accounting import PLANNING_DISCRETIZATION, epsilon_of
 from fedtree_dp.account.budget import PrivacyBudget
 from fedtree_dp.account.events import Event
+from fedtree_dp.account.unit import PrivacyUnit
 from fedtree_dp.errors import (
     BudgetExceeded,
     ConfigurationError,
@@ -23,7 +24,7 @@ from fedtree_dp.errors import (
 from fedtree_dp.ledger import file as store
 from fedtree_dp.ledger import schema, state
 from fedtree_dp.ledger.checkpoint import Checkpoint, keep, kept
-from fedtree_dp.ledger.entries import Entry, read_chain, to_line
+from fedtree_dp.ledger.entries import Entry, read_chain, to_line, unit_of
 from fedtree_dp.ledger.odometer import Reading, readings
 
 if TYPE_CHECKING:
@@ -66,6 +67,39 @@ class LedgerView:
     def budget(self) -> PrivacyBudget:
         """The budget in force: the last one recorded."""
         return next(entry.budget for entry in reversed(self.entries()) if entry.budget is not None)
+
+    @property
+    def unit(self) -> PrivacyUnit | None:
+        """What every charge protects; None where it is a record, or nothing was charged yet."""
+        return unit_of(self.entries())
+
+    def check_unit(self, unit: PrivacyUnit | None) -> None:
+        """Refuse a job whose releases protect another unit than those that were charged before;
+        nothing is written.
+
+        Epsilons of different units are statements about different neighbours: a clip a record lets
+        a unit of k records move a sum by k, a clip a unit lets one record move it by two, and no
+        sum of the two bounds either.
+
+        Args:
+            unit: of the job; None for records.
+
+        Raises:
+            LedgerError: the data set's unit is another one, in name or bound.
+        """
+        entries = self.entries()
+        known, used = unit_of(entries), any(line.event is not None for line in entries)
+        if known == unit or (known is None and not used):
+            return
+        wanted, held = (
+            "one record" if u is None else f"one {u.name} (at most {u.at_most} records)"
+            for u in (unit, known)
+        )
+        raise LedgerError(
+            f"{self.path}: all charges of data set {self.dataset!r} protect {held}, the job's "
+            f"would protect {wanted}; units are not mixed on one data set, so use {held} here. "
+            "Nothing was charged"
+        )
 
     def entries(self) -> tuple[Entry, ...]:
         """Return all lines, other processes' included."""

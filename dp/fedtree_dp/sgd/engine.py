@@ -13,6 +13,9 @@ sum gets Gaussian noise once, and a public constant divides it. The batch must c
         for _ in range(steps):
             trainer.step(collate(sampler.draw()))
 
+Where a unit of protection holds several records (a patient), batches name each row's unit: the
+gradients of a unit's records are summed first, and the sum is clipped, once (`sgd.units`).
+
 The model stays the caller's object. While a `DPSGD` is open the model is in evaluation mode, so
 dropout is off (noise already regularises, and a forward pass is deterministic); only layers with
 gradient checkpointing are flagged as training, because Hugging Face checkpoints in no other mode.
@@ -27,7 +30,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Literal, NoReturn, TypedDict, Unpack
 
@@ -42,6 +45,7 @@ from fedtree_dp.sgd.capture import Capture, HookCapture
 from fedtree_dp.sgd.fused import FusedCapture
 from fedtree_dp.sgd.guards import Batch, Loss
 from fedtree_dp.sgd.optimizer import Clipped, PrivateOptimizer
+from fedtree_dp.sgd.units import UnitSums
 
 _CAPTURES: Mapping[str, Callable[[nn.Module, guards.Named], Capture]] = {
     "fused": FusedCapture,
@@ -72,11 +76,11 @@ class StepReport:
     to be released. It prints no value and is neither copied nor pickled.
 
     Attributes:
-        records: size of the Poisson batch, 0 for an empty one.
-        clipped_fraction: share of the contributing records whose gradient was scaled down; 0
-            without records.
+        records: size of the Poisson batch, 0 for an empty one; of units, where batches name them.
+        clipped_fraction: share of the contributing records (units) whose gradient was scaled down;
+            0 without records.
         dropped_nonfinite: records that contributed zero because their loss or gradient was not
-            finite.
+            finite, and units whose sum is not.
         mean_loss: over records with a finite loss; None without any.
         failed: the pass raised on some records, which contributed zero and are not counted.
     """
@@ -106,6 +110,10 @@ class DPSGD:
     the sampler's rate) a step, provided that the loss of a record depends on no other record. A
     scalar loss is refused; `rehearse` compares one dummy record with plain autograd on it alone, a
     net for the commonest mistakes. Beyond that it is the caller's duty.
+
+    Where every batch of a step names units, and the sampler draws units with all their records,
+    the same holds for a unit added or removed, whatever number of records it has: its gradient is
+    the sum of theirs, with one clip. Without units, a unit of k records moves the sum by k norms.
 
     Where somebody else chooses the weights, also the shape of a forward pass must not depend on
     other records: give physical batches from `fedtree_dp.sgd.shapes.plan_slots`, with dummies
@@ -159,6 +167,7 @@ class DPSGD:
             noise=noise,
         )
         self._loss = loss
+        self._units = UnitSums([p for _, p in self._named])
         self._modes = {module: module.training for module in model.modules()}
         self._device = self._named[0][1].device
         self._rehearsed = False
@@ -192,6 +201,8 @@ class DPSGD:
         self._prepare()
         guards.check_batch(batch)
         part, present = self._placed(batch)
+        for name in (guards.UNIT, guards.LAST):
+            part.pop(name, None)  # guards look at records
         if int(present.sum()) < 2:
             raise ConfigurationError("a rehearsal needs at least two public records")
         try:
@@ -216,16 +227,19 @@ class DPSGD:
             batch: tensors with one row for each record, on any device, or several such mappings
                 that together are the Poisson batch (an iterator is read lazily). Rows that are
                 False in an optional bool tensor `present`, which the loss does not see, are
-                dummies: they contribute exactly zero and are not counted. `None` or no rows is a
-                step of noise alone, which must be taken too: the accountant counts it.
+                dummies: they contribute exactly zero and are not counted. `unit` (int64) and `last`
+                (bool), which the loss does not see either, name each row's unit and mark its last
+                row in the step (`units.plan_units`); all batches of a step have them, or none has.
+                `None` or no rows is a step of noise alone, which must be taken too: the accountant
+                counts it.
 
         Returns:
             What happened. A record on which the pass raises contributes zero, with `failed` set and
             a line in the log "fedtree_dp": an error would be an answer about rows.
 
         Raises:
-            ConfigurationError: the trainer is closed or was not rehearsed, or the batch's tensors
-                do not have one row for each record.
+            ConfigurationError: the trainer is closed or was not rehearsed, the batch's tensors do
+                not have one row for each record, or only some batches of the step name units.
         """
         self._prepare()
         if not self._rehearsed:
@@ -243,6 +257,8 @@ class DPSGD:
             self._capture.reset()
             self.optimizer.discard()
             raise
+        finally:
+            self._units.discard()
         return _report(parts, failed)
 
     def close(self) -> None:
@@ -271,14 +287,16 @@ class DPSGD:
         parts: list[tuple[Clipped, Tensor]] = []
         failed = False
         wholes = iter([batch] if isinstance(batch, Mapping) else batch or ())
+        by_unit: bool | None = None
         while True:
             try:
                 whole = next(wholes)
             except StopIteration:
-                return parts, failed
+                return [*parts, *self._open_units()], failed
             except Exception as error:  # what it would have given is unknown: nothing counts
                 self.optimizer.discard()
                 return parts, _failure(error)
+            by_unit = _all_or_none(whole, by_unit)
             for part in _split(whole, self._limit):
                 summed = self.optimizer.snapshot()
                 try:
@@ -315,11 +333,26 @@ class DPSGD:
     def _part(self, part: Batch) -> tuple[Clipped, Tensor]:
         """Forward and backward of one micro-batch; its clipped gradients join the sum."""
         part, present = self._placed(part)
+        unit, last = part.pop(guards.UNIT, None), part.pop(guards.LAST, None)
         with torch.enable_grad():
             losses, per_sample = self._gradients(part, len(present))
         finite = losses.isfinite()
-        clipped = self.optimizer.accumulate(per_sample, finite, present)
-        return clipped, losses[finite & present.to(finite.device)]
+        counted = losses[finite & present.to(finite.device)]
+        if unit is None or last is None:
+            return self.optimizer.accumulate(per_sample, finite, present), counted
+        usable = present & finite.to(present.device)
+        dropped = int((present & ~usable).sum()) + self._units.add(per_sample, unit, usable)
+        return self._clip_units(unit[last & present].tolist(), dropped), counted
+
+    def _clip_units(self, units: Sequence[int] | None, dropped: int = 0) -> Clipped:
+        """Clip the sums of these units, or of all that are open; they join the sum."""
+        clipped = self.optimizer.accumulate(self._units.close(units))
+        return dataclasses.replace(clipped, dropped=clipped.dropped + dropped)
+
+    def _open_units(self) -> Iterator[tuple[Clipped, Tensor]]:
+        """Clip what no last row has closed: a unit whose last row broke the pass."""
+        if len(self._units):
+            yield self._clip_units(None), torch.empty(0, device=self._device)
 
     def _placed(self, part: Batch) -> tuple[dict[str, Tensor], Tensor]:
         """Return the tensors on the model's device, and which rows are present."""
@@ -390,6 +423,16 @@ def _failure(error: Exception) -> Literal[True]:
     return True
 
 
+def _all_or_none(whole: Batch, by_unit: bool | None) -> bool:
+    """A record without a unit among units would be clipped as if it were one."""
+    if not isinstance(whole, Mapping) or not whole:
+        return bool(by_unit)
+    named = guards.UNIT in whole
+    if by_unit is not None and named != by_unit:
+        raise ConfigurationError("some batches of this step name units and some do not; all must")
+    return named
+
+
 def _split(whole: Batch, limit: int) -> Iterator[Batch]:
     """Yield micro-batches of 1 to `limit` rows."""
     for start in range(0, guards.check_batch(whole), limit):
@@ -403,7 +446,7 @@ def _report(parts: list[tuple[Clipped, Tensor]], failed: bool) -> StepReport:
     losses = torch.cat([loss.double() for _, loss in parts]) if parts else torch.empty(0)
     return StepReport(
         records=records,
-        clipped_fraction=clipped_records / max(records - dropped, 1),
+        clipped_fraction=clipped_records / max(records - dropped, clipped_records, 1),
         dropped_nonfinite=dropped,
         mean_loss=float(losses.mean()) if len(losses) else None,
         failed=failed,

@@ -21,6 +21,7 @@ Loss = Callable[[nn.Module, Batch], Tensor]
 Named = list[tuple[str, nn.Parameter]]
 
 PRESENT = "present"
+UNIT, LAST = "unit", "last"
 
 _TRAINABLE_DTYPES = (torch.float32, torch.float64, torch.bfloat16)
 _HINTS = {
@@ -115,8 +116,8 @@ def check_batch(batch: Batch) -> int:
     """Return the number of rows.
 
     Raises:
-        ConfigurationError: a value without one row for each record, or a mask of present rows that
-            is no vector of bools.
+        ConfigurationError: a value without one row for each record, a mask of present rows that
+            is no vector of bools, or units of another form.
     """
     if not isinstance(batch, Mapping):
         raise ConfigurationError(
@@ -131,12 +132,25 @@ def check_batch(batch: Batch) -> int:
     mask = batch.get(PRESENT)
     if mask is not None and (mask.dtype != torch.bool or mask.ndim != 1):
         raise ConfigurationError(f"batch[{PRESENT!r}] must be bool, one value for each row")
+    _check_units(batch)
     sizes = {name: len(value) for name, value in batch.items()}
     if len(set(sizes.values())) > 1:
         raise ConfigurationError(
             f"the batch's tensors have different numbers of rows: {sorted(sizes)}"
         )
     return next(iter(sizes.values()), 0)
+
+
+def _check_units(batch: Batch) -> None:
+    unit, last = batch.get(UNIT), batch.get(LAST)
+    if (unit is None) != (last is None):
+        raise ConfigurationError(f"a batch has {UNIT!r} and {LAST!r}, or neither")
+    if unit is None or last is None:
+        return
+    if unit.dtype != torch.int64 or unit.ndim != 1 or last.dtype != torch.bool or last.ndim != 1:
+        raise ConfigurationError(
+            f"batch[{UNIT!r}] must be int64 and batch[{LAST!r}] bool, one value for each row"
+        )
 
 
 def check_losses(losses: Tensor, records: int) -> None:

@@ -114,11 +114,8 @@ class PrivateOptimizer(DPOptimizer):  # type: ignore[misc]
             present: optional, shape (rows,), bool: False for dummies, which contribute exactly zero
                 and are not counted.
         """
-        rows = [_wide(g).reshape(g.shape[0], math.prod(g.shape[1:])) for g in per_sample]
-        norms = torch.stack(
-            [torch.linalg.vector_norm(g, dim=1).to(rows[0].device) for g in rows]
-        ).norm(dim=0)
-        finite = norms.isfinite()
+        rows = [wide(g).reshape(g.shape[0], math.prod(g.shape[1:])) for g in per_sample]
+        norms, finite = finite_rows(rows)
         if valid is not None:
             finite &= valid.to(finite.device)
         if present is not None:
@@ -191,5 +188,14 @@ def _wide_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def _wide(g: Tensor) -> Tensor:
+def wide(g: Tensor) -> Tensor:
+    """Return a gradient in the type that sums are kept in: float32, or float64 as it is."""
     return g.to(_wide_dtype(g.dtype))
+
+
+def finite_rows(rows: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """Return the joint norm of every row over all parameters, and whether it is finite."""
+    norms = torch.stack([torch.linalg.vector_norm(g, dim=1).to(rows[0].device) for g in rows]).norm(
+        dim=0
+    )
+    return norms, norms.isfinite()

@@ -83,10 +83,15 @@ class PhysicalBatch:
     Attributes:
         width: tokens that every row is padded to.
         rows: for each row the record's index, or `DUMMY`; the last is always a dummy.
+        units: for each row the unit that its record belongs to, or `DUMMY`; empty where every
+            record is a unit of its own.
+        last: for each row whether no later row of the step belongs to its unit; empty as `units`.
     """
 
     width: int
     rows: tuple[int, ...]
+    units: tuple[int, ...] = ()
+    last: tuple[bool, ...] = ()
 
     @property
     def present(self) -> npt.NDArray[np.bool_]:
@@ -145,12 +150,13 @@ def plan_slots(
     return [
         PhysicalBatch(width, (*(int(i) for i in row), DUMMY))
         for width, members in groups.items()
-        for row in _seated(members, room, source)
+        for row in seated(members, room, source)
     ]
 
 
-def _seated(members: list[int], room: int, source: NoiseSource) -> npt.NDArray[np.int64]:
-    """Return a uniformly random injection of members into as many rows of `room` seats as needed.
+def seated(members: list[int], room: int, source: NoiseSource) -> npt.NDArray[np.int64]:
+    """Return a uniformly random injection of members into as many rows of `room` seats as needed,
+    shape (rows, room); free seats are `DUMMY`.
 
     Equal 64-bit keys keep their order; two of a thousand seats are equal once in 10^13 draws.
     """
