@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from fedtree_dp import BudgetExceeded, Event, Ledger, epsilon_of
+from fedtree_dp.account.unit import name_of
 from fedtree_secure.agreed.head_groups import head_groups
 from fedtree_secure.agreed.noise_plan import plan_noise
 from fedtree_secure.client.clients import check_clients
@@ -35,7 +36,8 @@ class ClientReport:
 
     Attributes:
         rows, test_rows: How many there are.
-        declared: What the job says of it.
+        counted: How many the job's protection counts: rows, or units where it protects units.
+        declared: What the job says of that.
         balance: Rows of the rarest and of the most frequent label of the set.
         twice: Training rows whose text stands there before.
         in_both: Test rows whose text is among the training rows.
@@ -44,6 +46,7 @@ class ClientReport:
 
     id: str
     rows: int
+    counted: int
     declared: int
     test_rows: int
     balance: str
@@ -132,6 +135,7 @@ def _clients(entries: Sequence[ClientFiles], folder: Path, report: Report) -> li
                 records=entry.records,
                 dataset=entry.dataset,
                 privacy=entry.privacy,
+                unit=entry.unit,
             )
         except FedTreeError as error:
             report.errors.append(str(error))
@@ -156,10 +160,11 @@ def _client(client: Client, job: Job, data: ClientData, tokenizer: Any) -> Clien
     texts = [_plain(text) for text in texts_of(client)]
     held_out = [] if client.test is None else [_plain(t) for t in client.test[client.text]]
     lengths = [len(row) for row in tokenizer(list(client.train[client.text]))["input_ids"]]
-    known = set(texts)
+    known, units = set(texts), data.train.members
     return ClientReport(
         id=client.id,
         rows=len(texts),
+        counted=len(texts) if units is None else len(units),
         declared=client.records or job.training.records,
         test_rows=len(held_out),
         balance=_balance(data),
@@ -284,9 +289,10 @@ def _advise(report: Report, job: Job, clients: Sequence[Client]) -> None:
 
 
 def _remarks(c: ClientReport, job: Job) -> Iterable[str]:
-    if abs(c.rows - c.declared) > OFF * c.declared:
+    if abs(c.counted - c.declared) > OFF * c.declared:
         yield (
-            f"{c.declared} records are declared and {c.rows} are there: declare a rounded size "
+            f"{c.declared} {name_of(job.privacy_unit)}s are declared and {c.counted} are there: "
+            "declare a rounded size "
             "near it, or its steps are too small or too large"
         )
     if c.twice:

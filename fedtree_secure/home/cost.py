@@ -61,7 +61,10 @@ def _made_up(job: Job, backbone: Backbone, like: ClientData) -> ClientData:
     tokens = tuple(tuple(rng.integers(known, size=n).tolist()) for n in lengths)
     outputs = len(like.label_set)
     labels = rng.integers(outputs, size=len(tokens)) if outputs else None
-    return ClientData(Table(tokens, labels), None, like.label_set, labels_declared=True)
+    units = like.train.units
+    if units is not None:
+        units = np.unique(units[:TRIED], return_inverse=True)[1]
+    return ClientData(Table(tokens, labels, units), None, like.label_set, labels_declared=True)
 
 
 def _step_seconds(job: Job, backbone: Backbone, public: ClientData) -> tuple[float, float]:
@@ -70,9 +73,11 @@ def _step_seconds(job: Job, backbone: Backbone, public: ClientData) -> tuple[flo
     state = initial_state(backbone, outputs)
     model = LocalModel(outputs, (True,) * depth, np.zeros(depth, dtype=bool))
     trainer, took = RoundTrainer(backbone, job), []
+    members = public.train.members
+    count = len(public.train) if members is None else len(members)
     for steps in (1, 1, 2):  # the first is a warm-up of the process
         began = time.perf_counter()
-        mechanism = Mechanism(1.0, len(public.train), steps)
+        mechanism = Mechanism(1.0, count, steps)
         noise = NoiseSource.from_os()
         trainer.train(public, state, model, mechanism, noise, upload_gradient=False)
         took.append(time.perf_counter() - began)

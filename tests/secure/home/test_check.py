@@ -2,6 +2,7 @@
 
 import pytest
 from small_jobs import make_clients
+from unit_rows import PATIENTS, unit_clients
 
 from fedtree_dp import Gaussian, PrivacyBudget
 from fedtree_secure.client.data_sets import DataSets
@@ -135,3 +136,21 @@ def test_a_budget_that_is_spent_is_an_error(job, stores, tmp_path):
     assert 7.992 < spent <= 8
     (error,) = examine(job).errors
     assert error.startswith(f"client t0-c0: epsilon {spent:.4f} of 8 is spent by earlier jobs")
+
+
+def test_units_are_counted_where_the_job_protects_them(tmp_path, tiny_bert, stores):
+    text = JOB.format(model=tiny_bert)
+    text = f'unit = "patient_id"\nmax_per_unit = 4\n{text}'
+    for client in unit_clients():
+        client.train.to_pandas().to_csv(tmp_path / f"{client.id}.csv", index=False)
+        text += f'[[clients]]\nid = "{client.id}"\ntrain = "{client.id}.csv"\n'
+        text += 'labels = ["class-0", "class-1"]\n'
+    path = tmp_path / "job.toml"
+    path.write_text(text)
+    report = examine(path)
+    assert report.errors == []
+    assert [(c.rows, c.counted) for c in report.clients] == [(60, PATIENTS)] * 3
+    advice = f"60 patient_ids are declared and {PATIENTS} are there"
+    assert sum(advice in line for line in report.advice) == 3
+    path.write_text(text.replace('"patient_id"', '"person"'))
+    assert sum("no column 'person'" in error for error in examine(path).errors) == 3
