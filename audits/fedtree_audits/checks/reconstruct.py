@@ -314,13 +314,11 @@ def _power(allowed: float, half: float, control: float) -> Power:
     return Power(allowed, detected, how, quantity="AUC of token presence", limit=control)
 
 
-def _variant(setup: Setup) -> Variant:
-    shapes = (
-        Shape(LARGE_RANK, freeze_a=False),
-        Shape(LARGE_RANK, freeze_a=True),
-        Shape(4, freeze_a=True),
-    )
+ATTACKED = Shape(LARGE_RANK, freeze_a=False)  # where words are found best, so faults show there
+SHAPES = (ATTACKED, Shape(LARGE_RANK, freeze_a=True), Shape(4, freeze_a=True))
 
+
+def _variant(setup: Setup, shapes: tuple[Shape, ...] = (ATTACKED,)) -> Variant:
     def variant(seed: int) -> Result:
         return audit_setup(
             setup, 1.0, 3, shapes, hashlib.sha256(f"reconstruct/{seed}".encode()).digest()
@@ -333,7 +331,7 @@ AUDIT = Audit(
     name="reconstruct",
     question=QUESTION,
     on_run=audit_run,
-    correct=_variant(Setup()),
+    correct=_variant(Setup(), SHAPES),
     mutants={
         "the plain update": _variant(Setup(masked=False)),
         "a sum without noise": _variant(Setup(BUILDS["no noise"])),
