@@ -135,3 +135,17 @@ def test_a_budget_that_is_spent_is_an_error(job, stores, tmp_path):
     assert 7.992 < spent <= 8
     (error,) = examine(job).errors
     assert error.startswith(f"client t0-c0: epsilon {spent:.4f} of 8 is spent by earlier jobs")
+
+
+@pytest.mark.parametrize("change", ["a language model", "heads alone"])
+def test_every_kind_of_job_can_be_checked(job, tiny_bert, tiny_llama, change):
+    if change == "heads alone":
+        replace(job, "rounds = 1", "rounds = 0")
+    else:
+        replace(job, str(tiny_bert), str(tiny_llama))
+        replace(job, "rounds = 1", 'rounds = 1\ntask = "causal-lm"')
+    report = examine(job)
+    assert report.errors == []
+    assert {client.balance == "-" for client in report.clients} == {change == "a language model"}
+    assert any("heads alone" in fact for fact in report.facts) == (change == "heads alone")
+    assert any(fact.startswith("time: about") for fact in report.facts)
