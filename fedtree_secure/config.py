@@ -49,6 +49,11 @@ def _count(name: str, given: int, least: int = 1) -> None:
     _require(given < 2**53, name, given, f"a whole number of at most {2**53 - 1}")
 
 
+def _one_of(kind: Any, name: str, given: object) -> None:
+    allowed = typing.get_args(kind)
+    _require(given in allowed, name, given, ", ".join(allowed))
+
+
 def _is_a(kind: type, name: str, given: object) -> None:
     if not isinstance(given, kind):
         raise ConfigurationError(
@@ -146,18 +151,8 @@ class Training:
             rate = getattr(self, name)
             holds = _is_number(rate) and 0 < rate <= 1
             _require(holds, f"training.{name}", rate, "above 0 and at most 1")
-        _require(
-            self.head in typing.get_args(HeadMode),
-            "training.head",
-            self.head,
-            "auto, group, local or frozen",
-        )
-        _require(
-            self.pooling in typing.get_args(Pooling),
-            "training.pooling",
-            self.pooling,
-            ", ".join(typing.get_args(Pooling)),
-        )
+        _one_of(HeadMode, "training.head", self.head)
+        _one_of(Pooling, "training.pooling", self.pooling)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -202,24 +197,9 @@ class Topology:
     mixing_weight: float = 0.9
 
     def __post_init__(self) -> None:
-        _require(
-            self.source in typing.get_args(Source),
-            "topology.source",
-            self.source,
-            ", ".join(typing.get_args(Source)),
-        )
-        _require(
-            self.linkage in typing.get_args(Linkage),
-            "topology.linkage",
-            self.linkage,
-            ", ".join(typing.get_args(Linkage)),
-        )
-        _require(
-            self.cut in typing.get_args(Cut),
-            "topology.cut",
-            self.cut,
-            ", ".join(typing.get_args(Cut)),
-        )
+        _one_of(Source, "topology.source", self.source)
+        _one_of(Linkage, "topology.linkage", self.linkage)
+        _one_of(Cut, "topology.cut", self.cut)
         for name in ("fingerprint_share", "mixing_weight"):
             share = getattr(self, name)
             _require(

@@ -254,6 +254,9 @@ def _say_noise(
                 else f"client {', '.join(names)}: {error}"
             )
             continue
+        if not job.rounds:
+            report.facts.append(f"noise: {', '.join(names)}: no rounds, heads alone")
+            continue
         ratio = plan.rounds * math.sqrt(values) / (job.training.sample_rate * records)
         report.facts.append(
             f"noise: {', '.join(names)} at epsilon {budget.epsilon:g}"

@@ -121,10 +121,11 @@ def first(line):
 
 
 def arguments(*given):
-    """Ask for something else; OUT and JOB stand for the paths."""
+    """Ask for something else; words in capitals stand for paths."""
 
     def change(place):
-        paths = {"OUT": place.out, "JOB": place.job, "TYPO": place.folder / "typo"}
+        paths = {"OUT": place.out, "JOB": place.job, "FOLDER": place.folder}
+        paths["TYPO"] = place.folder / "typo"
         place.arguments = tuple(paths.get(word, word) for word in given)
 
     return change
@@ -311,6 +312,18 @@ BAD = {
     "too few canaries": (lambda p: p.run("--auditable", "--canaries", 3), "at least 20"),
     "a state of a simulation": (lambda p: p.run("--simulate", "--state", p.out), "state is for"),
     # other commands
+    "a start from nothing": (arguments("init", "TYPO", "--epsilon", 8), "there is no folder"),
+    "a start over a job file": (arguments("init", "FOLDER", "--epsilon", 8), "is there already"),
+    "a start with no budget": (
+        arguments("init", "FOLDER", "--epsilon", 0, "--out", "TYPO"),
+        "epsilon must be a finite number above 0",
+    ),
+    "a check of nothing": (arguments("check", "TYPO"), "there is no job file"),
+    "answers of no adapter": (
+        arguments("predict", "--adapter", "TYPO", "--file", "TYPO"),
+        "no delivered adapter",
+    ),
+    "a comparison of nothing": (arguments("compare", "TYPO", "OUT"), "typo"),
     "audits of nothing": (arguments("audit", "all", "--run", "TYPO"), "holds no run"),
     "an audit of nothing": (arguments("audit", "ledger", "--run", "TYPO"), "holds no run"),
     "an audit of no name": (arguments("audit", "ledgr", "--run", "OUT"), "did you mean 'ledger'"),

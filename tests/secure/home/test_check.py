@@ -154,3 +154,17 @@ def test_units_are_counted_where_the_job_protects_them(tmp_path, tiny_bert, stor
     assert sum(advice in line for line in report.advice) == 3
     path.write_text(text.replace('"patient_id"', '"person"'))
     assert sum("no column 'person'" in error for error in examine(path).errors) == 3
+
+
+@pytest.mark.parametrize("change", ["a language model", "heads alone"])
+def test_every_kind_of_job_can_be_checked(job, tiny_bert, tiny_llama, change):
+    if change == "heads alone":
+        replace(job, "rounds = 1", "rounds = 0")
+    else:
+        replace(job, str(tiny_bert), str(tiny_llama))
+        replace(job, "rounds = 1", 'rounds = 1\ntask = "causal-lm"')
+    report = examine(job)
+    assert report.errors == []
+    assert {client.balance == "-" for client in report.clients} == {change == "a language model"}
+    assert any("heads alone" in fact for fact in report.facts) == (change == "heads alone")
+    assert any(fact.startswith("time: about") for fact in report.facts)

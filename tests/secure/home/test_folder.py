@@ -140,11 +140,11 @@ def test_six_clients_can_make_two_groups(tmp_path):
 
 
 def test_a_client_that_lacks_a_rare_label_has_the_label_set_of_the_others(tmp_path):
-    for name, labels in {"a": "xyz", "b": "xy", "c": "xyz", "d": "uvw"}.items():
+    for name, labels in {"a": "xyz", "b": "xy", "c": "wxy", "d": "uvt"}.items():
         write(tmp_path, f"{name}.csv", {"text": ["t"] * 12, "label": (list(labels) * 12)[:12]})
     sets = {c.id: c.labels for c in job_of(tmp_path)[1]}
-    assert sets["a"] == sets["b"] == sets["c"] == ("x", "y", "z")
-    assert sets["d"] == ("u", "v", "w")
+    assert sets["a"] == sets["b"] == sets["c"] == ("w", "x", "y", "z")
+    assert sets["d"] == ("t", "u", "v")
 
 
 def test_without_labels_a_language_model_is_trained(tmp_path):
