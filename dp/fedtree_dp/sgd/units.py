@@ -23,7 +23,7 @@ from fedtree_dp.randomness.noise import NoiseSource
 from fedtree_dp.sgd.optimizer import finite_rows, wide
 from fedtree_dp.sgd.shapes import DUMMY, Buckets, PhysicalBatch, seated
 
-ROOM = 1 << 26  # values of all open sums together: 256 MiB of float32
+ROOM = 1 << 26  # values of all open sums together: some 256 MiB of float32
 FEWEST, MOST = 64, 4096
 
 
