@@ -80,6 +80,14 @@ OF_UNITS = (
         OF_ENGINE,
     ),
     M(
+        "units: a unit that was closed contributes again",
+        UNITS,
+        "        self._closed.update(closing)\n",
+        "",
+        "that_were_closed",
+        OF_ENGINE,
+    ),
+    M(
         "units: seats of a unit in no order",
         UNITS,
         "        turns = {unit: iter(found) for unit, found in own.items()}\n",

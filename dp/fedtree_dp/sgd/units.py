@@ -23,7 +23,7 @@ from fedtree_dp.randomness.noise import NoiseSource
 from fedtree_dp.sgd.optimizer import finite_rows, wide
 from fedtree_dp.sgd.shapes import DUMMY, Buckets, PhysicalBatch, seated
 
-ROOM = 1 << 26  # values of all open sums together: 256 MiB of float32
+ROOM = 1 << 26  # values of all open sums together: some 256 MiB of float32
 FEWEST, MOST = 64, 4096
 
 
@@ -112,6 +112,8 @@ def _marked(batches: list[PhysicalBatch]) -> list[PhysicalBatch]:
 class UnitSums:
     """The sums of a step's units, as far as their records have come in.
 
+    A unit contributes once in a step: what comes after its sum was closed is left out.
+
     Args:
         params: the trainable parameters, in the order of per-sample gradients.
     """
@@ -121,6 +123,7 @@ class UnitSums:
         self._sums: list[Tensor] = []
         self._slots: dict[int, int] = {}
         self._free: list[int] = []
+        self._closed: set[int] = set()
 
     def __len__(self) -> int:
         """Units whose sum is open."""
@@ -132,16 +135,19 @@ class UnitSums:
 
         Args:
             per_sample: for each parameter, shape (rows, *parameter shape).
-            units: shape (rows,), int64: each row's unit; of rows that are not usable, it is not
-                looked at for anything but opening the unit's sum.
+            units: shape (rows,), int64: each row's unit; not looked at for rows that are not
+                usable.
             usable: shape (rows,), bool: False for dummies and for records without a finite loss.
 
         Returns:
-            How many of the usable records were left out because their gradient is not finite.
+            How many of the usable records were left out because their gradient is not finite, or
+            their unit was closed.
         """
         rows = [wide(g).flatten(1) if g.ndim > 1 else wide(g)[:, None] for g in per_sample]
         finite = finite_rows(rows)[1].to(usable.device)
         kept = (usable & finite).nonzero()[:, 0]
+        still = [unit not in self._closed for unit in units[kept].tolist()]
+        kept = kept[torch.tensor(still, dtype=torch.bool, device=kept.device)]
         slots = self._slots_of(units[kept].tolist())
         for turn in _turns(slots):
             chosen = kept[torch.tensor(turn, device=kept.device)]
@@ -150,14 +156,15 @@ class UnitSums:
                 # No two rows of a turn share a unit: one addition each, in no particular order.
                 at = into.to(total.device)
                 total[at] += g[chosen.to(g.device)]
-        return int((usable & ~finite).sum())
+        return int(usable.sum()) - len(kept)
 
     def close(self, units: Sequence[int] | None = None) -> list[Tensor]:
         """Return the sums of these units, or of all, as (units, *parameter shape), and forget them.
 
         A unit of which no record could be used has a sum of zero.
         """
-        closing = list(self._slots) if units is None else [u for u in units if u != DUMMY]
+        wanted = list(self._slots) if units is None else dict.fromkeys(units)
+        closing = [u for u in wanted if u != DUMMY and u not in self._closed]
         slots = self._slots_of(closing)
         at = torch.tensor(slots, dtype=torch.int64)
         found = []
@@ -167,11 +174,12 @@ class UnitSums:
             total[where] = 0.0
         for unit in closing:
             self._free.append(self._slots.pop(unit))
+        self._closed.update(closing)
         return found
 
     def discard(self) -> None:
-        """Forget all sums."""
-        self._sums, self._slots, self._free = [], {}, []
+        """Forget all sums, and which units were closed: the step is over."""
+        self._sums, self._slots, self._free, self._closed = [], {}, [], set()
 
     def _slots_of(self, units: Sequence[int]) -> list[int]:
         new = [unit for unit in dict.fromkeys(units) if unit not in self._slots]

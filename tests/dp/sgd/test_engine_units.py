@@ -142,6 +142,24 @@ def test_records_of_units_without_a_finite_gradient_contribute_zero():
     assert math.isfinite(report.mean_loss)
 
 
+def test_rows_of_units_that_were_closed_are_left_out():
+    """A unit that is marked as done too early would have a second clip."""
+    data, units = m.mixed_batch(), [0, 1, 0, 1, 0, 1, 0, 1, 0]
+    early = named(data, units)
+    early["last"][0] = True
+    expected, _ = clipped_sum(m.mixed(), m.mixed_loss, named(data, units), 0.5)
+    got, report = clipped_sum(m.mixed(), m.mixed_loss, early, 0.5, dummies=data)
+    assert m.gap(got, expected) < 1e-12  # one batch: the mark is looked at when it was added
+    got, report = clipped_sum(
+        m.mixed(), m.mixed_loss, early, 0.5, dummies=data, physical_batch_size=2
+    )
+    mine = [0, 1, 3, 5, 7]
+    cut = named({k: v[mine] for k, v in data.items()}, [0, 1, 1, 1, 1])
+    expected, _ = clipped_sum(m.mixed(), m.mixed_loss, cut, 0.5)
+    assert m.gap(got, expected) < 1e-12
+    assert (report.records, report.dropped_nonfinite) == (2, 4)
+
+
 def test_slots_are_given_away_empty_to_other_units():
     data = m.mixed_batch()
     parts = [named({k: v[i : i + 3] for k, v in data.items()}, [i] * 3) for i in (0, 3, 6)]

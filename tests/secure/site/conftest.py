@@ -7,17 +7,10 @@ import pytest
 
 sys.path[:0] = [str(Path(__file__).parent)]
 
-from organisations import Organisations  # noqa: E402
+from organisations import ONE, Organisations  # noqa: E402
 from small_jobs import make_job  # noqa: E402
 
-from fedtree_secure.config import Topology, Training  # noqa: E402
 from fedtree_secure.model.backbone import Backbone  # noqa: E402
-
-ONE = {
-    "topology": Topology(source="one_group"),
-    "training": Training(head="local", records=60, sample_rate=0.5, head_steps=0, max_length=16),
-    "rounds": 2,
-}
 
 
 @pytest.fixture(scope="session")

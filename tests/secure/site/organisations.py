@@ -12,7 +12,7 @@ from fedtree_secure.agreed.stages import Exchange
 from fedtree_secure.agreed.terms import Terms
 from fedtree_secure.agreed.transport import Transport
 from fedtree_secure.client.data import texts_of
-from fedtree_secure.config import Job
+from fedtree_secure.config import Job, Topology, Training
 from fedtree_secure.key_file import card_of, new_key, read_identity
 from fedtree_secure.model.backbone import Backbone
 from fedtree_secure.roster_file import make_roster, read_roster
@@ -22,6 +22,11 @@ from fedtree_secure.site.settings import load_site
 from fedtree_secure.storage import SecretBox, write_atomically
 
 BOX = SecretBox(None)
+ONE = {
+    "topology": Topology(source="one_group"),
+    "training": Training(head="local", records=60, sample_rate=0.5, head_steps=0, max_length=16),
+    "rounds": 2,
+}
 POLICY = {
     "largest_epsilon": 8.0,
     "largest_delta": 1e-3,

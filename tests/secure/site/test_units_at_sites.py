@@ -5,8 +5,7 @@ import dataclasses
 import logging
 
 import pytest
-from conftest import ONE
-from organisations import Organisations
+from organisations import ONE, Organisations
 from unit_rows import UNIT, patients
 
 from fedtree_dp import Gaussian, Ledger, LedgerError, PrivacyUnit
