@@ -239,4 +239,20 @@ LEDGER = (
         "hostile_a_store_that_others",
         "test_store_in_use.py",
     ),
+    M(
+        "one step: only removing a record is priced",
+        "account/single_step.py",
+        "_rounded(*given, AdjacencyType.ADD)",
+        "removed",
+        "both_directions",
+        "account/test_single_step.py",
+    ),
+    M(
+        "one step: half the sensitivity",
+        "account/single_step.py",
+        "cut = -sign * 0.5 -",
+        "cut = -sign * 0.25 -",
+        "a_step_is_the_librarys",
+        "account/test_single_step.py",
+    ),
 )

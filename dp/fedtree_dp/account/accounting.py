@@ -24,6 +24,7 @@ from typing import Any, Literal
 
 from fedtree_dp import checks
 from fedtree_dp.account.events import Event, Gaussian, PoissonGaussian, TruncatedPoissonGaussian
+from fedtree_dp.account.single_step import gaussian_step
 from fedtree_dp.errors import ConfigurationError
 
 Accountant = Literal["pld", "rdp", "prv"]
@@ -168,9 +169,9 @@ def _pld(merged: tuple[Event, ...], delta: float, discretization: float) -> floa
 @functools.lru_cache(maxsize=32)
 def _single(step: Event, interval: float) -> Any:
     """Return the loss distribution of one step; cached, because building it is most of the work."""
-    from dp_accounting.pld import privacy_loss_distribution as pld
-
     if isinstance(step, TruncatedPoissonGaussian):
+        from dp_accounting.pld import privacy_loss_distribution as pld
+
         return pld.from_truncated_subsampled_gaussian_mechanism(
             dataset_size=step.records,
             sampling_probability=step.sample_rate,
@@ -180,9 +181,7 @@ def _single(step: Event, interval: float) -> Any:
             neighboring_relation=_replace_special(),
         )
     noise, rate = _kind(step)
-    return pld.from_gaussian_mechanism(
-        noise, value_discretization_interval=interval, sampling_prob=rate
-    )
+    return gaussian_step(noise, rate, interval)
 
 
 def _replace_special() -> Any:
