@@ -90,20 +90,29 @@ def place_of(path: str, folder: Path) -> Path:
 def load_clients(entries: Sequence[ClientFiles], folder: Path) -> list[Client]:
     """Read the files of a job's ``[[clients]]`` entries, relative to ``folder``."""
     return [
-        Client(
-            id=entry.id,
-            train=read_rows(place_of(entry.train, folder), entry.id),
-            test=None if entry.test is None else read_rows(place_of(entry.test, folder), entry.id),
-            text=entry.text,
-            label=entry.label,
-            labels=entry.labels,
-            records=entry.records,
-            dataset=entry.dataset,
-            privacy=entry.privacy,
-            unit=entry.unit,
+        client_of(
+            entry,
+            read_rows(place_of(entry.train, folder), entry.id),
+            None if entry.test is None else read_rows(place_of(entry.test, folder), entry.id),
         )
         for entry in entries
     ]
+
+
+def client_of(entry: ClientFiles, train: Any, test: Any) -> Client:
+    """Return the client of a ``[[clients]]`` entry, with its rows."""
+    return Client(
+        id=entry.id,
+        train=train,
+        test=test,
+        text=entry.text,
+        label=entry.label,
+        labels=entry.labels,
+        records=entry.records,
+        dataset=entry.dataset,
+        privacy=entry.privacy,
+        unit=entry.unit,
+    )
 
 
 def prepare(client: Client, job: Job, tokenizer: Any) -> ClientData:

@@ -16,7 +16,7 @@ from fedtree_dp.account.unit import name_of
 from fedtree_secure.agreed.head_groups import head_groups
 from fedtree_secure.agreed.noise_plan import plan_noise
 from fedtree_secure.client.clients import check_clients
-from fedtree_secure.client.data import Client, place_of, prepare, problems, texts_of
+from fedtree_secure.client.data import Client, client_of, place_of, prepare, problems, texts_of
 from fedtree_secure.client.data_sets import SAME, DataSets
 from fedtree_secure.client.files import read_rows
 from fedtree_secure.config import Job
@@ -125,17 +125,8 @@ def _clients(entries: Sequence[ClientFiles], folder: Path, report: Report) -> li
                 report.errors.append(str(error))
         whole = len(rows) == 2
         try:
-            client = Client(
-                entry.id,
-                train=rows["train"] if whole else {},
-                test=rows["test"] if whole else None,
-                text=entry.text,
-                label=entry.label,
-                labels=entry.labels,
-                records=entry.records,
-                dataset=entry.dataset,
-                privacy=entry.privacy,
-                unit=entry.unit,
+            client = client_of(
+                entry, rows["train"] if whole else {}, rows["test"] if whole else None
             )
         except FedTreeError as error:
             report.errors.append(str(error))
@@ -179,11 +170,16 @@ def _plain(text: str) -> str:
 
 
 def _balance(data: ClientData) -> str:
+    counts = _counts(data)
+    return f"{min(counts)}/{max(counts)}" if counts else "-"
+
+
+def _counts(data: ClientData) -> list[int]:
+    """Training rows of each label of the set; nothing where there are no labels."""
     if data.train.labels is None:
-        return "-"
-    counts = Counter(data.train.labels.tolist())
-    every = [counts.get(i, 0) for i in range(len(data.label_set))]
-    return f"{min(every)}/{max(every)}"
+        return []
+    found = Counter(data.train.labels.tolist())
+    return [found[i] for i in range(len(data.label_set))]
 
 
 def _say_model(report: Report, job: Job, backbone: Backbone) -> None:
@@ -213,13 +209,10 @@ def _say_labels(report: Report, job: Job, data: Sequence[tuple[Client, ClientDat
             "and their heads stay alone"
         )
     for client, found in data:
-        if found.train.labels is None:
-            continue
-        counts = Counter(found.train.labels.tolist())
         rare = [
             str(name)
-            for i, name in enumerate(found.label_set)
-            if counts.get(i, 0) < LEAST_SHARE * len(found.train)
+            for name, count in zip(found.label_set, _counts(found), strict=False)
+            if count < LEAST_SHARE * len(found.train)
         ]
         if rare:
             report.advice.append(

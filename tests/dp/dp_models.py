@@ -20,6 +20,7 @@ from transformers import (
 
 from fedtree_dp import NoiseSource
 from fedtree_dp.sgd.losses import per_sequence_loss
+from fedtree_dp.sgd.shapes import DUMMY
 
 
 def quietly(make, *args, **kwargs) -> nn.Module:
@@ -277,3 +278,13 @@ def traces(model: nn.Module) -> list[str]:
 
 
 assert Mix in GradSampleHooks.GRAD_SAMPLERS
+
+
+def seats(plan):
+    """(width, batch, row) of every record of a plan of physical batches."""
+    return {
+        record: (batch.width, number, row)
+        for number, batch in enumerate(plan)
+        for row, record in enumerate(batch.rows)
+        if record != DUMMY
+    }

@@ -1,5 +1,7 @@
 """Small jobs, clients and texts that the tests of this folder share."""
 
+from pathlib import Path
+
 import numpy as np
 from datasets import Dataset
 from tiny_models import WORDS
@@ -51,6 +53,38 @@ def make_job(backbone, **changes) -> Job:
 
 def federation(backbone, **changes) -> Federation:
     return Federation.of(make_job(backbone, **changes))
+
+
+JOB_FILE = """\
+backbone = "{model}"
+rounds = 1
+privacy = {{epsilon = 8, delta = 1e-3}}
+[training]
+records = 60
+sample_rate = 0.5
+head_steps = {head_steps}
+max_length = 16
+[topology]
+source = "one_group"
+[lora]
+r = 2
+"""
+ENTRY = """
+[[clients]]
+id = "{id}"
+train = "{id}.csv"
+"""
+
+
+def write_job_file(folder: Path, model, head_steps: int) -> Path:
+    """Write a job file of three clients that would run, and their rows; return its path."""
+    text = JOB_FILE.format(model=model, head_steps=head_steps)
+    for client in make_clients()[:3]:
+        client.train.to_pandas().to_csv(folder / f"{client.id}.csv", index=False)
+        text += ENTRY.format(id=client.id)
+    path = folder / "job.toml"
+    path.write_text(text)
+    return path
 
 
 class Adversary:

@@ -4,20 +4,11 @@ from __future__ import annotations
 
 import dp_models as m
 import numpy as np
+from dp_models import seats
 from scipy import stats
 
 from fedtree_dp.sgd.shapes import DUMMY, Buckets, plan_slots
 from fedtree_dp.sgd.units import plan_units, units_at_once
-
-
-def where(plan):
-    """(width, batch, row) of every record."""
-    return {
-        record: (p.width, number, row)
-        for number, p in enumerate(plan)
-        for row, record in enumerate(p.rows)
-        if record != DUMMY
-    }
 
 
 def test_all_records_of_drawn_units_sit_once_in_the_own_order():
@@ -27,7 +18,7 @@ def test_all_records_of_drawn_units_sit_once_in_the_own_order():
     members = [np.flatnonzero(units == u).tolist() for u in range(60)]
     drawn, buckets = np.flatnonzero(rng.random(60) < 0.5), Buckets.up_to(64)
     plan = plan_units(lengths, members, drawn, buckets, 8, m.noise(), at_once=9)
-    found = where(plan)
+    found = seats(plan)
     assert sorted(found) == sorted(i for u in drawn for i in members[u])
     assert all(found[i][0] == buckets.width_of(lengths[i]) for i in found)
     assert {len(p.rows) for p in plan} == {8}
@@ -69,7 +60,7 @@ def test_hostile_an_added_unit_takes_the_place_of_dummies_and_nobody_moves():
     members = [[0, 9, 1], [2], [3, 4, 10, 5], [6, 7, 11], [8], [12, 13], [14, 15]]
     for steps in range(50):
         one, two = (
-            where(
+            seats(
                 plan_units(
                     *(lengths, members, range(n), Buckets.up_to(32), 8),
                     m.noise(f"s{steps}"),
@@ -87,7 +78,7 @@ def test_places_of_units_are_uniform_whatever_the_order():
     members = [[0], [1, 2, 3], [4, 5], [6], [7, 8, 9]]
     for _ in range(8_000):
         plan = plan_units([5] * 10, members, range(5), Buckets((16,)), 8, source, at_once=64)
-        for index, (_, number, row) in where(plan).items():
+        for index, (_, number, row) in seats(plan).items():
             if index in (0, 6):
                 counts[(0, 6).index(index), 7 * number + row] += 1
             if index in (4, 5):  # the places of a unit, not of its first record

@@ -5,20 +5,11 @@ from __future__ import annotations
 import dp_models as m
 import numpy as np
 import pytest
+from dp_models import seats
 from scipy import stats
 
 from fedtree_dp import ConfigurationError
 from fedtree_dp.sgd.shapes import DUMMY, Buckets, PhysicalBatch, plan_slots, slots_for
-
-
-def seats(plan):
-    """(width, batch, row) of every record."""
-    return {
-        index: (p.width, number, row)
-        for number, p in enumerate(plan)
-        for row, index in enumerate(p.rows)
-        if index != DUMMY
-    }
 
 
 def test_widths():

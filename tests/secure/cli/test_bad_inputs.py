@@ -9,29 +9,10 @@ from pathlib import Path
 
 import pytest
 from command_line import call
-from small_jobs import make_clients
+from small_jobs import write_job_file
 
 from fedtree_dp import Ledger
 
-JOB = """\
-backbone = "{model}"
-rounds = 1
-privacy = {{epsilon = 8, delta = 1e-3}}
-[training]
-records = 60
-sample_rate = 0.5
-head_steps = 2
-max_length = 16
-[topology]
-source = "one_group"
-[lora]
-r = 2
-"""
-ENTRY = """
-[[clients]]
-id = "{id}"
-train = "{id}.csv"
-"""
 FIRST = 'id = "t0-c0"\ntrain = "t0-c0.csv"\n'
 
 
@@ -39,11 +20,7 @@ FIRST = 'id = "t0-c0"\ntrain = "t0-c0.csv"\n'
 def good(tmp_path_factory, tiny_bert):
     """A folder with a job file of three clients that would run."""
     folder = tmp_path_factory.mktemp("good")
-    text = JOB.format(model=tiny_bert)
-    for client in make_clients()[:3]:
-        client.train.to_pandas().to_csv(folder / f"{client.id}.csv", index=False)
-        text += ENTRY.format(id=client.id)
-    (folder / "job.toml").write_text(text)
+    write_job_file(folder, tiny_bert, head_steps=2)
     return folder
 
 

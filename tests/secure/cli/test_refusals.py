@@ -6,44 +6,19 @@ import sqlite3
 import stat
 
 import pytest
-from small_jobs import make_clients
+from small_jobs import make_clients, write_job_file
 
 from fedtree_dp import Ledger, PrivacyBudget
 from fedtree_secure.cli.app import main
 from fedtree_secure.client.data_sets import DataSets
 
-JOB = """
-backbone = "{model}"
-rounds = 1
-privacy = {{epsilon = 8, delta = 1e-3}}
-[training]
-records = 60
-sample_rate = 0.5
-head_steps = 0
-max_length = 16
-[topology]
-source = "one_group"
-[lora]
-r = 2
-"""
-ENTRY = """
-[[clients]]
-id = "{id}"
-train = "{id}.csv"
-"""
 NAME = "t0-c0"
 
 
 @pytest.fixture
 def job(tmp_path, tiny_bert):
     """A job file of three clients that would run."""
-    text = JOB.format(model=tiny_bert)
-    for client in make_clients()[:3]:
-        client.train.to_pandas().to_csv(tmp_path / f"{client.id}.csv", index=False)
-        text += ENTRY.format(id=client.id)
-    path = tmp_path / "job.toml"
-    path.write_text(text)
-    return path
+    return write_job_file(tmp_path, tiny_bert, head_steps=0)
 
 
 def run(capsys, job, *more):
