@@ -12,13 +12,10 @@ import argparse
 import os
 import re
 import shutil
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,6 +42,7 @@ from mutants_of_sketches import SKETCHES  # noqa: E402
 from mutants_of_sparse_graphs import SPARSE  # noqa: E402
 from mutants_of_survivors import SURVIVORS  # noqa: E402
 from mutants_of_units import OF_UNITS, OF_UNITS_IN_THE_PRODUCT  # noqa: E402
+from warm_pytest import Task, run_each  # noqa: E402
 
 SOURCES = [str(ROOT / folder) for folder in (".", "secagg", "dp", "audits")]
 LONGEST_S = 900
@@ -85,80 +83,90 @@ GROUPS = {
 }
 
 
-@contextmanager
-def copy_of(package: Path) -> Iterator[Path]:
-    """A copy of one package in a folder of its own."""
-    with tempfile.TemporaryDirectory() as scratch:
-        copy = Path(scratch).resolve() / package.name
-        shutil.copytree(package, copy, ignore=shutil.ignore_patterns("__pycache__"))
-        yield copy
-
-
-def run_tests(group: Group, copy: Path, within: str, expression: str) -> tuple[int, str]:
-    """Run some tests on a copy; return pytest's exit status and why the first one failed."""
-    path = os.pathsep.join([str(copy.parent), *SOURCES, str(HERE)])
-    environment = {
-        **os.environ,
-        "PYTHONPATH": path,
-        "PYTHONDONTWRITEBYTECODE": "1",
-        "OMP_NUM_THREADS": "1",
-        "COLUMNS": "500",  # or pytest leaves out why a test failed
-        "FEDTREE_COPY": str(copy),
-    }
+def task_of(group: Group, copy: Path, name: str, within: str, expression: str) -> Task:
+    """Return the run of pytest that tries some tests of one file on a copy."""
     options = ["-x", "-q", "-p", "no:cacheprovider", "-p", "the_copy", "--no-header"]
     files = map(str, sorted(group.tests.rglob(within)))
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", *options, f"--rootdir={ROOT}", *files, "-k", expression],
-        cwd=copy.parent,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=LONGEST_S,
-        check=False,
+    return Task(
+        name,
+        [*options, f"--rootdir={ROOT}", f"--confcutdir={ROOT}", *files, "-k", expression],
+        [str(copy.parent), *SOURCES, str(HERE)],
+        copy.parent,
+        {
+            "PYTHONDONTWRITEBYTECODE": "1",
+            "OMP_NUM_THREADS": "1",
+            "COLUMNS": "500",  # or pytest leaves out why a test failed
+            "FEDTREE_COPY": str(copy),
+        },
+        LONGEST_S,
     )
-    why = FAILURE.search(done.stdout)
-    return done.returncode, (why[1] or "") if why else done.stdout[-300:] + done.stderr[-300:]
 
 
-def try_mutant(group: Group, mutant: Mutant) -> tuple[str, str]:
-    """Return what went wrong, empty when the mutant was noticed; and how it was noticed."""
-    with copy_of(group.package) as copy:
+def reason(output: str) -> str:
+    """Return why the first test failed, as pytest printed it."""
+    why = FAILURE.search(output)
+    return (why[1] or "") if why else output[-600:]
+
+
+class Copies:
+    """Copies of one package, each in a folder of its own until its tests have run."""
+
+    def __init__(self, group: Group) -> None:
+        self.group = group
+        self._folders: dict[str, Path] = {}
+
+    def new(self, name: str) -> Path:
+        folder = Path(tempfile.mkdtemp()).resolve()
+        self._folders[name] = folder
+        copy = folder / self.group.package.name
+        shutil.copytree(self.group.package, copy, ignore=shutil.ignore_patterns("__pycache__"))
+        return copy
+
+    def done(self, name: str) -> None:
+        shutil.rmtree(self._folders.pop(name))
+
+
+def unchanged(group: Group, mutants: Sequence[Mutant], copies: Copies) -> Iterator[Task]:
+    """Yield what the mutants name, a file at a time, on unchanged copies."""
+    for within in sorted({m.within for m in mutants}):
+        expression = " or ".join(sorted({f"({m.tests})" for m in mutants if m.within == within}))
+        yield task_of(group, copies.new(within), within, within, expression)
+
+
+def changed(group: Group, mutants: Sequence[Mutant], copies: Copies) -> Iterator[Task]:
+    """Yield the tests of each mutant, on a copy that it has changed."""
+    for mutant in mutants:
+        copy = copies.new(mutant.name)
         path = copy / mutant.file
-        source = path.read_text()
-        if source.count(mutant.old) != 1:
-            times = source.count(mutant.old)
-            return f"its text occurs {times} times in {mutant.file}: update the mutant", ""
-        path.write_text(source.replace(mutant.old, mutant.new))
-        code, why = run_tests(group, copy, mutant.within, mutant.tests)
-    problems = {1: "", 0: "SURVIVED", NOTHING_FOUND: "no test matches its expression"}
-    return problems.get(code, f"pytest ended with {code}: {why}"), why
-
-
-def baseline(group: Group, within: str, mutants: Sequence[Mutant]) -> str:
-    """Run what these mutants name in one file on the unchanged copy; return what went wrong."""
-    expression = " or ".join(sorted({f"({m.tests})" for m in mutants if m.within == within}))
-    with copy_of(group.package) as copy:
-        code, why = run_tests(group, copy, within, expression)
-    return f"{within}: {why}" if code else ""
+        path.write_text(path.read_text().replace(mutant.old, mutant.new))
+        yield task_of(group, copy, mutant.name, mutant.within, mutant.tests)
 
 
 def try_group(group: Group, parts: Sequence[str], jobs: int) -> tuple[int, int]:
     """Try the mutants whose name holds one of some parts; return how many, and how many failed."""
     chosen = [m for m in group.mutants if not parts or any(part in m.name for part in parts)]
-    files = sorted({m.within for m in chosen})
-    with ThreadPoolExecutor(jobs) as pool:
-        found = pool.map(lambda within: baseline(group, within, chosen), files)
-        broken = {within: problem for within, problem in zip(files, found, strict=True) if problem}
-        for problem in broken.values():
-            print(f"fails without any mutation: {problem}")
-        usable = [m for m in chosen if m.within not in broken]
-        failures = len(chosen) - len(usable)
-        for mutant, (problem, why) in zip(
-            usable, pool.map(lambda mutant: try_mutant(group, mutant), usable), strict=True
-        ):
-            failures += bool(problem)
-            line = f"FAIL {mutant.name}: {problem}" if problem else f"ok   {mutant.name} ({why})"
-            print(line, flush=True)
+    copies, broken = Copies(group), set()
+    for task, outcome in run_each(unchanged(group, chosen, copies), jobs):
+        copies.done(task.name)
+        if outcome.status:
+            broken.add(task.name)
+            print(f"fails without any mutation: {task.name}: {reason(outcome.output)}")
+    usable = [m for m in chosen if m.within not in broken]
+    failures = len(chosen) - len(usable)
+    for mutant in usable[:]:
+        times = (group.package / mutant.file).read_text().count(mutant.old)
+        if times != 1:
+            print(f"FAIL {mutant.name}: its text occurs {times} times in {mutant.file}: update it")
+            usable.remove(mutant)
+            failures += 1
+    for task, outcome in run_each(changed(group, usable, copies), jobs):
+        copies.done(task.name)
+        why = reason(outcome.output)
+        known = {1: "", 0: "SURVIVED", NOTHING_FOUND: "no test matches its expression"}
+        problem = known.get(outcome.status, f"pytest ended with {outcome.status}: {why}")
+        failures += bool(problem)
+        line = f"FAIL {task.name}: {problem}" if problem else f"ok   {task.name} ({why})"
+        print(line, flush=True)
     return len(chosen), failures
 
 
