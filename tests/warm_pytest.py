@@ -6,6 +6,7 @@ cannot carry over), so a fork sees what a new process would see.
 """
 
 import importlib
+import itertools
 import os
 import signal
 import sys
@@ -59,6 +60,7 @@ def run_each(tasks: Iterator[Task], jobs: int) -> Iterator[tuple[Task, Outcome]]
     """Run tasks, ``jobs`` at a time, and yield each when it has ended; the next is taken then."""
     _import_libraries()
     at_work: dict[int, tuple[Task, Path]] = {}
+    numbers = itertools.count()
     waiting = True
     with tempfile.TemporaryDirectory() as folder:
         while waiting or at_work:
@@ -67,7 +69,7 @@ def run_each(tasks: Iterator[Task], jobs: int) -> Iterator[tuple[Task, Outcome]]
                 if task is None:
                     waiting = False
                     break
-                printed = Path(folder) / f"{len(os.listdir(folder))}.txt"
+                printed = Path(folder) / f"{next(numbers)}.txt"
                 at_work[_fork(task, printed)] = task, printed
             if at_work:
                 pid, status = os.waitpid(-1, 0)

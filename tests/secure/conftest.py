@@ -19,8 +19,8 @@ from tiny_models import write_bert  # noqa: E402
 
 @pytest.fixture(scope="session")
 def tiny_bert(tmp_path_factory):
-    """A 4-layer BERT with hidden size 32 and a word-level tokenizer."""
-    return write_bert(tmp_path_factory.mktemp("tiny-bert"), layers=4)
+    """A 2-layer BERT with hidden size 32 and a word-level tokenizer."""
+    return write_bert(tmp_path_factory.mktemp("tiny-bert"), layers=2)
 
 
 @pytest.fixture(scope="session")

@@ -341,6 +341,7 @@ def test_hostile_other_experts_for_one_member_are_refused(tiny_bert, tmp_path):
             "another external": changed(experts, external=pack(external)),
             "another digest": changed(experts, digests=(changed(entry, values=bytes(32)),)),
             "no digests": changed(experts, digests=()),
+            "one digest more": changed(experts, digests=(entry, changed(entry, node="other"))),
         }
         for what, lie in lies.items():
             assert server.send(VICTIM, changed(begin, experts=lie)) == Refused("experts"), what
