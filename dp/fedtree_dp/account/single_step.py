@@ -13,6 +13,9 @@ import numpy.typing as npt
 
 Floats = npt.NDArray[np.float64]
 
+_SMALL = 1000  # losses that the library keeps sparse
+_ROUNDING = 1e-12  # by which a divergence may rise with the loss, for the library as well
+
 
 def gaussian_step(noise_multiplier: float, sample_rate: float, interval: float) -> Any:
     """Return the loss distribution of a Gaussian mechanism on a Poisson sample, as a
@@ -37,7 +40,7 @@ def gaussian_step(noise_multiplier: float, sample_rate: float, interval: float) 
 
 
 def _rounded(noise: float, rate: float, interval: float, adjacency: Any) -> Any:
-    from dp_accounting.pld import pld_pmf, privacy_loss_mechanism
+    from dp_accounting.pld import privacy_loss_mechanism
 
     mechanism = privacy_loss_mechanism.GaussianPrivacyLoss(
         noise, sampling_prob=rate, adjacency_type=adjacency
@@ -47,7 +50,28 @@ def _rounded(noise: float, rate: float, interval: float, adjacency: Any) -> Any:
     high = math.ceil(bounds.epsilon_upper / interval)
     removed = adjacency == privacy_loss_mechanism.AdjacencyType.REMOVE
     deltas = _deltas(mechanism, np.arange(low, high + 1) * interval, noise, rate, removed=removed)
-    return pld_pmf.create_pmf_pessimistic_connect_dots_fixed_gap(interval, low, high, deltas)
+    return _connected(interval, low, deltas)
+
+
+def _connected(interval: float, low: int, deltas: Floats) -> Any:
+    """Return the distribution whose divergence at each loss, ``low`` intervals and on, is the given
+    one, and linear in exp(loss) between them (2207.04380, algorithm 1).
+
+    The library's function for it goes through a dictionary of all losses.
+    """
+    from dp_accounting.pld import pld_pmf
+
+    if deltas.size <= _SMALL or np.diff(deltas).max() > _ROUNDING:  # which it refuses
+        return pld_pmf.create_pmf_pessimistic_connect_dots_fixed_gap(
+            interval, low, low + deltas.size - 1, deltas
+        )
+    rises = np.diff(np.minimum.accumulate(deltas))
+    up, down = math.expm1(interval), math.expm1(-interval)
+    masses = np.empty_like(deltas)
+    masses[0] = 1 - deltas[0] + rises[0] / up
+    masses[1:-1] = (rises[1:] - rises[:-1] * math.exp(interval)) / up
+    masses[-1] = rises[-1] / down
+    return pld_pmf.DensePLDPmf(interval, low, np.maximum(masses, 0.0), float(deltas.min()), True)
 
 
 def _deltas(mechanism: Any, losses: Floats, noise: float, rate: float, *, removed: bool) -> Floats:

@@ -1,8 +1,11 @@
 """One Gaussian step: the loss distribution is the one that dp_accounting makes, value by value."""
 
+import numpy as np
 import pytest
+from dp_accounting.pld import pld_pmf
 from dp_accounting.pld import privacy_loss_distribution as pld
 
+from fedtree_dp.account import single_step
 from fedtree_dp.account.single_step import gaussian_step
 
 DELTAS = (1e-2, 1e-4, 1e-6)
@@ -48,3 +51,23 @@ def test_both_directions_are_the_librarys(given):
         assert one.get_delta_for_epsilon(0.01) == pytest.approx(
             other.get_delta_for_epsilon(0.01), rel=1e-9, abs=1e-14
         )
+
+
+@pytest.mark.parametrize(("losses", "interval"), [(2, 0.1), (1001, 1e-2), (5000, 1e-3)])
+def test_dots_are_connected_as_the_library_does_to_the_last_bit(losses, interval):
+    rng = np.random.default_rng(losses)
+    deltas = np.sort(rng.uniform(0, 1, losses))[::-1].copy()
+    deltas[losses // 2] = np.nextafter(deltas[losses // 2 - 1], 2)  # rounding may turn two about
+    ours = single_step._connected(interval, -7, deltas).to_dense_pmf()
+    theirs = pld_pmf.create_pmf_pessimistic_connect_dots_fixed_gap(
+        interval, -7, -7 + losses - 1, deltas
+    ).to_dense_pmf()
+    assert np.array_equal(ours._probs, theirs._probs)
+    assert (ours._lower_loss, ours._infinity_mass) == (theirs._lower_loss, theirs._infinity_mass)
+
+
+def test_a_divergence_that_rises_is_refused_as_the_library_does():
+    deltas = np.linspace(1, 0, 2000)
+    deltas[900] += 1e-3
+    with pytest.raises(ValueError, match="non-increasing"):
+        single_step._connected(1e-3, 0, deltas)
