@@ -21,7 +21,7 @@ import hashlib
 import math
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -66,12 +66,18 @@ from fedtree_secure.testing import (
 QUESTION = "Does a server that lies learn or move anything that it may not?"
 ROUNDS = 20
 ROUNDING = 1e-4  # of float32 sums, relative to the clipping norm
+Attack = Callable[[Stage, Path, int], list[Check]]
 STRANGE = 1e-3  # the same of a sum, against one that is computed in float64
 REFUSED, TREE = "refused: experts", "refused: tree"
 
 
 def audit_setup(
-    setup: Setup, key: bytes, *, rounds: int = ROUNDS, hashes: Mapping[str, str] | None = None
+    setup: Setup,
+    key: bytes,
+    *,
+    rounds: int = ROUNDS,
+    hashes: Mapping[str, str] | None = None,
+    attacks: Sequence[Attack] | None = None,
 ) -> Result:
     """Audit one build.
 
@@ -80,6 +86,7 @@ def audit_setup(
         key: 32 bytes that all randomness comes from; its hash is reported.
         rounds: With the target, and as many without it, of the attacks on replies.
         hashes: Of files that were read.
+        attacks: To be carried out, all of them if None.
     """
     with scratch() as place:
         model = needle.write_needle_model(place / "model")
@@ -88,12 +95,9 @@ def audit_setup(
         stage = Stage(backbone, place / "jobs", setup, key)
         with setup.opening():
             checks = [
-                *_replies(stage, model, rounds),
-                *_out_of_reach(stage, model),
-                *_counters(stage, model),
-                *_shares(stage, model),
-                *_trees(stage, model),
-                *_other_experts(stage, model),
+                check
+                for attack in (_ATTACKS if attacks is None else attacks)
+                for check in attack(stage, model, rounds)
             ]
     return Result(
         audit="hostile_server",
@@ -172,7 +176,7 @@ def _pattern(
     return found
 
 
-def _out_of_reach(stage: Stage, model: Path) -> list[Check]:
+def _out_of_reach(stage: Stage, model: Path, _rounds: int) -> list[Check]:
     """Values that the public optimiser cannot have reached, in messages that fit together."""
     job = base_job(model, "fingerprint", 3)
     with stage.liar(job, names=NAMES, tree=halves(stage)) as liar:
@@ -207,7 +211,7 @@ def _impossible_sum(liar: Liar) -> str:
     return liar.ask({VICTIM: liar.begin(VICTIM, 2, lie)})[VICTIM]
 
 
-def _counters(stage: Stage, model: Path) -> list[Check]:
+def _counters(stage: Stage, model: Path, _rounds: int) -> list[Check]:
     """A signed request that comes again, late, or to a client that was set back."""
     with stage.liar(base_job(model, "one_group", 2)) as liar:
         terms, server = liar.parties.terms, liar.parties.server
@@ -238,7 +242,7 @@ def _said(answers: Mapping[str, str]) -> str:
 # --- a record's share of the sum ------------------------------------------------------------------
 
 
-def _shares(stage: Stage, model: Path) -> list[Check]:
+def _shares(stage: Stage, model: Path, _rounds: int) -> list[Check]:
     job = base_job(model, "one_group", 2, sample_rate=1.0)
     without, with_it = (_sums(stage, job, target=target) for target in (False, True))
     checks = []
@@ -314,7 +318,7 @@ def _weights(backbone: Backbone, job: Job) -> dict[str, Floats32]:
 # --- the tree -------------------------------------------------------------------------------------
 
 
-def _trees(stage: Stage, model: Path) -> list[Check]:
+def _trees(stage: Stage, model: Path, _rounds: int) -> list[Check]:
     noise = NoisePlan(fingerprint=50.0, rounds=1.0)
     with stage.liar(base_job(model, "fingerprint", 2), names=NAMES, noise=noise) as liar:
         checks = [
@@ -391,7 +395,7 @@ def _halves(liar: Liar) -> Check:
 # --- other experts for one client, and at the end -------------------------------------------------
 
 
-def _other_experts(stage: Stage, model: Path) -> list[Check]:
+def _other_experts(stage: Stage, model: Path, _rounds: int) -> list[Check]:
     tree = halves(stage)
     job = base_job(model, "fingerprint", 2)
     with stage.liar(job, names=NAMES, tree=tree) as liar:
@@ -469,12 +473,24 @@ def _end(liar: Liar) -> list[Check]:
 # --- self-test ------------------------------------------------------------------------------------
 
 
-def _variant(setup: Setup) -> Variant:
+_ATTACKS: tuple[Attack, ...] = (
+    *(_replies, _out_of_reach, _counters, _shares, _trees, _other_experts),
+)
+
+
+def _variant(setup: Setup, *attacks: Attack) -> Variant:
+    """A build under some attacks, all of them where none is given."""
+
     def variant(seed: int) -> Result:
         key = hashlib.sha256(f"hostile_server/{seed}".encode()).digest()
-        return audit_setup(setup, key, rounds=6)
+        return audit_setup(setup, key, rounds=6, attacks=attacks or None)
 
     return variant
+
+
+def _broken(attack: Attack, **how: Any) -> Variant:
+    """A build that one attack is there to notice."""
+    return _variant(Setup(**how), attack)
 
 
 AUDIT = Audit(
@@ -483,19 +499,22 @@ AUDIT = Audit(
     on_run=audit_run,
     correct=_variant(Setup()),
     mutants={
-        name: _variant(setup)
-        for name, setup in {
-            "guards on private rows": Setup(engine=broken_client.GuardsOnRows),
-            "no reply after an error": Setup(opening=broken_client.no_reply_after_an_error),
-            "padded to the longest record": Setup(opening=broken_client.padded_to_the_longest),
-            "reach unchecked": Setup(opening=broken_client.any_reach),
-            "digests unchecked": Setup(opening=broken_client.digests_unread),
-            "digests outside of the plan": Setup(opening=broken_client.digests_outside_the_plan),
-            "last values from the server": Setup(opening=broken_client.last_values_as_sent),
-            "tree without a quorum": Setup(opening=broken_client.one_is_a_quorum),
-            "tree without an own sketch": Setup(opening=broken_client.trees_of_strangers),
-            "counter unchecked": Setup(participant=broken_client.Recounting),
-        }.items()
+        "guards on private rows": _broken(_shares, engine=broken_client.GuardsOnRows),
+        "no reply after an error": _broken(_replies, opening=broken_client.no_reply_after_an_error),
+        "padded to the longest record": _broken(
+            _shares, opening=broken_client.padded_to_the_longest
+        ),
+        "reach unchecked": _broken(_out_of_reach, opening=broken_client.any_reach),
+        "digests unchecked": _broken(_other_experts, opening=broken_client.digests_unread),
+        "digests outside of the plan": _broken(
+            _other_experts, opening=broken_client.digests_outside_the_plan
+        ),
+        "last values from the server": _broken(
+            _other_experts, opening=broken_client.last_values_as_sent
+        ),
+        "tree without a quorum": _broken(_trees, opening=broken_client.one_is_a_quorum),
+        "tree without an own sketch": _broken(_trees, opening=broken_client.trees_of_strangers),
+        "counter unchecked": _broken(_counters, participant=broken_client.Recounting),
     },
 )
 
