@@ -11,6 +11,7 @@ import tempfile
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may depend on what a hub answers
 
 MEMORY, ROOM = Path("/dev/shm"), 4 << 30  # bytes; containers often have 64 MiB
 

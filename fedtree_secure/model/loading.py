@@ -189,9 +189,11 @@ def check_causal(model: Any, device: str) -> None:
     """
     ids = torch.arange(1, 9, device=device)[None].repeat(2, 1)
     ids[1, -1] = 0
-    logits = model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits[:, :-1].float()
+    logits = model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits[:, :-1]
+    rounding = 1e-5 if logits.dtype == torch.float32 else 1e-3
+    logits = logits.float()
     scale = float(logits.abs().max())
-    if float((logits[0] - logits[1]).abs().max()) > 1e-3 * scale:
+    if float((logits[0] - logits[1]).abs().max()) > rounding * scale:
         raise BackboneError(
             f"{type(model).__name__} sees the tokens that it should predict: it is an encoder. "
             'Take a decoder for task = "causal-lm", or task = "classification"'

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -30,6 +30,7 @@ NAMES = ("c0", "c1", "c2", "c3", "c4", "c5")
 GROUP = NAMES[:3]
 VICTIM = NAMES[0]
 RECORDS = 8
+REFUSED, TREE = "refused: experts", "refused: tree"
 ABSURD = 1e20  # a learning rate under which no value is out of reach
 
 
@@ -131,3 +132,13 @@ def one_group(parties: Parties) -> Tree:
     """Return the tree in which all clients share everything."""
     depth = parties.backbone.experts.depth
     return two_clusters(parties.terms.names, depth, depth, 0, parties.terms.job.masking.min_group)
+
+
+def halves(stage: Stage) -> Tree:
+    """Two groups of three, which share no layer: each is the external expert of the other."""
+    return two_clusters(NAMES, 0, stage.backbone.experts.depth, 3, 3)
+
+
+def said(answers: Mapping[str, str]) -> str:
+    """Return answers as a detail of a check."""
+    return ", ".join(f"{name}: {kind}" for name, kind in answers.items())

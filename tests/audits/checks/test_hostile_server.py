@@ -8,9 +8,18 @@ import numpy as np
 import pytest
 
 from fedtree_audits.checks import hostile_server
-from fedtree_audits.checks.hostile_server import _pattern, _sums, halves
 from fedtree_audits.rigs import needle
-from fedtree_audits.rigs.hostile import ABSURD, GROUP, NAMES, VICTIM, Setup, Stage, base_job
+from fedtree_audits.rigs.attacks_on_rows import pattern, sums
+from fedtree_audits.rigs.hostile import (
+    ABSURD,
+    GROUP,
+    NAMES,
+    VICTIM,
+    Setup,
+    Stage,
+    base_job,
+    halves,
+)
 from fedtree_secure.testing import Backbone, inside, nodes_of
 
 
@@ -38,7 +47,7 @@ def test_the_public_records_hold_no_needle(stage):
 
 def test_weights_break_what_they_say_and_nothing_else(stage, model):
     job = base_job(model, "one_group", 2, sample_rate=1.0)
-    seen = {name: rows for name, (_, rows) in _sums(stage, job, target=True).items()}
+    seen = {name: rows for name, (_, rows) in sums(stage, job, target=True).items()}
     assert {len(rows) for rows in seen.values()} == {9}
 
     def broken(name):
@@ -52,14 +61,14 @@ def test_weights_break_what_they_say_and_nothing_else(stage, model):
 
 def test_a_broken_record_is_answered_and_charged_like_none(stage, model):
     job = base_job(model, "fingerprint", 3, learning_rate=ABSURD)
-    ((answers, charged), _) = _pattern(stage, job, needle.ONLY_NEEDLE, None, target=True)
+    ((answers, charged), _) = pattern(stage, job, needle.ONLY_NEEDLE, None, target=True)
     assert answers == ("protocol",) * 5
     assert charged == (None, "round 2")
 
 
 def test_weights_that_break_the_public_records_are_refused_before_any_charge(stage, model):
     job = base_job(model, "fingerprint", 3, learning_rate=ABSURD)
-    found = _pattern(stage, job, needle.ONLY_WORDS, None, target=True)
+    found = pattern(stage, job, needle.ONLY_WORDS, None, target=True)
     assert [answers for answers, _ in found] == [("refused: experts",)] * 2
     assert found[-1][1] == (None,)
 

@@ -213,7 +213,7 @@ BAD = {
     "no records": (training("records = 0"), "training.records is 0"),
     "rank 0": (at("r = 2", "r = 0"), "lora.r is 0"),
     "a rank above the layers' width": (at("r = 2", "r = 100000000"), "at most 32"),
-    "layers that are not there": (at("r = 2", "r = 2\nlast_layers = 99"), "has 4 layers"),
+    "layers that are not there": (at("r = 2", "r = 2\nlast_layers = 99"), "has 2 layers"),
     "targets that are not there": (at("r = 2", 'r = 2\ntargets = ["q"]'), "dense, key, query"),
     "targets as text": (at("r = 2", 'r = 2\ntargets = "query"'), "lora.targets: expected"),
     "an unknown source": (at('"one_group"', '"tree"'), "fingerprint, lora_b"),

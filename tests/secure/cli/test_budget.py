@@ -25,9 +25,9 @@ def test_plan_counts_every_number_that_a_job_file_has_itself(job_file, capsys):
 
 
 def test_plan_counts_the_values_that_the_jobs_own_adapters_train(job_file):
-    """Of rank 4 on query and value of four layers of 32, A frozen."""
+    """Of rank 4 on query and value of two layers of 32, A frozen."""
     (priced,) = budget._priced(budget.Numbers(), job_file, "noise", None)
-    assert priced.row.plan.parameters == 4 * 2 * 4 * 32
+    assert priced.row.plan.parameters == 4 * 2 * 2 * 32
 
 
 def test_plan_refuses_a_job_whose_model_is_not_here(job_file, capsys):

@@ -42,7 +42,7 @@ def test_a_run_leaves_everything_behind(finished):
         assert report["metric"]["name"] == "accuracy"
         assert 0 <= report["metric"]["value"] <= 1
         assert report["bytes_sent"] > 0
-    assert len(result.data["layers"]) == 4
+    assert len(result.data["layers"]) == 2
     assert [record["error"] for record in result.data["rounds"]] == ["", ""]
 
 
@@ -120,7 +120,7 @@ def test_uploads_are_masked_and_of_one_size(tiny_bert, tmp_path):
     bodies = b"".join(
         reply[300:-150] for reply in masked.values()
     )  # without the envelope's names and tags
-    assert len(bodies) > 8000
+    assert len(bodies) > 4000
     assert (
         chisquare(np.bincount(np.frombuffer(bodies, dtype=np.uint8), minlength=256)).pvalue > 1e-6
     )
