@@ -24,6 +24,12 @@ def tiny_bert(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def deep_bert(tmp_path_factory):
+    """The same with 4 layers, where some must lie below others."""
+    return write_bert(tmp_path_factory.mktemp("deep-bert"), layers=4)
+
+
+@pytest.fixture(scope="session")
 def tiny_llama(tmp_path_factory, tiny_bert):
     """A 3-layer Llama with hidden size 32 and the same words."""
     from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM

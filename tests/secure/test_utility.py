@@ -42,8 +42,8 @@ def labelled(count, seed=0):
     return list(zip(table["text"], table["label"], strict=True))
 
 
-def test_the_cut_model_has_the_same_losses_and_gradients(utility, tiny_bert):
-    backbone = Backbone(make_job(tiny_bert, lora=Lora(r=2, alpha=4.0, last_layers=2)))
+def test_the_cut_model_has_the_same_losses_and_gradients(utility, deep_bert):
+    backbone = Backbone(make_job(deep_bert, lora=Lora(r=2, alpha=4.0, last_layers=2)))
     client = Client("a", train=rows(0, 30, 1), test=rows(0, 20, 2), records=30)
     data = prepare(client, backbone.job, backbone.tokenizer)
     mine = initial_state(backbone, 2)
@@ -70,8 +70,8 @@ def test_the_cut_model_has_the_same_losses_and_gradients(utility, tiny_bert):
         assert close(upper.features(numbered.train), features, 1e-5)
 
 
-def test_in_turns_b_trains_in_even_steps_and_a_in_odd_ones(utility, tiny_bert):
-    job = make_job(tiny_bert, lora=Lora(r=2, alpha=4.0, last_layers=2, freeze_a=False))
+def test_in_turns_b_trains_in_even_steps_and_a_in_odd_ones(utility, deep_bert):
+    job = make_job(deep_bert, lora=Lora(r=2, alpha=4.0, last_layers=2, freeze_a=False))
     backbone, flat = Backbone(job), np.zeros(2, dtype=bool)
     data = prepare(Client("a", train=rows(0, 30, 1), records=30), job, backbone.tokenizer)
     mine, model = initial_state(backbone, 2), LocalModel(2, (False, False), flat)
