@@ -194,10 +194,11 @@ def test_a_step_of_records_after_one_of_units_starts_empty():
     with trainer(m.mixed(), m.mixed_loss, dummies=data) as t:
         t.step(named(data, [0] * 9))
         assert len(t._units) == 0
-        open_still = named(data, [0] * 9) | {"last": torch.zeros(9, dtype=torch.bool)}
+        open_still = named(data, [1] * 9) | {"last": torch.zeros(9, dtype=torch.bool)}
         with pytest.raises(ConfigurationError, match="some batches of this step name units"):
             t.step([open_still, data])
         assert len(t._units) == 0
+        assert t.step(named(data, [0] * 9)).dropped_nonfinite == 0  # unit 0 is open again
 
 
 @pytest.mark.parametrize(
