@@ -31,6 +31,9 @@ demo-flower: $(FLOWER_STAMP)
 	$(FLOWER_PIP) install --no-deps -r demo-packages.txt
 	$(FLOWER)/bin/python examples/deploy.py runs/demo-flower
 
+# Two workers of one thread each: more threads than cores wait for one another.
+test: export OMP_NUM_THREADS = 1
+test: export OPENBLAS_NUM_THREADS = 1
 test: $(STAMP)
 	$(BIN)/python -m pytest -n 2 --dist worksteal --cov --cov-report=term
 

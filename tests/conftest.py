@@ -11,6 +11,8 @@ import tempfile
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
+for threads in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+    os.environ.setdefault(threads, "1")  # tests run beside one another; as `make test` says it
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may depend on what a hub answers
 
 MEMORY, ROOM = Path("/dev/shm"), 4 << 30  # bytes; containers often have 64 MiB
