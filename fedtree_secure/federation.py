@@ -54,7 +54,8 @@ class Options(TypedDict, total=False):
     state: Path | str | None
     auditable: bool
     canaries: int
-    observer: Observer
+    progress: bool
+    observer: Observer | None
     shared: Shared
     wrap_transport: Any
 

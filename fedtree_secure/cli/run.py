@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from fedtree_secure.cli.screen import console, errors, show_places
+from fedtree_secure.cli.screen import console, show_places
 
 
 def run(
@@ -14,6 +14,7 @@ def run(
     state: Path | None = None,
     auditable: bool = False,
     canaries: int = 0,
+    quiet: bool = False,
 ) -> int:
     """Run a job file: server and clients in this process, nothing but protocol bytes between them.
 
@@ -37,22 +38,23 @@ def run(
     canaries
         With --auditable: plant this many coins of random records in each client's rows, committed
         to beforehand. Costs no epsilon, but about half of them take part in training.
+    quiet
+        Show no progress; what must be known at once is still said.
     """
-    from fedtree_secure.embedded.progress import Bars
+    from fedtree_secure.embedded.progress import Notes
     from fedtree_secure.embedded.run import RunOptions, run_job
     from fedtree_secure.federation import Federation
 
     federation, clients = Federation.from_toml(job)
-    with Bars(errors) as bars:
-        options = RunOptions(
-            resume=resume,
-            simulate=simulate,
-            state=state,
-            auditable=auditable,
-            canaries=canaries,
-            observer=bars,
-        )
-        result = run_job(federation.job, clients, out, options)
+    options = RunOptions(
+        resume=resume,
+        simulate=simulate,
+        state=state,
+        auditable=auditable,
+        canaries=canaries,
+        observer=Notes() if quiet else None,
+    )
+    result = run_job(federation.job, clients, out, options)
     result.summary(console)
     show_places(result.folder)
     return 0

@@ -18,8 +18,6 @@ from typing import Any
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from fedtree_dp import epsilon_of
-from fedtree_dp.account.accounting import PLANNING_DISCRETIZATION
 from fedtree_secure.agreed.transport import Transport
 from fedtree_secure.client.adapter import Outcome, save_adapter
 from fedtree_secure.client.canaries import plant
@@ -29,9 +27,10 @@ from fedtree_secure.client.data_sets import DataSets, refuse_legacy
 from fedtree_secure.client.state import initial_state, loaded_into
 from fedtree_secure.config import Job
 from fedtree_secure.embedded.folder import empty, key_of, open_folder, server_key
-from fedtree_secure.embedded.in_process import Announcing, InProcess
-from fedtree_secure.embedded.progress import Observer, Silent
-from fedtree_secure.embedded.references import add_references
+from fedtree_secure.embedded.forecast import TESTING, Forecast, parts_of
+from fedtree_secure.embedded.in_process import InProcess
+from fedtree_secure.embedded.progress import Observer, Silent, usual
+from fedtree_secure.embedded.references import add_references, plan_of_references
 from fedtree_secure.embedded.setting import (
     Parties,
     Setting,
@@ -40,6 +39,7 @@ from fedtree_secure.embedded.setting import (
 from fedtree_secure.embedded.shared import Shared
 from fedtree_secure.embedded.summary import Finished, add_costs, client_report, write_report
 from fedtree_secure.embedded.transcript import Transcript
+from fedtree_secure.embedded.watching import Announcing, Watch
 from fedtree_secure.errors import ConfigurationError, RunFolderError, RunStopped
 from fedtree_secure.model.backbone import Backbone
 from fedtree_secure.model.rows import ClientData
@@ -47,7 +47,6 @@ from fedtree_secure.report.evidence import write_evidence
 from fedtree_secure.report.manifest import write_manifest
 from fedtree_secure.report.summary import Result
 from fedtree_secure.server.coordinator import Coordinator, Hooks
-from fedtree_secure.server.state import RoundRecord
 from fedtree_secure.storage import SecretBox, held, read_json, write_json
 
 Wrap = Callable[[Any], Transport]
@@ -67,7 +66,8 @@ class RunOptions:
             uploads; the summary says what that costs.
         canaries: With ``auditable``: coins of each client, see `client.canaries`. Costs data, no
             epsilon.
-        observer: Is told about progress.
+        progress: Show progress on standard error: bars on a terminal, else plain lines.
+        observer: Is told about progress in place of that, see `Observer`.
         shared: A loaded backbone and caches, to save time over several jobs.
         wrap_transport: For tests and audits: gets the embedded transport, returns the one to use.
     """
@@ -77,7 +77,8 @@ class RunOptions:
     state: Path | str | None = None
     auditable: bool = False
     canaries: int = 0
-    observer: Observer = field(default_factory=Silent)
+    progress: bool = True
+    observer: Observer | None = None
     shared: Shared = field(default_factory=Shared)
     wrap_transport: Wrap | None = None
 
@@ -90,10 +91,30 @@ class RunOptions:
             raise ConfigurationError(
                 f"{self.canaries} canaries were asked for; they need auditable=True (--auditable)"
             )
+        if not isinstance(self.progress, bool):
+            raise ConfigurationError(
+                f"progress is {self.progress!r}; allowed: True or False. To watch a run yourself, "
+                "give observer"
+            )
+        if self.observer is not None:
+            _check_observer(self.observer)
         if self.simulate and self.state is not None:
             raise ConfigurationError(
                 "state is for real runs; a simulation keeps its stores in the run folder"
             )
+
+
+def _check_observer(observer: object) -> None:
+    lacking = [
+        name
+        for name in vars(Silent)
+        if not name.startswith("_") and not callable(getattr(observer, name, None))
+    ]
+    if lacking:
+        raise ConfigurationError(
+            f"observer is a {type(observer).__name__} without {', '.join(lacking)}; allowed: a "
+            "subclass of fedtree_secure.embedded.progress.Silent, or whatever has its methods"
+        )
 
 
 def run_job(job: Job, clients: Sequence[Client], out: Path, options: RunOptions) -> Result:
@@ -109,8 +130,20 @@ def run_job(job: Job, clients: Sequence[Client], out: Path, options: RunOptions)
         FedTreeError: A setting, a row, a model, a folder or a store cannot be used; nothing was
             charged. `RunStopped` where the run was interrupted: ``resume`` continues it.
     """
-    with _disk_explained(out):
-        return _run(job, clients, out, options)
+    with _disk_explained(out), _watched(options) as watched:
+        return _run(job, clients, out, watched)
+
+
+@contextlib.contextmanager
+def _watched(options: RunOptions) -> Iterator[RunOptions]:
+    """The options with an observer that shows what was asked for."""
+    if options.observer is not None:
+        yield options
+    elif not options.progress:
+        yield dataclasses.replace(options, observer=Silent())
+    else:
+        with usual() as shown:
+            yield dataclasses.replace(options, observer=shown)
 
 
 @contextlib.contextmanager
@@ -133,16 +166,23 @@ def _disk_explained(out: Path) -> Iterator[None]:
 
 
 def _run(job: Job, clients: Sequence[Client], out: Path, options: RunOptions) -> Result:
-    result = _run_once(job, clients, out, options)
+    check_clients(job, clients)
+    declared = [client.records or job.training.records for client in clients]
+    plan = parts_of(str(out), job, declared)
+    if options.simulate:
+        plan += plan_of_references(job, out, declared)
+    forecast = Forecast(plan)
+    result = _run_once(job, clients, out, options, forecast)
     if options.simulate:
 
         def train(reference: Job, place: Path) -> Result:
             again = dataclasses.replace(
                 options, resume=(place / "job.json").exists(), auditable=False, canaries=0
             )
-            return _run_once(reference, clients, place, again)
+            return _run_once(reference, clients, place, again, forecast)
 
-        add_references(job, clients, result, options.shared, train)
+        watch = _watch(job, out, options, forecast)
+        add_references(job, clients, result, options.shared, train, watch)
     if options.auditable:
         add_costs(result, job, clients, options.canaries)
     write_evidence(out)
@@ -152,8 +192,14 @@ def _run(job: Job, clients: Sequence[Client], out: Path, options: RunOptions) ->
     return result
 
 
-def _run_once(job: Job, clients: Sequence[Client], out: Path, options: RunOptions) -> Result:
-    check_clients(job, clients)
+def _watch(job: Job, out: Path, options: RunOptions, forecast: Forecast) -> Watch:
+    assert options.observer is not None
+    return Watch(str(out), job, options.observer, forecast)
+
+
+def _run_once(
+    job: Job, clients: Sequence[Client], out: Path, options: RunOptions, forecast: Forecast
+) -> Result:
     if options.resume and not (out / "job.json").exists():
         raise RunFolderError(
             f"there is no run in {out} to resume; leave out resume (--resume) to begin one there"
@@ -167,13 +213,14 @@ def _run_once(job: Job, clients: Sequence[Client], out: Path, options: RunOption
     with held(out), contextlib.ExitStack() as stack:
         new, clock = not (out / "job.json").exists(), _Clock()
         run = open_folder(out, job, clients, resume=options.resume, kind=kind)
-        options.observer.job(out.name)
+        watch = _watch(job, out, options, forecast)
+        watch.observer.job(out.name, job.rounds)
         try:
+            watch.phase("loading the model")
             backbone = options.shared.backbone(job)
-            setting = Setting(
-                job, clients, out, run, data_sets, backbone, options.shared, options.observer
-            )
+            setting = Setting(job, clients, out, run, data_sets, backbone, options.shared, watch)
             clock.lap("load model")
+            watch.phase("reading rows, planning noise")
             setting, data, sides = _set_up(stack, setting, options)
         except BaseException:
             if new:  # refused before anything happened: the folder is free for another run
@@ -210,19 +257,21 @@ def _drive(
 ) -> tuple[Coordinator, InProcess]:
     stop = threading.Event()
     handlers = {name: p.handle for name, p in sides.participants.items()}
-    embedded = InProcess(handlers, transcript, stop=stop.is_set)
-    transport: Transport = Announcing(embedded, setting.observer, setting.job)
+    watch = dataclasses.replace(setting.watch, ledgers=sides.ledgers)
+    embedded = InProcess(handlers, transcript, stop=stop.is_set, watch=watch)
+    transport: Transport = Announcing(embedded, watch)
     if wrap is not None:
         transport = wrap(transport)
     key = server_key(setting.folder, setting.job, SecretBox.from_environment())
-    with _interruptible(stop, lambda: setting.observer.note(embedded.when_stopped())):
+    watch.tell_budget()
+    with _interruptible(stop, lambda: watch.observer.note(embedded.when_stopped())):
         coordinator = Coordinator(
             sides.terms,
             key,
             setting.backbone.facts(sides.terms.outputs_of_heads),
             transport,
             setting.folder / "server",
-            Hooks(stop.is_set, lambda record: _announce(setting, sides, record)),
+            Hooks(stop.is_set, watch.over),
         )
         try:
             coordinator.run()
@@ -235,17 +284,6 @@ def _drive(
         finally:
             _show_records(setting, sides)
     return coordinator, embedded
-
-
-def _announce(setting: Setting, sides: Parties, record: RoundRecord) -> None:
-    """For people who watch: the statement's finer grid would change the third digit only."""
-    spent = max(
-        epsilon_of(ledger.events(), ledger.budget.delta, discretization=PLANNING_DISCRETIZATION)
-        for ledger in sides.ledgers.values()
-    )
-    allowed = max(ledger.budget.epsilon for ledger in sides.ledgers.values())
-    note = f"[yellow]{record.error}" if record.error else ""
-    setting.observer.round(record.round, setting.job.rounds, spent, allowed, note)
 
 
 def _show_records(setting: Setting, sides: Parties) -> None:
@@ -264,10 +302,11 @@ def _conclude(
 ) -> Result:
     """On the clients' side: evaluate at home, save adapters, copy ledgers, write the summary."""
     folder, backbone, reports, adapters = setting.folder, setting.backbone, {}, {}
+    setting.watch.phase(TESTING, len(setting.clients))
     for client in setting.clients:
         participant, ledger = sides.participants[client.id], sides.ledgers[client.id]
         adapters[client.id] = folder / "adapters" / client.id
-        with participant.at_backbone():
+        with setting.watch.at_work(client.id), participant.at_backbone():
             metric = backbone.evaluate(data[client.id])
             spent = Outcome(ledger.spent(), ledger.budget.delta, metric)
             save_adapter(backbone, adapters[client.id], data[client.id].label_set, spent)
@@ -283,6 +322,7 @@ def _conclude(
         key = Ed25519PrivateKey.from_private_bytes(secret)
         ledger.keep_checkpoint(copy.with_suffix(".checkpoints"), key)
     clock.lap("evaluate and save")
+    setting.watch.phase("report")
     return write_report(setting.job, folder, reports, adapters, finished, backbone, clock.laps)
 
 

@@ -301,12 +301,12 @@ def burn_down(lines: Iterable[Entry], run: str, delta: float) -> tuple[Charge, .
         if not own and found and found[-1].purpose == OTHER_JOBS:
             found.pop()
         purpose = line.purpose or "" if own else OTHER_JOBS
-        found.append(Charge(purpose, _quick(tuple(events), delta)))
+        found.append(Charge(purpose, quick_epsilon(tuple(events), delta)))
     return tuple(found)
 
 
 @functools.lru_cache(maxsize=4096)
-def _quick(events: tuple[Event, ...], delta: float) -> float:
+def quick_epsilon(events: tuple[Event, ...], delta: float) -> float:
     """Epsilon off the coarse grid; clients of one job mostly hold the same events."""
     return epsilon_of(events, delta, discretization=PLANNING_DISCRETIZATION)
 
