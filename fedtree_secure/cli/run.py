@@ -1,8 +1,32 @@
 """`fedtree-secure run`: a job file, with server and clients in this process."""
 
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
 
 from fedtree_secure.cli.screen import console, show_places
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class Shown:
+    """What is said of a run while it works."""
+
+    quiet: Annotated[
+        bool, Parameter(help="Show no progress; what must be known at once is still said.")
+    ] = False
+    events: Annotated[
+        Path | None,
+        Parameter(
+            help="File that lines of JSON are appended to: stages, rounds, epsilon, dropouts, "
+            "bytes, seconds. No rows, keys or metrics; see docs/events.md."
+        ),
+    ] = None
+
+
+_SHOWN = Shown()
 
 
 def run(
@@ -14,7 +38,7 @@ def run(
     state: Path | None = None,
     auditable: bool = False,
     canaries: int = 0,
-    quiet: bool = False,
+    shown: Shown = _SHOWN,
 ) -> int:
     """Run a job file: server and clients in this process, nothing but protocol bytes between them.
 
@@ -38,11 +62,10 @@ def run(
     canaries
         With --auditable: plant this many coins of random records in each client's rows, committed
         to beforehand. Costs no epsilon, but about half of them take part in training.
-    quiet
-        Show no progress; what must be known at once is still said.
     """
+    from fedtree_secure.embedded.options import RunOptions
     from fedtree_secure.embedded.progress import Notes
-    from fedtree_secure.embedded.run import RunOptions, run_job
+    from fedtree_secure.embedded.run import run_job
     from fedtree_secure.federation import Federation
 
     federation, clients = Federation.from_toml(job)
@@ -52,7 +75,8 @@ def run(
         state=state,
         auditable=auditable,
         canaries=canaries,
-        observer=Notes() if quiet else None,
+        observer=Notes() if shown.quiet else None,
+        events=shown.events,
     )
     result = run_job(federation.job, clients, out, options)
     result.summary(console)

@@ -123,6 +123,8 @@ class Bars:
 
     def job(self, name: str, rounds: int) -> None:
         """See `Observer.job`."""
+        if self._rounds is not None:  # of a job that is over
+            self._progress.update(self._rounds, note=self._epsilon)
         self._epsilon = self._remark = ""
         self._rounds = self._progress.add_task(f"{_plain(name)}: rounds", total=rounds, note="")
         self._show()
@@ -214,7 +216,7 @@ class Lines:
         """See `Observer.job`."""
         self._job, self._epsilon = name, ""
         self._stage = self._client = ""
-        self._say(f"{rounds} rounds")
+        self._say("1 round" if rounds == 1 else f"{rounds} rounds")
 
     def stage(self, name: str, total: int) -> None:
         """See `Observer.stage`."""

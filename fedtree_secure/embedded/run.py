@@ -11,7 +11,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,92 +29,32 @@ from fedtree_secure.config import Job
 from fedtree_secure.embedded.folder import empty, key_of, open_folder, server_key
 from fedtree_secure.embedded.forecast import TESTING, Forecast, parts_of
 from fedtree_secure.embedded.in_process import InProcess
-from fedtree_secure.embedded.progress import Observer, Silent, usual
+from fedtree_secure.embedded.options import (
+    RunOptions,
+    Wrap,
+    end_told,
+    events_of,
+    watched_as_asked,
+)
 from fedtree_secure.embedded.references import add_references, plan_of_references
 from fedtree_secure.embedded.setting import (
     Parties,
     Setting,
     open_parties,
 )
-from fedtree_secure.embedded.shared import Shared
 from fedtree_secure.embedded.summary import Finished, add_costs, client_report, write_report
 from fedtree_secure.embedded.transcript import Transcript
 from fedtree_secure.embedded.watching import Announcing, Watch
-from fedtree_secure.errors import ConfigurationError, RunFolderError, RunStopped
+from fedtree_secure.errors import RunFolderError, RunStopped
+from fedtree_secure.events import Events
 from fedtree_secure.model.backbone import Backbone
 from fedtree_secure.model.rows import ClientData
 from fedtree_secure.report.evidence import write_evidence
 from fedtree_secure.report.manifest import write_manifest
 from fedtree_secure.report.summary import Result
 from fedtree_secure.server.coordinator import Coordinator, Hooks
+from fedtree_secure.server.telemetry import RoundMeter
 from fedtree_secure.storage import SecretBox, held, read_json, write_json
-
-Wrap = Callable[[Any], Transport]
-
-
-@dataclass(frozen=True, kw_only=True)
-class RunOptions:
-    """How a job is run, beside what the job is.
-
-    Attributes:
-        resume: Continue a run that was stopped or killed.
-        simulate: Research mode, in which nothing is released: stores live inside the run folder,
-            and references (head alone, local only, FedIT) are trained under the same epsilon for
-            comparison. A real run never trains them, because they would spend the clients' budget.
-        state: Folder of the data sets' stores; None for ``FEDTREE_STATE`` or the user's own.
-        auditable: Keep every message (``messages.bin``), so that audits can look at the run's own
-            uploads; the summary says what that costs.
-        canaries: With ``auditable``: coins of each client, see `client.canaries`. Costs data, no
-            epsilon.
-        progress: Show progress on standard error: bars on a terminal, else plain lines.
-        observer: Is told about progress in place of that, see `Observer`.
-        shared: A loaded backbone and caches, to save time over several jobs.
-        wrap_transport: For tests and audits: gets the embedded transport, returns the one to use.
-    """
-
-    resume: bool = False
-    simulate: bool = False
-    state: Path | str | None = None
-    auditable: bool = False
-    canaries: int = 0
-    progress: bool = True
-    observer: Observer | None = None
-    shared: Shared = field(default_factory=Shared)
-    wrap_transport: Wrap | None = None
-
-    def __post_init__(self) -> None:
-        if not isinstance(self.canaries, int) or self.canaries < 0:
-            raise ConfigurationError(
-                f"canaries is {self.canaries!r}; allowed: a whole number of at least 0"
-            )
-        if self.canaries and not self.auditable:
-            raise ConfigurationError(
-                f"{self.canaries} canaries were asked for; they need auditable=True (--auditable)"
-            )
-        if not isinstance(self.progress, bool):
-            raise ConfigurationError(
-                f"progress is {self.progress!r}; allowed: True or False. To watch a run yourself, "
-                "give observer"
-            )
-        if self.observer is not None:
-            _check_observer(self.observer)
-        if self.simulate and self.state is not None:
-            raise ConfigurationError(
-                "state is for real runs; a simulation keeps its stores in the run folder"
-            )
-
-
-def _check_observer(observer: object) -> None:
-    lacking = [
-        name
-        for name in vars(Silent)
-        if not name.startswith("_") and not callable(getattr(observer, name, None))
-    ]
-    if lacking:
-        raise ConfigurationError(
-            f"observer is a {type(observer).__name__} without {', '.join(lacking)}; allowed: a "
-            "subclass of fedtree_secure.embedded.progress.Silent, or whatever has its methods"
-        )
 
 
 def run_job(job: Job, clients: Sequence[Client], out: Path, options: RunOptions) -> Result:
@@ -130,20 +70,9 @@ def run_job(job: Job, clients: Sequence[Client], out: Path, options: RunOptions)
         FedTreeError: A setting, a row, a model, a folder or a store cannot be used; nothing was
             charged. `RunStopped` where the run was interrupted: ``resume`` continues it.
     """
-    with _disk_explained(out), _watched(options) as watched:
-        return _run(job, clients, out, watched)
-
-
-@contextlib.contextmanager
-def _watched(options: RunOptions) -> Iterator[RunOptions]:
-    """The options with an observer that shows what was asked for."""
-    if options.observer is not None:
-        yield options
-    elif not options.progress:
-        yield dataclasses.replace(options, observer=Silent())
-    else:
-        with usual() as shown:
-            yield dataclasses.replace(options, observer=shown)
+    events = events_of(out, options)
+    with end_told(out, events), _disk_explained(out), watched_as_asked(options) as watched:
+        return _run(job, clients, out, watched, events)
 
 
 @contextlib.contextmanager
@@ -165,23 +94,26 @@ def _disk_explained(out: Path) -> Iterator[None]:
         ) from error
 
 
-def _run(job: Job, clients: Sequence[Client], out: Path, options: RunOptions) -> Result:
+def _run(
+    job: Job, clients: Sequence[Client], out: Path, options: RunOptions, events: Events
+) -> Result:
     check_clients(job, clients)
     declared = [client.records or job.training.records for client in clients]
     plan = parts_of(str(out), job, declared)
     if options.simulate:
         plan += plan_of_references(job, out, declared)
-    forecast = Forecast(plan)
-    result = _run_once(job, clients, out, options, forecast)
+    watching = Watching(Forecast(plan), events)
+    result = _run_once(job, clients, out, options, watching)
     if options.simulate:
 
         def train(reference: Job, place: Path) -> Result:
             again = dataclasses.replace(
                 options, resume=(place / "job.json").exists(), auditable=False, canaries=0
             )
-            return _run_once(reference, clients, place, again, forecast)
+            return _run_once(reference, clients, place, again, watching)
 
-        watch = _watch(job, out, options, forecast)
+        run = str(read_json(out / "job.json")["run"])
+        watch = watching.of(job, out, run, options)
         add_references(job, clients, result, options.shared, train, watch)
     if options.auditable:
         add_costs(result, job, clients, options.canaries)
@@ -192,13 +124,23 @@ def _run(job: Job, clients: Sequence[Client], out: Path, options: RunOptions) ->
     return result
 
 
-def _watch(job: Job, out: Path, options: RunOptions, forecast: Forecast) -> Watch:
-    assert options.observer is not None
-    return Watch(str(out), job, options.observer, forecast)
+@dataclass(frozen=True)
+class Watching:
+    """What the jobs of one run are watched with."""
+
+    forecast: Forecast
+    events: Events
+
+    def of(self, job: Job, out: Path, run: str, options: RunOptions) -> Watch:
+        """Return the watch of a job."""
+        assert options.observer is not None
+        meter = RoundMeter()
+        events = self.events.of(run, meter)
+        return Watch(str(out), job, options.observer, self.forecast, events, meter)
 
 
 def _run_once(
-    job: Job, clients: Sequence[Client], out: Path, options: RunOptions, forecast: Forecast
+    job: Job, clients: Sequence[Client], out: Path, options: RunOptions, watching: Watching
 ) -> Result:
     if options.resume and not (out / "job.json").exists():
         raise RunFolderError(
@@ -213,9 +155,9 @@ def _run_once(
     with held(out), contextlib.ExitStack() as stack:
         new, clock = not (out / "job.json").exists(), _Clock()
         run = open_folder(out, job, clients, resume=options.resume, kind=kind)
-        watch = _watch(job, out, options, forecast)
-        watch.observer.job(out.name, job.rounds)
+        watch = watching.of(job, out, run, options)
         try:
+            watch.started(out.name, clients, resumed=not new)
             watch.phase("loading the model")
             backbone = options.shared.backbone(job)
             setting = Setting(job, clients, out, run, data_sets, backbone, options.shared, watch)
@@ -264,14 +206,16 @@ def _drive(
         transport = wrap(transport)
     key = server_key(setting.folder, setting.job, SecretBox.from_environment())
     watch.tell_budget()
-    with _interruptible(stop, lambda: watch.observer.note(embedded.when_stopped())):
+    with _interruptible(stop, lambda: watch.note(embedded.when_stopped())):
+        facts = setting.backbone.facts(sides.terms.outputs_of_heads)
+        hooks = Hooks(
+            stop.is_set,
+            watch.over,
+            lambda tree: watch.tree(tree, facts),
+            watch.meter.missed,
+        )
         coordinator = Coordinator(
-            sides.terms,
-            key,
-            setting.backbone.facts(sides.terms.outputs_of_heads),
-            transport,
-            setting.folder / "server",
-            Hooks(stop.is_set, watch.over),
+            sides.terms, key, facts, transport, setting.folder / "server", hooks
         )
         try:
             coordinator.run()

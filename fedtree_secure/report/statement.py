@@ -232,7 +232,7 @@ def _collect(folder: Path, described: Mapping[str, Any], summary: Mapping[str, A
     return Statement(
         run=run,
         date=max(entries[-1].time for entries in lines.values()),
-        job=_without_path(summary["job"]),
+        job=without_path(summary["job"]),
         simulated=bool(described.get("simulate")),
         guarantee=summary["guarantee"],
         clients=tuple(
@@ -331,8 +331,10 @@ def _traffic(path: Path) -> tuple[Traffic, ...]:
     return tuple(Traffic(kind, *counts) for kind, counts in found.items())
 
 
-def _without_path(job: Mapping[str, Any]) -> dict[str, Any]:
-    """A path names users and machines, and means nothing elsewhere."""
+def without_path(job: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a job's settings with the backbone's name in place of its path, which names users and
+    machines, and means nothing elsewhere.
+    """
     backbone = str(job["backbone"])
     local = Path(backbone).is_absolute() or backbone.startswith((".", "~"))
     return {**job, "backbone": Path(backbone).name if local else backbone}

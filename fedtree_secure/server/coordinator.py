@@ -36,7 +36,7 @@ from fedtree_secure.agreed.transport import Transport
 from fedtree_secure.agreed.tree import Tree
 from fedtree_secure.errors import RunStopped
 from fedtree_secure.model.facts import ModelFacts
-from fedtree_secure.server.channel import Channel, refusals
+from fedtree_secure.server.channel import Channel, Missed, refusals
 from fedtree_secure.server.experts import NodeBook
 from fedtree_secure.server.protocol import MaskedRound, run_sketch
 from fedtree_secure.server.state import RoundRecord, StateFolder
@@ -52,12 +52,16 @@ class Hooks:
     Attributes:
         stop: Asked between rounds; True ends the run in good order.
         on_round: Called after each round with its record.
+        on_tree: Called with the tree when it comes into force, at each start.
+        on_missed: See `Channel`.
         ask_again: Called with the clients that have not fetched the last experts; True asks these
             again. It may wait before it says so.
     """
 
     stop: Callable[[], bool] = lambda: False
     on_round: Callable[[RoundRecord], None] = lambda _: None
+    on_tree: Callable[[Tree], None] = lambda _: None
+    on_missed: Missed = lambda *_: None
     ask_again: Callable[[frozenset[str]], bool] = lambda _: False
 
 
@@ -86,7 +90,8 @@ class Coordinator:
         self._folder = StateFolder(folder)
         self.state = self._folder.load()
         self.state.starts += 1
-        self._channel = Channel(terms, key, transport, self.state.starts, self.state.answered)
+        before = self.state.starts, self.state.answered
+        self._channel = Channel(terms, key, transport, *before, self.hooks.on_missed)
         self.joined: dict[str, wire.Joined] = {}
         self._left_out: frozenset[str] = frozenset()
         self.finished: frozenset[str] = frozenset()
@@ -291,6 +296,7 @@ class Coordinator:
         elif before is not None:
             self.book.restore({**self.book.values, **before.values}, before.opened)
         self.state.labels = tree.labels
+        self.hooks.on_tree(tree)
 
     # --- rounds ---------------------------------------------------------------------------------
 

@@ -8,8 +8,8 @@ from rich.console import Console
 from small_jobs import federation, make_clients
 
 from fedtree_secure import ConfigurationError, Topology
+from fedtree_secure.embedded.options import RunOptions
 from fedtree_secure.embedded.progress import Bars, Lines, Notes, Silent, usual
-from fedtree_secure.embedded.run import RunOptions
 
 ONE = Topology(source="one_group")
 
@@ -100,7 +100,7 @@ def test_a_folder_name_puts_no_control_character_into_a_log():
     lines = Lines(found.append)
     lines.job("a\x1b[31m\nb", 1)
     lines.note("c\rd")
-    assert found == ["a?[31m?b: 1 rounds; time left unknown", "c?d"]
+    assert found == ["a?[31m?b: 1 round; time left unknown", "c?d"]
 
 
 def test_bars_are_for_terminals_alone(monkeypatch):
@@ -165,8 +165,10 @@ def test_an_observer_of_ones_own_is_told_everything_and_nothing_else_is_shown(
         "heads",
         "masking (round 1)",
         "local steps (round 1)",
+        "opening (round 1)",
         "masking (round 2)",
         "local steps (round 2)",
+        "opening (round 2)",
         "last experts",
         "evaluation",
         "report",
