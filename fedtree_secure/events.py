@@ -23,7 +23,7 @@ SCHEMA = 1  # of a line; a new number when a fact changes its meaning or goes aw
 FACTS: Mapping[str, frozenset[str]] = {
     name: frozenset(facts.split())
     for name, facts in {
-        "started": "name job settings clients rounds resumed simulated process version",
+        "started": "name job settings clients rounds resumed process version",
         "gathering": "present away",
         "stage": "stage clients",
         "exchange": "stage asked answered missing seconds bytes_out bytes_in messages",
