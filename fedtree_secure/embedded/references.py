@@ -23,9 +23,10 @@ from fedtree_secure.client.state import initial_state, loaded_into
 from fedtree_secure.config import Job, Source
 from fedtree_secure.embedded.forecast import HEAD_STEP, HEADS, Part, parts_of
 from fedtree_secure.embedded.shared import Shared
+from fedtree_secure.embedded.summary import write_summary
 from fedtree_secure.embedded.watching import Watch
 from fedtree_secure.report.summary import Result
-from fedtree_secure.storage import read_json, write_json
+from fedtree_secure.storage import read_json
 
 Train = Callable[[Job, Path], Result]
 WITHOUT_DP = "heads without DP"
@@ -100,7 +101,7 @@ def add_references(
         heads = _heads_without_dp(job, clients, shared, watch)
         found["head_without_dp"] = {"private": False, "clients": heads}
     result.data["references"] = found
-    write_json(result.folder / "summary.json", result.data)
+    write_summary(result.folder, result.data)
 
 
 def _heads_without_dp(

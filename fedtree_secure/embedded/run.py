@@ -104,6 +104,7 @@ def _run(
         plan += plan_of_references(job, out, declared)
     watching = Watching(Forecast(plan), events)
     result = _run_once(job, clients, out, options, watching)
+    run = str(read_json(out / "job.json")["run"])
     if options.simulate:
 
         def train(reference: Job, place: Path) -> Result:
@@ -112,14 +113,15 @@ def _run(
             )
             return _run_once(reference, clients, place, again, watching)
 
-        run = str(read_json(out / "job.json")["run"])
         watch = watching.of(job, out, run, options)
         add_references(job, clients, result, options.shared, train, watch)
     if options.auditable:
         add_costs(result, job, clients, options.canaries)
+    for advice in result.advice:
+        if advice.public:  # what was measured at home stays out of events
+            watching.events.of(run)("advice", key=advice.key, text=advice.text)
     write_evidence(out)
     box = SecretBox.from_environment()
-    run = str(read_json(out / "job.json")["run"])
     write_manifest(out, run, {c.id: key_of(out / "clients" / c.id, box) for c in clients})
     return result
 
@@ -250,14 +252,15 @@ def _conclude(
     for client in setting.clients:
         participant, ledger = sides.participants[client.id], sides.ledgers[client.id]
         adapters[client.id] = folder / "adapters" / client.id
-        with setting.watch.at_work(client.id), participant.at_backbone():
-            metric = backbone.evaluate(data[client.id])
-            spent = Outcome(ledger.spent(), ledger.budget.delta, metric)
-            save_adapter(backbone, adapters[client.id], data[client.id].label_set, spent)
-        causal = setting.job.task == "causal-lm"
-        untrained = _untrained(backbone, data[client.id]) if causal else None
+        with setting.watch.at_work(client.id):
+            with participant.at_backbone():
+                metric = backbone.evaluate(data[client.id])
+                spent = Outcome(ledger.spent(), ledger.budget.delta, metric)
+                save_adapter(backbone, adapters[client.id], data[client.id].label_set, spent)
+            head = participant.party.store.state.head
+            without = _without_adapters(backbone, data[client.id], head)
         reports[client.id] = client_report(
-            client, data[client.id], ledger, metric, untrained, finished.transcript
+            client, data[client.id], ledger, metric, without, finished.transcript
         )
         copy = folder / "ledgers" / f"{client.dataset or client.id}.sqlite"
         copy.parent.mkdir(exist_ok=True)
@@ -270,10 +273,13 @@ def _conclude(
     return write_report(setting.job, folder, reports, adapters, finished, backbone, clock.laps)
 
 
-def _untrained(backbone: Backbone, data: ClientData) -> dict[str, Any] | None:
-    """The metric of the frozen backbone: what a language model is to be compared with."""
-    flat = np.zeros(backbone.experts.depth, dtype=bool)
-    with loaded_into(backbone, initial_state(backbone, 0), 0, flat):
+def _without_adapters(
+    backbone: Backbone, data: ClientData, head: Mapping[str, Any]
+) -> dict[str, Any] | None:
+    """The metric with all adapters at their initial values, which change nothing."""
+    outputs, flat = len(data.label_set), np.zeros(backbone.experts.depth, dtype=bool)
+    state = dataclasses.replace(initial_state(backbone, outputs), head=dict(head))
+    with loaded_into(backbone, state, outputs, flat):
         return backbone.evaluate(data)
 
 

@@ -21,10 +21,11 @@ from fedtree_secure.errors import FedTreeError, RunFolderError, RunStopped
 from fedtree_secure.events import Events
 from fedtree_secure.flower.job_folder import FINISHED, REFUSED, STOPPED, JobFolder, Outcome
 from fedtree_secure.flower.transport import GridTransport, Patience
+from fedtree_secure.report.advice import advice_of
 from fedtree_secure.report.statement import without_path
 from fedtree_secure.server.coordinator import Coordinator, Hooks
 from fedtree_secure.server.state import RoundRecord, StateFolder
-from fedtree_secure.server.telemetry import RoundMeter, layers_of
+from fedtree_secure.server.telemetry import RoundMeter, layers_of, noise_to_clip, reasons
 from fedtree_secure.storage import held
 
 log = logging.getLogger("fedtree_secure.flower")
@@ -108,13 +109,20 @@ def _serve(
     hooks = Hooks(on_round=on_round, on_tree=on_tree, on_missed=meter.missed, ask_again=ask_again)
     coordinator = Coordinator(terms, folder.key, folder.facts, transport, folder.state, hooks)
     coordinator.run()
-    folder.report(_report(folder, coordinator))
+    report = _report(folder, coordinator)
+    noise = noise_to_clip(coordinator)
+    known = {name: {"noise_to_clip": noise.get(name)} for name in terms.names}
+    for advice in advice_of({**report, "clients": known}):
+        events("advice", key=advice.key, text=advice.text)
+        report["advice"] = [*report.get("advice", []), advice.to_dict()]
+    folder.report(report)
     return coordinator.state.finished_round
 
 
 def _report(folder: JobFolder, coordinator: Coordinator) -> dict[str, Any]:
     tree = coordinator.tree
     assert tree is not None
+    whys = reasons(coordinator) or [""] * len(folder.facts.layer_names)
     return {
         "format": 1,
         "run": folder.run,
@@ -126,8 +134,9 @@ def _report(folder: JobFolder, coordinator: Coordinator) -> dict[str, Any]:
                 "layer": name,
                 "clusters": [list(group) for group in tree.clusters(at)],
                 "released": [list(group) for group in tree.released(at)],
+                "why": why,
             }
-            for at, name in enumerate(folder.facts.layer_names)
+            for at, (name, why) in enumerate(zip(folder.facts.layer_names, whys, strict=True))
         ],
         "rounds": [vars(record) for record in coordinator.records],
         "fetched": sorted(coordinator.finished),

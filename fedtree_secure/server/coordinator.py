@@ -124,7 +124,7 @@ class Coordinator:
         if self.state.labels is None:
             self._find_tree()
         everyone = dict.fromkeys(self.joined, wire.Prepare())
-        self._exchange(Exchange.PREPARE, everyone)
+        self._channel.exchange(Exchange.PREPARE, everyone)
         first = max(MERGE if self.terms.merges else 1, self.state.finished_round + 1)
         for number in range(first, self.job.rounds + 1):
             if self.hooks.stop():
@@ -136,7 +136,7 @@ class Coordinator:
 
     def _join(self) -> None:
         request = wire.Join(self.terms.digest, self.facts.digest)
-        replies = self._exchange(Exchange.JOIN, dict.fromkeys(self.terms.names, request))
+        replies = self._channel.exchange(Exchange.JOIN, dict.fromkeys(self.terms.names, request))
         joined = {n: reply for n, reply in replies.items() if isinstance(reply, wire.Joined)}
         self.joined = self._with_known_heads(self._without_outliers(joined))
         self._known = {name: reply.known_round for name, reply in self.joined.items()}
@@ -228,7 +228,7 @@ class Coordinator:
 
     def _with_gradients(self, draft: wire.ProposeTree) -> wire.ProposeTree:
         """Add distances of the first round's gradients, taken under merged heads."""
-        self._exchange(Exchange.PREPARE, dict.fromkeys(self.joined, wire.Prepare()))
+        self._channel.exchange(Exchange.PREPARE, dict.fromkeys(self.joined, wire.Prepare()))
         if self.book is None:
             tree = tree_without_distances(self.terms, self.facts, "none")
             self.book = NodeBook(self.job, self.facts, tree)
@@ -270,7 +270,7 @@ class Coordinator:
 
     def _agree_on_tree(self, proposal: wire.ProposeTree) -> None:
         asked = [name for name in proposal.members if name in self.joined]
-        replies = self._exchange(Exchange.TREE, dict.fromkeys(asked, proposal))
+        replies = self._channel.exchange(Exchange.TREE, dict.fromkeys(asked, proposal))
         votes = self._signed(replies, vote_bytes(self.terms, proposal))
         if len(votes) < self.terms.quorum:
             against = ", ".join(sorted(refusals(replies))) or "nobody"
@@ -279,7 +279,7 @@ class Coordinator:
                 f"It was refused by {against}"
             )
         adopt = wire.AdoptTree(tuple(votes.items()))
-        self._exchange(Exchange.ADOPT, dict.fromkeys(votes, adopt))
+        self._channel.exchange(Exchange.ADOPT, dict.fromkeys(votes, adopt))
         self.adopt(compute_tree(self.terms, self.facts, proposal))
 
     def _noise_energy(self, name: str) -> float:
@@ -308,7 +308,7 @@ class Coordinator:
         outside = [name for name in self.joined if name not in self.book.cohort]
         if outside and number != MERGE:
             alone = self._tell(outside, functools.partial(wire.Alone, number))
-            replies = self._exchange(in_round(number, Exchange.ALONE), alone)
+            replies = self._channel.exchange(in_round(number, Exchange.ALONE), alone)
             self._learnt(number, (n for n, r in replies.items() if isinstance(r, wire.Done)))
         if self.book.cohort:
             try:
@@ -390,17 +390,11 @@ class Coordinator:
         same get one object, which is encoded once.
         """
         assert self.book is not None
-        told = {name: self.book.told(name, self._knows(name)) for name in names}
+        told = {name: self.book.told(name, self._known.get(name, -1)) for name in names}
         made = {id(experts): make(experts) for experts in told.values()}
         return {name: made[id(experts)] for name, experts in told.items()}
-
-    def _knows(self, name: str) -> int:
-        return self._known.get(name, -1)
 
     def _learnt(self, number: int, names: Iterable[str]) -> None:
         """Note who holds the sums of all rounds before this one."""
         for name in names:
             self._known[name] = number - 1
-
-    def _exchange(self, name: str, requests: Mapping[str, wire.Message]) -> dict[str, wire.Reply]:
-        return self._channel.exchange(name, requests)

@@ -3,10 +3,13 @@
 Made of what the server sees anyhow: which replies came, how long they are, and what was opened.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from fedtree_secure.agreed.round_plan import weighed
 from fedtree_secure.agreed.tree import Tree
+from fedtree_secure.server.coordinator import Coordinator
 from fedtree_secure.server.state import RoundRecord
 
 COUNTED = ("seconds", "bytes_out", "bytes_in", "messages")
@@ -70,3 +73,28 @@ def layers_of(tree: Tree, names: Sequence[str]) -> list[dict[str, Any]]:
         groups = sorted((len(group) for group in tree.released(at)), reverse=True)
         found.append({"layer": name, "groups": groups, "home": len(tree.members) - sum(groups)})
     return found
+
+
+def reasons(coordinator: Coordinator) -> list[str]:
+    """Why each layer is shared as it is, in sentences; none unless the noise was weighed."""
+    proposal, facts = coordinator.state.proposal, coordinator.facts
+    if proposal is None or proposal.gradients is None:
+        return []
+    cuts = weighed(coordinator.terms, facts, proposal)
+    return [cut.describe(n) for n, cut in zip(facts.layer_names, cuts.layers, strict=True)]
+
+
+def noise_to_clip(coordinator: Coordinator) -> dict[str, float]:
+    """Norm of the noise in an averaged step of each client that joined, over the clipping norm.
+
+    Made of public numbers: its noise multiplier, declared records, and the values that it trains.
+    """
+    job, values = coordinator.job, coordinator.facts.layout.length
+    if not job.rounds:
+        return {}
+    return {
+        name: reply.noise_multiplier
+        * math.sqrt(values)
+        / (job.training.sample_rate * reply.records)
+        for name, reply in coordinator.joined.items()
+    }

@@ -10,6 +10,7 @@ from command_line import call
 
 from fedtree_secure.events import FACTS, SCHEMA
 from fedtree_secure.metrics import METRICS
+from fedtree_secure.report import advice
 
 TEXT = (Path(__file__).parents[3] / "docs" / "events.md").read_text("utf-8")
 CELL = re.compile(r"`([^`]+)`")
@@ -25,6 +26,12 @@ def table(title):
 def test_every_event_and_fact_is_described():
     assert table("A line") == {event: set(facts) for event, facts in FACTS.items()}
     assert f"`schema` ({SCHEMA})" in TEXT
+
+
+def test_every_advice_is_described():
+    keys = {value for name, value in vars(advice).items() if name.isupper() and "-" in value}
+    assert set(table("Advice")) == keys
+    assert len(keys) == 6
 
 
 def test_every_metric_is_described():

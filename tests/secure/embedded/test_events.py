@@ -129,6 +129,13 @@ def test_the_tree_is_told_by_sizes(lines):
         assert layers == [{"layer": f"layer {n}", "groups": [4], "home": 0} for n in range(4)]
 
 
+def test_advice_from_public_facts_is_told_and_no_other(told, lines):
+    advice = read_json(told[0] / "summary.json")["advice"]
+    assert {found["public"] for found in advice} == {True, False}  # the search has an object
+    shown = [(line["key"], line["text"]) for line in of(lines, "advice")]
+    assert shown == [(found["key"], found["text"]) for found in advice if found["public"]]
+
+
 def test_nothing_that_was_measured_on_test_rows_is_told(told, lines):
     """By name and by value: each metric of the summary, to four digits."""
     text = told[1].read_text()
