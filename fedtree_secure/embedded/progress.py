@@ -126,12 +126,16 @@ class Bars:
         if self._rounds is not None:  # of a job that is over
             self._progress.update(self._rounds, note=self._epsilon)
         self._epsilon = self._remark = ""
-        self._rounds = self._progress.add_task(f"{_plain(name)}: rounds", total=rounds, note="")
+        self._rounds = self._progress.add_task(
+            f"{_plain(name)}: rounds", total=rounds, note="", visible=False
+        )
         self._show()
 
     def stage(self, name: str, total: int) -> None:
         """See `Observer.stage`."""
         self._end_stage()
+        if total and self._rounds is not None:  # what is refused before leaves no bar
+            self._progress.update(self._rounds, visible=True)
         self._steps = self._progress.add_task(f"  {name}", total=total, note="")
 
     def client(self, name: str) -> None:
@@ -210,20 +214,22 @@ class Lines:
         self._write, self._clock = write or _print_line, clock
         self._job = self._stage = self._client = self._epsilon = ""
         self._total = self._done = 0
-        self._left, self._last = said(None), clock()
+        self._left, self._last, self._news = said(None), clock(), ""
 
     def job(self, name: str, rounds: int) -> None:
         """See `Observer.job`."""
         self._job, self._epsilon = name, ""
         self._stage = self._client = ""
-        self._say("1 round" if rounds == 1 else f"{rounds} rounds")
+        # Said with the first stage: of a job that is refused before, the refusal alone is said.
+        self._news = "1 round" if rounds == 1 else f"{rounds} rounds"
 
     def stage(self, name: str, total: int) -> None:
         """See `Observer.stage`."""
         begun = name != self._stage
         self._stage, self._total, self._done, self._client = name, total, 0, ""
         if begun and total:
-            self._say(name)
+            self._say(f"{self._news}; {name}" if self._news else name)
+            self._news = ""
         else:
             self._sign_of_life()
 

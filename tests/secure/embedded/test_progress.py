@@ -59,6 +59,7 @@ def test_a_name_that_looks_like_markup_is_shown_as_it_is():
     console = Console(file=shown, force_terminal=True, width=140, color_system=None)
     with Bars(console) as bars:
         bars.job("[red]x[/red]\x1b[2J", 1)
+        bars.stage("join", 3)
         bars.round(0, 1, 1.0, 2.0, "nothing was opened: [bold]")
         bars.note("[link=x]\x07")
         bars._progress.refresh()
@@ -72,8 +73,7 @@ def test_lines_say_the_same_without_control_characters():
     found = []
     play(Lines(found.append))
     assert found == [
-        "first: 3 rounds; time left unknown",
-        "first: heads; time left unknown",
+        "first: 3 rounds; heads; time left unknown",
         "first: round 1 of 3 is over; ε 2.25 of 8, 5.75 left; time left unknown",
         "first: local steps (round 2); ε 2.25 of 8, 5.75 left; time left unknown",
     ]
@@ -89,7 +89,7 @@ def test_a_long_stage_gives_a_sign_of_life_and_a_short_one_none():
     for _ in range(61):
         now[0] += 1.0
         lines.step()
-    assert found[2:] == [
+    assert found[1:] == [
         "first: local steps (round 1), 30 of 200 steps, client heart; about 70 s left",
         "first: local steps (round 1), 60 of 200 steps, client heart; about 70 s left",
     ]
@@ -99,8 +99,21 @@ def test_a_folder_name_puts_no_control_character_into_a_log():
     found = []
     lines = Lines(found.append)
     lines.job("a\x1b[31m\nb", 1)
+    lines.stage("join", 3)
     lines.note("c\rd")
-    assert found == ["a?[31m?b: 1 round; time left unknown", "c?d"]
+    assert found == ["a?[31m?b: 1 round; join; time left unknown", "c?d"]
+
+
+def test_a_job_that_is_refused_leaves_nothing_but_the_refusal():
+    found, shown = [], Terminal()
+    console = Console(file=shown, force_terminal=True, width=140, color_system=None)
+    with Bars(console) as bars:
+        for observer in (bars, Lines(found.append)):
+            observer.job("first", 3)
+            observer.stage("loading the model", 0)
+            observer.budget(0.0, 8.0)
+    assert found == []
+    assert "rounds" not in shown.getvalue()
 
 
 def test_bars_are_for_terminals_alone(monkeypatch):
