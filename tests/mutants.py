@@ -45,6 +45,7 @@ from mutants_of_sketches import SKETCHES  # noqa: E402
 from mutants_of_sparse_graphs import SPARSE  # noqa: E402
 from mutants_of_survivors import SURVIVORS  # noqa: E402
 from mutants_of_units import OF_UNITS, OF_UNITS_IN_THE_PRODUCT  # noqa: E402
+from mutants_of_watching import WATCHING  # noqa: E402
 
 SOURCES = [str(ROOT / folder) for folder in (".", "secagg", "dp", "audits")]
 LONGEST_S = 900
@@ -79,7 +80,7 @@ GROUPS = {
         HERE / "secure",
         (
             *(*MODEL, *CLIENT, *AGREED, *OF_CUTS, *GRADIENTS, *SERVER, *EVIDENCE, *SITES),
-            *(*PRODUCT, *OF_UNITS_IN_THE_PRODUCT),
+            *(*PRODUCT, *OF_UNITS_IN_THE_PRODUCT, *WATCHING),
         ),
     ),
 }
