@@ -22,8 +22,9 @@ from fedtree_secure.config import (
     Topology,
     Training,
 )
+from fedtree_secure.embedded.options import RunOptions
 from fedtree_secure.embedded.progress import Observer
-from fedtree_secure.embedded.run import RunOptions, run_job
+from fedtree_secure.embedded.run import run_job
 from fedtree_secure.embedded.shared import Shared
 from fedtree_secure.errors import ConfigurationError, suggest
 from fedtree_secure.job_file import load_job
@@ -54,7 +55,9 @@ class Options(TypedDict, total=False):
     state: Path | str | None
     auditable: bool
     canaries: int
-    observer: Observer
+    progress: bool
+    observer: Observer | None
+    events: Path | str | None
     shared: Shared
     wrap_transport: Any
 

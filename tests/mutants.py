@@ -42,6 +42,7 @@ from mutants_of_sketches import SKETCHES  # noqa: E402
 from mutants_of_sparse_graphs import SPARSE  # noqa: E402
 from mutants_of_survivors import SURVIVORS  # noqa: E402
 from mutants_of_units import OF_UNITS, OF_UNITS_IN_THE_PRODUCT  # noqa: E402
+from mutants_of_watching import WATCHING  # noqa: E402
 from warm_pytest import Task, run_each  # noqa: E402
 
 SOURCES = [str(ROOT / folder) for folder in (".", "secagg", "dp", "audits")]
@@ -77,7 +78,7 @@ GROUPS = {
         HERE / "secure",
         (
             *(*MODEL, *CLIENT, *AGREED, *OF_CUTS, *GRADIENTS, *SERVER, *EVIDENCE, *SITES),
-            *(*PRODUCT, *OF_UNITS_IN_THE_PRODUCT),
+            *(*PRODUCT, *OF_UNITS_IN_THE_PRODUCT, *WATCHING),
         ),
     ),
 }

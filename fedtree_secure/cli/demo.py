@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-from fedtree_secure.cli.screen import console, errors, show_places
+from fedtree_secure.cli.screen import console, show_places
 
 
-def demo(out: Path = Path("runs/demo"), *, resume: bool = False) -> int:
+def demo(out: Path = Path("runs/demo"), *, resume: bool = False, quiet: bool = False) -> int:
     """Run the main job on MiniLM and real text, nine clients on three tasks, with references.
 
     Parameters
@@ -14,12 +14,13 @@ def demo(out: Path = Path("runs/demo"), *, resume: bool = False) -> int:
         Run folder; an earlier demo there is replaced.
     resume
         Go on with an interrupted demo.
+    quiet
+        Show no progress.
     """
     from fedtree_secure.demo.job import run_demo
-    from fedtree_secure.embedded.progress import Bars
+    from fedtree_secure.embedded.progress import Notes
 
-    with Bars(errors) as bars:
-        result = run_demo(out, bars, resume=resume)
+    result = run_demo(out, Notes() if quiet else None, resume=resume)
     result.summary(console)
     show_places(result.folder)
     first = min((result.folder / "ledgers").glob("*.sqlite"))

@@ -32,7 +32,21 @@ class Timing:
     ] = 5
 
 
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class Watched:
+    """What an operator sees of a process that works on."""
+
+    events: Annotated[
+        Path | None, Parameter(help="File for events, as lines of JSON; see docs/events.md.")
+    ] = None
+    metrics: Annotated[int | None, Parameter(help="Port of 127.0.0.1 for Prometheus metrics.")] = (
+        None
+    )
+
+
 _TIMING = Timing()
+_WATCHED = Watched()
 
 
 def serve(
@@ -42,6 +56,7 @@ def serve(
     root_certificates: Path | None = None,
     insecure: bool = False,
     timing: Timing = _TIMING,
+    watched: Watched = _WATCHED,
 ) -> int:
     """Run a job to its end over the sites' nodes; continues after its own death and the
     SuperLink's.
@@ -58,19 +73,27 @@ def serve(
         Without TLS; for tests on one machine alone.
     """
     _need_flower()
+    from fedtree_secure.events import Events
     from fedtree_secure.flower.job_folder import JobFolder
     from fedtree_secure.flower.serve import Control
     from fedtree_secure.flower.serve import serve as run_to_its_end
     from fedtree_secure.flower.transport import Patience
+    from fedtree_secure.metrics import EventReader, Metrics, check_port
     from fedtree_secure.storage import held
 
     _log_progress()
     certificates = _certificates(root_certificates, insecure=insecure)
     patience = Patience(timing.deadline, timing.gather, timing.enough, timing.grace)
-    folder = JobFolder(job)
-    folder.check()
-    with held(job / "serve"):
-        outcome = run_to_its_end(folder, Control(superlink, certificates), patience, timing.tries)
+    folder = JobFolder(job, watched.events)
+    _ = folder.job  # a folder that holds none is refused before a file is made in it
+    check_port(watched.metrics)
+    Events(folder.events).check()
+    metrics = Metrics(EventReader(folder.events))
+    with metrics.served(watched.metrics):
+        folder.check()
+        with held(job / "serve"):
+            control = Control(superlink, certificates)
+            outcome = run_to_its_end(folder, control, patience, timing.tries)
     _say(f"Finished after round {outcome.finished_round}. Report: {job / 'report.json'}")
     return 0
 
@@ -83,7 +106,7 @@ def node(
     node_key: Path | None = None,
     insecure: bool = False,
     patience: float = 120.0,
-    events: Path | None = None,
+    watched: Watched = _WATCHED,
 ) -> int:
     """Run a site: one warm process that answers the server's requests until it is told to stop.
 
@@ -101,13 +124,12 @@ def node(
         Without TLS; for tests on one machine alone.
     patience
         Seconds for which a key that the SuperLink refuses is tried again.
-    events
-        File for events, as lines of JSON.
     """
     _need_flower()
     from fedtree_secure.events import Events
     from fedtree_secure.flower.fleet import FleetLink
     from fedtree_secure.flower.node import SiteNode, Waiting
+    from fedtree_secure.metrics import Metrics, check_port
     from fedtree_secure.reach import split_address
     from fedtree_secure.site.site import Site
 
@@ -115,8 +137,12 @@ def node(
     split_address(superlink)
     link = FleetLink(superlink, _certificates(root_certificates, insecure=insecure), node_key)
     link.keys()
-    with Site.open(site) as opened, _stopping() as stop:
-        SiteNode(opened, link, Events(events), Waiting(patience)).run(stop)
+    check_port(watched.metrics)
+    metrics = Metrics()
+    events = Events(watched.events, [metrics.take])
+    events.check()
+    with metrics.served(watched.metrics), Site.open(site) as opened, _stopping() as stop:
+        SiteNode(opened, link, events, Waiting(patience)).run(stop)
     return 0
 
 

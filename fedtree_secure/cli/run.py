@@ -1,8 +1,32 @@
 """`fedtree-secure run`: a job file, with server and clients in this process."""
 
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
-from fedtree_secure.cli.screen import console, errors, show_places
+from cyclopts import Parameter
+
+from fedtree_secure.cli.screen import console, show_places
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class Shown:
+    """What is said of a run while it works."""
+
+    quiet: Annotated[
+        bool, Parameter(help="Show no progress; what must be known at once is still said.")
+    ] = False
+    events: Annotated[
+        Path | None,
+        Parameter(
+            help="File that lines of JSON are appended to: stages, rounds, epsilon, dropouts, "
+            "bytes, seconds. No rows, keys or metrics; see docs/events.md."
+        ),
+    ] = None
+
+
+_SHOWN = Shown()
 
 
 def run(
@@ -14,6 +38,7 @@ def run(
     state: Path | None = None,
     auditable: bool = False,
     canaries: int = 0,
+    shown: Shown = _SHOWN,
 ) -> int:
     """Run a job file: server and clients in this process, nothing but protocol bytes between them.
 
@@ -38,21 +63,22 @@ def run(
         With --auditable: plant this many coins of random records in each client's rows, committed
         to beforehand. Costs no epsilon, but about half of them take part in training.
     """
-    from fedtree_secure.embedded.progress import Bars
-    from fedtree_secure.embedded.run import RunOptions, run_job
+    from fedtree_secure.embedded.options import RunOptions
+    from fedtree_secure.embedded.progress import Notes
+    from fedtree_secure.embedded.run import run_job
     from fedtree_secure.federation import Federation
 
     federation, clients = Federation.from_toml(job)
-    with Bars(errors) as bars:
-        options = RunOptions(
-            resume=resume,
-            simulate=simulate,
-            state=state,
-            auditable=auditable,
-            canaries=canaries,
-            observer=bars,
-        )
-        result = run_job(federation.job, clients, out, options)
+    options = RunOptions(
+        resume=resume,
+        simulate=simulate,
+        state=state,
+        auditable=auditable,
+        canaries=canaries,
+        observer=Notes() if shown.quiet else None,
+        events=shown.events,
+    )
+    result = run_job(federation.job, clients, out, options)
     result.summary(console)
     show_places(result.folder)
     return 0

@@ -27,7 +27,7 @@ def demo_job() -> Federation:
     )
 
 
-def run_demo(out: Path, observer: Observer, *, resume: bool = False) -> Result:
+def run_demo(out: Path, observer: Observer | None = None, *, resume: bool = False) -> Result:
     """Run the demo into ``out``; an earlier demo there is replaced (its text is public, so its
     ledgers guard nothing).
 

@@ -3,10 +3,9 @@
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Protocol
 
 from fedtree_secure.agreed.stages import Exchange, kind_of
-from fedtree_secure.config import Job
-from fedtree_secure.embedded.progress import Observer
 from fedtree_secure.embedded.transcript import SERVER, Transcript
 from fedtree_secure.errors import RunStopped
 
@@ -44,6 +43,18 @@ LOSES_NOTHING = frozenset(
 )
 
 
+class Watcher(Protocol):
+    """Is told which client is at work."""
+
+    def asks(self, stage: str, client: str) -> None:
+        """A client is asked."""
+        ...
+
+    def answered(self, stage: str, *, well: bool) -> None:
+        """It has answered, or failed."""
+        ...
+
+
 class InProcess:
     """Carries messages to participants in this process.
 
@@ -53,6 +64,7 @@ class InProcess:
         participants: What answers a request, by client id.
         transcript: Where messages are listed.
         stop: Asked before each client where `LOSES_NOTHING`; True ends the run there.
+        watch: Is told who is at work; None to tell nobody.
     """
 
     def __init__(
@@ -61,8 +73,10 @@ class InProcess:
         transcript: Transcript,
         *,
         stop: Callable[[], bool] = lambda: False,
+        watch: Watcher | None = None,
     ) -> None:
         self._participants, self._transcript, self._stop = participants, transcript, stop
+        self._watch = watch
         self._at = ("", "")
         self.failures: list[Failure] = []
 
@@ -84,37 +98,25 @@ class InProcess:
             if self._stop() and kind_of(stage) in LOSES_NOTHING:
                 raise RunStopped(f"stopped before client {name} ({stage}), as asked")
             self._at = (stage, name)
-            self._transcript.record(SERVER, name, stage, request)
-            try:
-                reply = self._participants[name](request)
-            except Exception as error:  # a dying client must not take the others with it
-                log.warning(
-                    "client %s failed at stage %s: %s: %s", name, stage, type(error).__name__, error
-                )
-                self.failures.append(Failure(name, stage, error))
-                continue
-            self._transcript.record(name, SERVER, stage, reply)
-            replies[name] = reply
+            if self._watch is not None:
+                self._watch.asks(stage, name)
+            reply = self._ask(stage, name, request)
+            if self._watch is not None:
+                self._watch.answered(stage, well=reply is not None)
+            if reply is not None:
+                replies[name] = reply
         return replies
 
-
-class Announcing:
-    """Tells an observer which stage runs and how many steps it will take."""
-
-    def __init__(self, inner: InProcess, observer: Observer, job: Job) -> None:
-        self._inner, self._observer = inner, observer
-        local = job.training.local_steps
-        sketch = 1 if job.topology.source == "fingerprint" else job.topology.warmup_steps
-        self._steps = {
-            Exchange.SKETCH: ("private distances", sketch),
-            Exchange.PREPARE: ("heads", job.head_steps),
-            Exchange.MASK: ("local steps", local),
-            Exchange.ALONE: ("local steps", local),
-        }
-
-    def exchange(self, stage: str, requests: Mapping[str, bytes]) -> dict[str, bytes]:
-        """See `Transport.exchange`."""
-        title, steps = self._steps.get(kind_of(stage), ("", 0))
-        if steps:
-            self._observer.stage(f"{title} ({stage.partition('/')[0]})", steps * len(requests))
-        return self._inner.exchange(stage, requests)
+    def _ask(self, stage: str, name: str, request: bytes) -> bytes | None:
+        """Return a client's reply; None where it raised."""
+        self._transcript.record(SERVER, name, stage, request)
+        try:
+            reply = self._participants[name](request)
+        except Exception as error:  # a dying client must not take the others with it
+            log.warning(
+                "client %s failed at stage %s: %s: %s", name, stage, type(error).__name__, error
+            )
+            self.failures.append(Failure(name, stage, error))
+            return None
+        self._transcript.record(name, SERVER, stage, reply)
+        return reply

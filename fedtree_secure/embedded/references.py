@@ -21,11 +21,15 @@ from fedtree_secure.client.head import train_head
 from fedtree_secure.client.mechanism import Mechanism
 from fedtree_secure.client.state import initial_state, loaded_into
 from fedtree_secure.config import Job, Source
+from fedtree_secure.embedded.forecast import HEAD_STEP, HEADS, Part, parts_of
 from fedtree_secure.embedded.shared import Shared
+from fedtree_secure.embedded.summary import write_summary
+from fedtree_secure.embedded.watching import Watch
 from fedtree_secure.report.summary import Result
-from fedtree_secure.storage import read_json, write_json
+from fedtree_secure.storage import read_json
 
 Train = Callable[[Job, Path], Result]
+WITHOUT_DP = "heads without DP"
 
 
 def reference_jobs(job: Job) -> dict[str, Job]:
@@ -50,17 +54,40 @@ def reference_jobs(job: Job) -> dict[str, Job]:
     return jobs
 
 
+def plan_of_references(job: Job, out: Path, records: Sequence[int]) -> list[Part]:
+    """Return what is still to be trained beside a run in ``out``; see `parts_of`."""
+    parts = []
+    for name, reference in reference_jobs(job).items():
+        place = _place_of(out, name)
+        if not (place / "summary.json").exists():
+            parts += parts_of(str(place), reference, records)
+    if job.head_steps:
+        work = HEAD_STEP * job.head_steps
+        parts.append(Part(str(out), WITHOUT_DP, HEADS, len(records), work))
+    return parts
+
+
+def _place_of(out: Path, name: str) -> Path:
+    return out / "references" / name
+
+
 def add_references(
-    job: Job, clients: Sequence[Client], result: Result, shared: Shared, train: Train
+    job: Job,
+    clients: Sequence[Client],
+    result: Result,
+    shared: Shared,
+    train: Train,
+    watch: Watch,
 ) -> None:
     """Train the references (those that are not finished) and add them to the run's summary.
 
     Args:
         train: Runs a job into a folder.
+        watch: Is told about what no job of its own trains.
     """
     found: dict[str, Any] = {}
     for name, reference in reference_jobs(job).items():
-        place = result.folder / "references" / name
+        place = _place_of(result.folder, name)
         finished = place / "summary.json"
         outcome = read_json(finished) if finished.exists() else train(reference, place).data
         found[name] = {
@@ -71,22 +98,28 @@ def add_references(
             },
         }
     if job.head_steps:
-        heads = _heads_without_dp(job, clients, shared)
+        heads = _heads_without_dp(job, clients, shared, watch)
         found["head_without_dp"] = {"private": False, "clients": heads}
     result.data["references"] = found
-    write_json(result.folder / "summary.json", result.data)
+    write_summary(result.folder, result.data)
 
 
-def _heads_without_dp(job: Job, clients: Sequence[Client], shared: Shared) -> dict[str, Any]:
+def _heads_without_dp(
+    job: Job, clients: Sequence[Client], shared: Shared, watch: Watch
+) -> dict[str, Any]:
     """Train each client's head as the private job does, with the noise left out."""
     backbone = shared.backbone(job)
     flat = np.zeros(backbone.experts.depth, dtype=bool)
     found: dict[str, Any] = {}
+    watch.phase(WITHOUT_DP, len(clients))
     for client in clients:
         data = prepare(client, job, backbone.tokenizer)
         assert data.train.labels is not None
         outputs = len(data.label_set)
-        with loaded_into(backbone, initial_state(backbone, outputs), outputs, flat):
+        with (
+            watch.at_work(client.id, WITHOUT_DP),
+            loaded_into(backbone, initial_state(backbone, outputs), outputs, flat),
+        ):
             cache = shared.cache_of(client.id, job.privacy_unit)
             observed = cache.get("observed") or backbone.observe(data.train)
             train_head(

@@ -11,15 +11,13 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from fedtree_dp import epsilon_of
-from fedtree_dp.account.accounting import PLANNING_DISCRETIZATION
 from fedtree_secure.agreed.transport import Transport
 from fedtree_secure.client.adapter import Outcome, save_adapter
 from fedtree_secure.client.canaries import plant
@@ -29,71 +27,34 @@ from fedtree_secure.client.data_sets import DataSets, refuse_legacy
 from fedtree_secure.client.state import initial_state, loaded_into
 from fedtree_secure.config import Job
 from fedtree_secure.embedded.folder import empty, key_of, open_folder, server_key
-from fedtree_secure.embedded.in_process import Announcing, InProcess
-from fedtree_secure.embedded.progress import Observer, Silent
-from fedtree_secure.embedded.references import add_references
+from fedtree_secure.embedded.forecast import TESTING, Forecast, parts_of
+from fedtree_secure.embedded.in_process import InProcess
+from fedtree_secure.embedded.options import (
+    RunOptions,
+    Wrap,
+    end_told,
+    events_of,
+    watched_as_asked,
+)
+from fedtree_secure.embedded.references import add_references, plan_of_references
 from fedtree_secure.embedded.setting import (
     Parties,
     Setting,
     open_parties,
 )
-from fedtree_secure.embedded.shared import Shared
 from fedtree_secure.embedded.summary import Finished, add_costs, client_report, write_report
 from fedtree_secure.embedded.transcript import Transcript
-from fedtree_secure.errors import ConfigurationError, RunFolderError, RunStopped
+from fedtree_secure.embedded.watching import Announcing, Watch
+from fedtree_secure.errors import RunFolderError, RunStopped
+from fedtree_secure.events import Events
 from fedtree_secure.model.backbone import Backbone
 from fedtree_secure.model.rows import ClientData
 from fedtree_secure.report.evidence import write_evidence
 from fedtree_secure.report.manifest import write_manifest
 from fedtree_secure.report.summary import Result
 from fedtree_secure.server.coordinator import Coordinator, Hooks
-from fedtree_secure.server.state import RoundRecord
+from fedtree_secure.server.telemetry import RoundMeter
 from fedtree_secure.storage import SecretBox, held, read_json, write_json
-
-Wrap = Callable[[Any], Transport]
-
-
-@dataclass(frozen=True, kw_only=True)
-class RunOptions:
-    """How a job is run, beside what the job is.
-
-    Attributes:
-        resume: Continue a run that was stopped or killed.
-        simulate: Research mode, in which nothing is released: stores live inside the run folder,
-            and references (head alone, local only, FedIT) are trained under the same epsilon for
-            comparison. A real run never trains them, because they would spend the clients' budget.
-        state: Folder of the data sets' stores; None for ``FEDTREE_STATE`` or the user's own.
-        auditable: Keep every message (``messages.bin``), so that audits can look at the run's own
-            uploads; the summary says what that costs.
-        canaries: With ``auditable``: coins of each client, see `client.canaries`. Costs data, no
-            epsilon.
-        observer: Is told about progress.
-        shared: A loaded backbone and caches, to save time over several jobs.
-        wrap_transport: For tests and audits: gets the embedded transport, returns the one to use.
-    """
-
-    resume: bool = False
-    simulate: bool = False
-    state: Path | str | None = None
-    auditable: bool = False
-    canaries: int = 0
-    observer: Observer = field(default_factory=Silent)
-    shared: Shared = field(default_factory=Shared)
-    wrap_transport: Wrap | None = None
-
-    def __post_init__(self) -> None:
-        if not isinstance(self.canaries, int) or self.canaries < 0:
-            raise ConfigurationError(
-                f"canaries is {self.canaries!r}; allowed: a whole number of at least 0"
-            )
-        if self.canaries and not self.auditable:
-            raise ConfigurationError(
-                f"{self.canaries} canaries were asked for; they need auditable=True (--auditable)"
-            )
-        if self.simulate and self.state is not None:
-            raise ConfigurationError(
-                "state is for real runs; a simulation keeps its stores in the run folder"
-            )
 
 
 def run_job(job: Job, clients: Sequence[Client], out: Path, options: RunOptions) -> Result:
@@ -109,8 +70,9 @@ def run_job(job: Job, clients: Sequence[Client], out: Path, options: RunOptions)
         FedTreeError: A setting, a row, a model, a folder or a store cannot be used; nothing was
             charged. `RunStopped` where the run was interrupted: ``resume`` continues it.
     """
-    with _disk_explained(out):
-        return _run(job, clients, out, options)
+    events = events_of(out, options)
+    with end_told(out, events), _disk_explained(out), watched_as_asked(options) as watched:
+        return _run(job, clients, out, watched, events)
 
 
 @contextlib.contextmanager
@@ -132,28 +94,56 @@ def _disk_explained(out: Path) -> Iterator[None]:
         ) from error
 
 
-def _run(job: Job, clients: Sequence[Client], out: Path, options: RunOptions) -> Result:
-    result = _run_once(job, clients, out, options)
+def _run(
+    job: Job, clients: Sequence[Client], out: Path, options: RunOptions, events: Events
+) -> Result:
+    check_clients(job, clients)
+    declared = [client.records or job.training.records for client in clients]
+    plan = parts_of(str(out), job, declared)
+    if options.simulate:
+        plan += plan_of_references(job, out, declared)
+    watching = Watching(Forecast(plan), events)
+    result = _run_once(job, clients, out, options, watching)
+    run = str(read_json(out / "job.json")["run"])
     if options.simulate:
 
         def train(reference: Job, place: Path) -> Result:
             again = dataclasses.replace(
                 options, resume=(place / "job.json").exists(), auditable=False, canaries=0
             )
-            return _run_once(reference, clients, place, again)
+            return _run_once(reference, clients, place, again, watching)
 
-        add_references(job, clients, result, options.shared, train)
+        watch = watching.of(job, out, run, options)
+        add_references(job, clients, result, options.shared, train, watch)
     if options.auditable:
         add_costs(result, job, clients, options.canaries)
+    for advice in result.advice:
+        if advice.public:  # what was measured at home stays out of events
+            watching.events.of(run)("advice", key=advice.key, text=advice.text)
     write_evidence(out)
     box = SecretBox.from_environment()
-    run = str(read_json(out / "job.json")["run"])
     write_manifest(out, run, {c.id: key_of(out / "clients" / c.id, box) for c in clients})
     return result
 
 
-def _run_once(job: Job, clients: Sequence[Client], out: Path, options: RunOptions) -> Result:
-    check_clients(job, clients)
+@dataclass(frozen=True)
+class Watching:
+    """What the jobs of one run are watched with."""
+
+    forecast: Forecast
+    events: Events
+
+    def of(self, job: Job, out: Path, run: str, options: RunOptions) -> Watch:
+        """Return the watch of a job."""
+        assert options.observer is not None
+        meter = RoundMeter()
+        events = self.events.of(run, meter)
+        return Watch(str(out), job, options.observer, self.forecast, events, meter)
+
+
+def _run_once(
+    job: Job, clients: Sequence[Client], out: Path, options: RunOptions, watching: Watching
+) -> Result:
     if options.resume and not (out / "job.json").exists():
         raise RunFolderError(
             f"there is no run in {out} to resume; leave out resume (--resume) to begin one there"
@@ -167,13 +157,14 @@ def _run_once(job: Job, clients: Sequence[Client], out: Path, options: RunOption
     with held(out), contextlib.ExitStack() as stack:
         new, clock = not (out / "job.json").exists(), _Clock()
         run = open_folder(out, job, clients, resume=options.resume, kind=kind)
-        options.observer.job(out.name)
+        watch = watching.of(job, out, run, options)
         try:
+            watch.started(out.name, clients, resumed=not new)
+            watch.phase("loading the model")
             backbone = options.shared.backbone(job)
-            setting = Setting(
-                job, clients, out, run, data_sets, backbone, options.shared, options.observer
-            )
+            setting = Setting(job, clients, out, run, data_sets, backbone, options.shared, watch)
             clock.lap("load model")
+            watch.phase("reading rows, planning noise")
             setting, data, sides = _set_up(stack, setting, options)
         except BaseException:
             if new:  # refused before anything happened: the folder is free for another run
@@ -210,19 +201,23 @@ def _drive(
 ) -> tuple[Coordinator, InProcess]:
     stop = threading.Event()
     handlers = {name: p.handle for name, p in sides.participants.items()}
-    embedded = InProcess(handlers, transcript, stop=stop.is_set)
-    transport: Transport = Announcing(embedded, setting.observer, setting.job)
+    watch = dataclasses.replace(setting.watch, ledgers=sides.ledgers)
+    embedded = InProcess(handlers, transcript, stop=stop.is_set, watch=watch)
+    transport: Transport = Announcing(embedded, watch)
     if wrap is not None:
         transport = wrap(transport)
     key = server_key(setting.folder, setting.job, SecretBox.from_environment())
-    with _interruptible(stop, lambda: setting.observer.note(embedded.when_stopped())):
+    watch.tell_budget()
+    with _interruptible(stop, lambda: watch.note(embedded.when_stopped())):
+        facts = setting.backbone.facts(sides.terms.outputs_of_heads)
+        hooks = Hooks(
+            stop.is_set,
+            watch.over,
+            lambda tree: watch.tree(tree, facts),
+            watch.meter.missed,
+        )
         coordinator = Coordinator(
-            sides.terms,
-            key,
-            setting.backbone.facts(sides.terms.outputs_of_heads),
-            transport,
-            setting.folder / "server",
-            Hooks(stop.is_set, lambda record: _announce(setting, sides, record)),
+            sides.terms, key, facts, transport, setting.folder / "server", hooks
         )
         try:
             coordinator.run()
@@ -235,17 +230,6 @@ def _drive(
         finally:
             _show_records(setting, sides)
     return coordinator, embedded
-
-
-def _announce(setting: Setting, sides: Parties, record: RoundRecord) -> None:
-    """For people who watch: the statement's finer grid would change the third digit only."""
-    spent = max(
-        epsilon_of(ledger.events(), ledger.budget.delta, discretization=PLANNING_DISCRETIZATION)
-        for ledger in sides.ledgers.values()
-    )
-    allowed = max(ledger.budget.epsilon for ledger in sides.ledgers.values())
-    note = f"[yellow]{record.error}" if record.error else ""
-    setting.observer.round(record.round, setting.job.rounds, spent, allowed, note)
 
 
 def _show_records(setting: Setting, sides: Parties) -> None:
@@ -264,17 +248,19 @@ def _conclude(
 ) -> Result:
     """On the clients' side: evaluate at home, save adapters, copy ledgers, write the summary."""
     folder, backbone, reports, adapters = setting.folder, setting.backbone, {}, {}
+    setting.watch.phase(TESTING, len(setting.clients))
     for client in setting.clients:
         participant, ledger = sides.participants[client.id], sides.ledgers[client.id]
         adapters[client.id] = folder / "adapters" / client.id
-        with participant.at_backbone():
-            metric = backbone.evaluate(data[client.id])
-            spent = Outcome(ledger.spent(), ledger.budget.delta, metric)
-            save_adapter(backbone, adapters[client.id], data[client.id].label_set, spent)
-        causal = setting.job.task == "causal-lm"
-        untrained = _untrained(backbone, data[client.id]) if causal else None
+        with setting.watch.at_work(client.id):
+            with participant.at_backbone():
+                metric = backbone.evaluate(data[client.id])
+                spent = Outcome(ledger.spent(), ledger.budget.delta, metric)
+                save_adapter(backbone, adapters[client.id], data[client.id].label_set, spent)
+            head = participant.party.store.state.head
+            without = _without_adapters(backbone, data[client.id], head)
         reports[client.id] = client_report(
-            client, data[client.id], ledger, metric, untrained, finished.transcript
+            client, data[client.id], ledger, metric, without, finished.transcript
         )
         copy = folder / "ledgers" / f"{client.dataset or client.id}.sqlite"
         copy.parent.mkdir(exist_ok=True)
@@ -283,13 +269,17 @@ def _conclude(
         key = Ed25519PrivateKey.from_private_bytes(secret)
         ledger.keep_checkpoint(copy.with_suffix(".checkpoints"), key)
     clock.lap("evaluate and save")
+    setting.watch.phase("report")
     return write_report(setting.job, folder, reports, adapters, finished, backbone, clock.laps)
 
 
-def _untrained(backbone: Backbone, data: ClientData) -> dict[str, Any] | None:
-    """The metric of the frozen backbone: what a language model is to be compared with."""
-    flat = np.zeros(backbone.experts.depth, dtype=bool)
-    with loaded_into(backbone, initial_state(backbone, 0), 0, flat):
+def _without_adapters(
+    backbone: Backbone, data: ClientData, head: Mapping[str, Any]
+) -> dict[str, Any] | None:
+    """The metric with all adapters at their initial values, which change nothing."""
+    outputs, flat = len(data.label_set), np.zeros(backbone.experts.depth, dtype=bool)
+    state = dataclasses.replace(initial_state(backbone, outputs), head=dict(head))
+    with loaded_into(backbone, state, outputs, flat):
         return backbone.evaluate(data)
 
 

@@ -23,8 +23,8 @@ from fedtree_secure.client.state import initial_state
 from fedtree_secure.client.store import Store
 from fedtree_secure.config import Job
 from fedtree_secure.embedded.folder import key_of, record_roster, server_key
-from fedtree_secure.embedded.progress import Observer
 from fedtree_secure.embedded.shared import Shared
+from fedtree_secure.embedded.watching import Watch
 from fedtree_secure.model.backbone import Backbone
 from fedtree_secure.model.rows import ClientData
 from fedtree_secure.storage import SecretBox, write_json
@@ -51,7 +51,7 @@ class Setting:
     data_sets: DataSets
     backbone: Backbone
     shared: Shared
-    observer: Observer
+    watch: Watch
 
     def place_of(self, client: str) -> Path:
         """The folder of a client in the run folder."""
@@ -109,7 +109,7 @@ def open_parties(
             member,
             setting.backbone,
             Store(ledgers[client.id], setting.run, box, initial),
-            workings=Workings(tick=lambda _client, _stage: setting.observer.step()),
+            workings=Workings(tick=lambda _client, _stage: setting.watch.step()),
             cache=setting.shared.cache_of(client.id, job.privacy_unit),
             pace=pace,
         )

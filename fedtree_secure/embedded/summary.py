@@ -14,16 +14,17 @@ from typing import Any
 from fedtree_dp import Ledger, statement
 from fedtree_dp.account.accounting import merge
 from fedtree_dp.account.unit import name_of
-from fedtree_secure.agreed.round_plan import weighed
 from fedtree_secure.client.data import Client
 from fedtree_secure.config import Job
 from fedtree_secure.embedded.in_process import InProcess
 from fedtree_secure.embedded.transcript import Transcript
 from fedtree_secure.model.backbone import Backbone
 from fedtree_secure.model.rows import ClientData
+from fedtree_secure.report.advice import advice_of
 from fedtree_secure.report.summary import Result, guarantee
 from fedtree_secure.report.tree_picture import draw_tree
 from fedtree_secure.server.coordinator import Coordinator
+from fedtree_secure.server.telemetry import noise_to_clip, reasons
 from fedtree_secure.storage import read_json, write_json
 
 PACKAGES = (
@@ -52,16 +53,17 @@ def client_report(
     data: ClientData,
     ledger: Ledger,
     metric: dict[str, Any] | None,
-    untrained: dict[str, Any] | None,
+    without: dict[str, Any] | None,
     transcript: Transcript,
 ) -> dict[str, Any]:
     """One entry of ``clients`` in the summary.
 
     Args:
         metric: On the client's own test rows, None without any.
-        untrained: The same of the frozen backbone; None for classification, where ``majority`` is
-            the baseline.
+        without: The same with the adapters switched off. That is the frozen backbone for language
+            models; for classification its head remains, and ``majority`` is the baseline.
     """
+    frozen = not data.label_set
     return {
         "dataset": client.dataset or client.id,
         "epsilon_spent": ledger.spent(),
@@ -73,7 +75,8 @@ def client_report(
         ).to_dict(),
         "metric": metric,
         "majority": data.majority,
-        "untrained": untrained,
+        "untrained": without if frozen else None,
+        "without_adapters": None if frozen else without,
         "labels": list(data.label_set),
         "labels_declared": data.labels_declared,
         "bytes_sent": transcript.sent.get(client.id, 0),
@@ -95,6 +98,8 @@ def write_report(
     tree = coordinator.tree
     assert tree is not None
     depth = coordinator.facts.depth
+    for name, ratio in noise_to_clip(coordinator).items():
+        reports[name]["noise_to_clip"] = ratio
     summary = {
         "format": 1,
         "job": job.to_dict(),
@@ -122,21 +127,17 @@ def write_report(
         "versions": {name: _version(name) for name in PACKAGES}
         | {"python": platform.python_version()},
     }
-    write_json(folder / "summary.json", summary)
-    summary = read_json(
-        folder / "summary.json"
-    )  # so that the result says exactly what the file says
+    write_summary(folder, summary)
+    # read again, so that the result says exactly what the file says
+    summary = read_json(folder / "summary.json")
     draw_tree(tree, [f"layer {i}" for i in backbone.experts.indices], folder / "tree.png")
     return Result(folder, dict(adapters), summary)
 
 
-def reasons(coordinator: Coordinator) -> list[str]:
-    """Why each layer is shared as it is, in sentences; none unless the noise was weighed."""
-    proposal, facts = coordinator.state.proposal, coordinator.facts
-    if proposal is None or proposal.gradients is None:
-        return []
-    cuts = weighed(coordinator.terms, facts, proposal)
-    return [cut.describe(n) for n, cut in zip(facts.layer_names, cuts.layers, strict=True)]
+def write_summary(folder: Path, summary: dict[str, Any]) -> None:
+    """Write ``summary.json`` with the advice that follows from the rest of it."""
+    summary["advice"] = [advice.to_dict() for advice in advice_of(summary)]
+    write_json(folder / "summary.json", summary)
 
 
 def add_costs(result: Result, job: Job, clients: Sequence[Client], canaries: int) -> None:
@@ -158,7 +159,7 @@ def add_costs(result: Result, job: Job, clients: Sequence[Client], canaries: int
             f"{share:.0%} of its batches; accuracy suffers by as much signal"
         )
     result.data["auditable"] = {"message_bytes": size, "canaries": canaries, "costs": costs}
-    write_json(result.folder / "summary.json", result.data)
+    write_summary(result.folder, result.data)
 
 
 def _version(package: str) -> str:

@@ -55,12 +55,14 @@ class JobFolder:
 
     Attributes:
         path: The folder.
+        events_file: Where events go in place of the folder's own file.
 
     Raises:
         FedTreeError: Of each property: the file is missing, damaged or contradicts another.
     """
 
     path: Path
+    events_file: Path | None = None
 
     @cached_property
     def job(self) -> Job:
@@ -115,7 +117,7 @@ class JobFolder:
     @property
     def events(self) -> Path:
         """File of events, unless told otherwise."""
-        return self.path / "events.jsonl"
+        return self.events_file or self.path / "events.jsonl"
 
     def check(self) -> None:
         """Look at everything that a start needs; raises what is wrong with it."""

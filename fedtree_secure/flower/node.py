@@ -63,6 +63,7 @@ class SiteNode:
         self._waiting = waiting or Waiting()
         self._remembered = site.settings.runs / "node.json"
         self._busy = time.monotonic()
+        self._untold = True  # whether the budget may have changed since it was told
 
     def run(self, stop: threading.Event) -> None:
         """Answer messages until told to stop.
@@ -99,6 +100,7 @@ class SiteNode:
             message = fleet.receive()
             if message is None:
                 self._site.settle()
+                self._tell_budget()
                 stop.wait(self._pause())
                 continue
             self._busy = time.monotonic()
@@ -117,6 +119,7 @@ class SiteNode:
         began = time.monotonic()
         data = self._ask_site(fleet, parcel)
         seconds = time.monotonic() - began
+        self._untold = True
         fleet.reply(message, reply_content(data), seconds)
         self._events(
             "answered",
@@ -124,9 +127,16 @@ class SiteNode:
             run=parcel.run[:64],
             stage=parcel.stage[:64],
             answered=data is not None,
+            seconds=round(seconds, 3),
             bytes_in=len(parcel.data),
             bytes_out=len(data or b""),
         )
+
+    def _tell_budget(self) -> None:
+        """Say what is spent, between messages: no reply waits for it."""
+        if self._untold:
+            self._untold = False
+            self._events("budget", **self._site.budget())
 
     def _ask_site(self, fleet: Fleet, parcel: Parcel) -> bytes | None:
         if parcel.stage == WHO:

@@ -49,6 +49,7 @@ clientapp = "fedtree_server.apps:client"
 [tool.flwr.app.config]
 folder = ""
 start = ""
+events = ""
 deadline = 300.0
 gather = 600.0
 enough = 1.0
@@ -138,7 +139,11 @@ def _start(home: Path, folder: JobFolder, control: Control, patience: Patience) 
 
 
 def _flwr_run(home: Path, folder: JobFolder, patience: Patience, start: str) -> None:
-    settings: dict[str, Any] = {"folder": str(folder.path.resolve()), "start": start}
+    settings: dict[str, Any] = {
+        "folder": str(folder.path.resolve()),
+        "start": start,
+        "events": str(folder.events.resolve()),
+    }
     settings |= {name: float(value) for name, value in asdict(patience).items()}
     config = " ".join(f"{name}={json.dumps(value)}" for name, value in settings.items())
     subprocess.run(

@@ -5,6 +5,7 @@ and counters are in the job's folder. It sees what the coordinator sees: no weig
 sites.
 """
 
+import importlib.metadata
 import logging
 import os
 import time
@@ -15,17 +16,22 @@ from flwr.app import Context
 from flwr.serverapp import ServerApp
 from flwr.serverapp.grid import Grid
 
+from fedtree_secure.agreed.tree import Tree
 from fedtree_secure.errors import FedTreeError, RunFolderError, RunStopped
 from fedtree_secure.events import Events
 from fedtree_secure.flower.job_folder import FINISHED, REFUSED, STOPPED, JobFolder, Outcome
 from fedtree_secure.flower.transport import GridTransport, Patience
+from fedtree_secure.report.advice import advice_of
+from fedtree_secure.report.statement import without_path
 from fedtree_secure.server.coordinator import Coordinator, Hooks
 from fedtree_secure.server.state import RoundRecord, StateFolder
+from fedtree_secure.server.telemetry import RoundMeter, layers_of, noise_to_clip, reasons
 from fedtree_secure.storage import held
 
 log = logging.getLogger("fedtree_secure.flower")
 app = ServerApp()
 FETCH_S = 5.0  # between two offers of the last experts
+CODES = {FINISHED: 0, STOPPED: 1, REFUSED: 2}  # what `serve` ends with
 TAKE_OVER_S = 15.0  # an earlier start of the same job has so long to end
 
 
@@ -40,35 +46,56 @@ def main(grid: Grid, context: Context) -> None:
         grace=float(given["grace"]),
     )
     logging.getLogger("fedtree_secure").setLevel(logging.INFO)
-    start_job(JobFolder(Path(str(given["folder"]))), grid, settings, str(given["start"]))
+    folder = JobFolder(Path(str(given["folder"])), Path(str(given["events"])))
+    start_job(folder, grid, settings, str(given["start"]))
 
 
 def start_job(folder: JobFolder, grid: Grid, patience: Patience, start: str) -> None:
     """Serve a job from where it is until it is finished or stops; write down how it ended."""
-    events = Events(folder.events)
+    meter = RoundMeter()
+    events = Events(folder.events, [meter])
     with _Taken(folder.state):
         try:
             folder.check()
-            finished = _serve(folder, grid, patience, events)
-            outcome = Outcome(start, FINISHED, "", finished)
+            events = events.of(folder.run)
+            finished = _serve(folder, grid, patience, events, meter)
+            outcome, error = Outcome(start, FINISHED, "", finished), ""
         except RunStopped as stopped:
+            error = type(stopped).__name__
             outcome = Outcome(start, STOPPED, str(stopped), _finished_round(folder))
-        except FedTreeError as error:
-            outcome = Outcome(start, REFUSED, str(error), -1)
+        except FedTreeError as refused:
+            error = type(refused).__name__
+            outcome = Outcome(start, REFUSED, str(refused), -1)
         folder.end(outcome)
-        events(outcome.state, round=outcome.finished_round)
+        end = {"code": CODES[outcome.state], "round": outcome.finished_round, "error": error}
+        events("ended", state=outcome.state, **end)
 
 
-def _serve(folder: JobFolder, grid: Grid, patience: Patience, events: Events) -> int:
+def _serve(
+    folder: JobFolder, grid: Grid, patience: Patience, events: Events, meter: RoundMeter
+) -> int:
     terms = folder.terms
     transport = GridTransport(grid, folder.key, terms, patience, events)
-    events("started", run=terms.run, job=terms.job.digest().hex(), process=os.getpid())
+    events(
+        "started",
+        name=folder.path.name,
+        job=terms.job.digest().hex(),
+        settings=without_path(terms.job.to_dict()),
+        clients={name: {} for name in terms.names},
+        rounds=terms.job.rounds,
+        resumed=StateFolder(folder.state).load().starts > 0,
+        process=os.getpid(),
+        version=importlib.metadata.version("fedtree-secure"),
+    )
     transport.gather(terms.job.masking.min_group)
 
     def on_round(record: RoundRecord) -> None:
         log.info("round %d of %d is over", record.round, terms.job.rounds)
-        opened = {node: len(names) for node, names in record.opened.items()}
-        events("round", round=record.round, opened=opened, closed=record.closed)
+        events("round", rounds=terms.job.rounds, **meter.facts(record))
+
+    def on_tree(tree: Tree) -> None:
+        names = [f"layer {number}" for number in folder.facts.layer_names]
+        events("tree", layers=layers_of(tree, names))
 
     until: list[float] = []  # from the first call on
 
@@ -79,16 +106,23 @@ def _serve(folder: JobFolder, grid: Grid, patience: Patience, events: Events) ->
         time.sleep(FETCH_S)
         return time.monotonic() < until[0]
 
-    hooks = Hooks(on_round=on_round, ask_again=ask_again)
+    hooks = Hooks(on_round=on_round, on_tree=on_tree, on_missed=meter.missed, ask_again=ask_again)
     coordinator = Coordinator(terms, folder.key, folder.facts, transport, folder.state, hooks)
     coordinator.run()
-    folder.report(_report(folder, coordinator))
+    report = _report(folder, coordinator)
+    noise = noise_to_clip(coordinator)
+    known = {name: {"noise_to_clip": noise.get(name)} for name in terms.names}
+    for advice in advice_of({**report, "clients": known}):
+        events("advice", key=advice.key, text=advice.text)
+        report["advice"] = [*report.get("advice", []), advice.to_dict()]
+    folder.report(report)
     return coordinator.state.finished_round
 
 
 def _report(folder: JobFolder, coordinator: Coordinator) -> dict[str, Any]:
     tree = coordinator.tree
     assert tree is not None
+    whys = reasons(coordinator) or [""] * len(folder.facts.layer_names)
     return {
         "format": 1,
         "run": folder.run,
@@ -100,8 +134,9 @@ def _report(folder: JobFolder, coordinator: Coordinator) -> dict[str, Any]:
                 "layer": name,
                 "clusters": [list(group) for group in tree.clusters(at)],
                 "released": [list(group) for group in tree.released(at)],
+                "why": why,
             }
-            for at, name in enumerate(folder.facts.layer_names)
+            for at, (name, why) in enumerate(zip(folder.facts.layer_names, whys, strict=True))
         ],
         "rounds": [vars(record) for record in coordinator.records],
         "fetched": sorted(coordinator.finished),

@@ -127,6 +127,7 @@ class GridTransport:
             seconds=round(time.monotonic() - began, 3),
             bytes_out=sum(map(len, requests.values())),
             bytes_in=sum(map(len, replies.values())),
+            messages=len(asked) + len(replies),
         )
         return replies
 

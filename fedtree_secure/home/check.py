@@ -25,6 +25,7 @@ from fedtree_secure.home.cost import estimate
 from fedtree_secure.job_file import ClientFiles, load_job
 from fedtree_secure.model.backbone import Backbone
 from fedtree_secure.model.rows import ClientData
+from fedtree_secure.report.advice import drowned, too_few
 
 OFF = 0.2  # of the declared size: above this, it is said
 LEAST_SHARE = 0.05  # of a label among the rows
@@ -257,7 +258,7 @@ def _say_noise(
             + f": multiplier {plan.rounds:.3g} a step; its noise is {ratio:.2g} of the clipping "
             f"norm, {ratio / math.sqrt(len(clients)):.2g} in one group of all"
         )
-        if ratio / math.sqrt(len(clients)) > 1:
+        if drowned(ratio, len(clients)):
             report.advice.append(
                 f"the noise of {', '.join(names)} moves the adapters more than data can, even in "
                 "one group: more records, fewer rounds, a smaller lora.r or fewer last_layers; "
@@ -275,11 +276,9 @@ def _spent(sets: DataSets, client: Client) -> tuple[Event, ...]:
 
 
 def _advise(report: Report, job: Job, clients: Sequence[Client]) -> None:
-    if job.topology.source == "fingerprint" and len(clients) < 2 * job.masking.min_group:
-        report.advice.append(
-            f"{len(clients)} clients cannot make two groups of {job.masking.min_group}: "
-            'topology.source = "one_group" saves the budget of the fingerprint'
-        )
+    source = job.topology.source if job.rounds else "none"
+    if text := too_few(source, len(clients), job.masking.min_group):
+        report.advice.append(text)
     for c in report.clients:
         report.advice += [f"client {c.id}: {text}" for text in _remarks(c, job)]
 

@@ -40,6 +40,8 @@ def render(statement: Statement) -> str:
         smallest=min(opened, default=None),
         audits_said=said,
         audit_class=kind,
+        macro=all("macro_f1" in c.metric for c in clients if c.metric)
+        and any(c.metric for c in clients),
         metric_name=next((c.metric["name"] for c in clients if c.metric), "metric"),
         drawn=sorted(clients, key=lambda c: c.allowed - c.epsilon)[:DRAWN]
         if len(clients) > DRAWN

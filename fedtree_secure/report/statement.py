@@ -18,6 +18,7 @@ from fedtree_dp import Event, Ledger, epsilon_of
 from fedtree_dp.account.accounting import PLANNING_DISCRETIZATION
 from fedtree_dp.ledger.entries import Entry
 from fedtree_secure.errors import RunFolderError
+from fedtree_secure.report.advice import Advice, advice_of
 from fedtree_secure.report.audit_files import AuditFinding, read_audits
 from fedtree_secure.storage import read_json
 
@@ -118,6 +119,7 @@ class Statement:
         guarantee: Unit, adjacency, observers, what is public.
         clients, layers, rounds, traffic: See there.
         audits: What audits found; empty where none ran.
+        advice: What the result advises.
         failures: How often a client failed at a stage.
         trained_values: Of a client's shared model.
         model_sha256: Digest of the frozen model.
@@ -135,6 +137,7 @@ class Statement:
     rounds: tuple[RoundStatement, ...]
     traffic: tuple[Traffic, ...]
     audits: tuple[AuditFinding, ...]
+    advice: tuple[Advice, ...]
     failures: int
     trained_values: int
     model_sha256: str
@@ -211,6 +214,7 @@ class Statement:
             ),
             rounds=tuple(replace(x, error=scrub(x.error)) for x in self.rounds),
             audits=tuple(_audit_scrubbed(x, scrub) for x in self.audits),
+            advice=tuple(replace(x, text=scrub(x.text)) for x in self.advice),
             named=False,
         )
 
@@ -232,7 +236,7 @@ def _collect(folder: Path, described: Mapping[str, Any], summary: Mapping[str, A
     return Statement(
         run=run,
         date=max(entries[-1].time for entries in lines.values()),
-        job=_without_path(summary["job"]),
+        job=without_path(summary["job"]),
         simulated=bool(described.get("simulate")),
         guarantee=summary["guarantee"],
         clients=tuple(
@@ -250,6 +254,7 @@ def _collect(folder: Path, described: Mapping[str, Any], summary: Mapping[str, A
         ),
         traffic=_traffic(folder / "transcript.txt"),
         audits=read_audits(folder),
+        advice=tuple(advice_of(summary)),
         failures=len(summary["failures"]),
         trained_values=int(summary["trained_values"]),
         model_sha256=str(summary["model_sha256"]),
@@ -301,12 +306,12 @@ def burn_down(lines: Iterable[Entry], run: str, delta: float) -> tuple[Charge, .
         if not own and found and found[-1].purpose == OTHER_JOBS:
             found.pop()
         purpose = line.purpose or "" if own else OTHER_JOBS
-        found.append(Charge(purpose, _quick(tuple(events), delta)))
+        found.append(Charge(purpose, quick_epsilon(tuple(events), delta)))
     return tuple(found)
 
 
 @functools.lru_cache(maxsize=4096)
-def _quick(events: tuple[Event, ...], delta: float) -> float:
+def quick_epsilon(events: tuple[Event, ...], delta: float) -> float:
     """Epsilon off the coarse grid; clients of one job mostly hold the same events."""
     return epsilon_of(events, delta, discretization=PLANNING_DISCRETIZATION)
 
@@ -331,8 +336,10 @@ def _traffic(path: Path) -> tuple[Traffic, ...]:
     return tuple(Traffic(kind, *counts) for kind, counts in found.items())
 
 
-def _without_path(job: Mapping[str, Any]) -> dict[str, Any]:
-    """A path names users and machines, and means nothing elsewhere."""
+def without_path(job: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a job's settings with the backbone's name in place of its path, which names users and
+    machines, and means nothing elsewhere.
+    """
     backbone = str(job["backbone"])
     local = Path(backbone).is_absolute() or backbone.startswith((".", "~"))
     return {**job, "backbone": Path(backbone).name if local else backbone}

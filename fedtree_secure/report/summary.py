@@ -5,7 +5,6 @@ without a model, a client or a server; `fedtree_secure.embedded.summary` collect
 """
 
 import io
-import math
 import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from rich.table import Table as RichTable
 from fedtree_dp.account.unit import RECORD_NEIGHBOURS, name_of
 from fedtree_secure.config import Job
 from fedtree_secure.errors import suggest
+from fedtree_secure.report.advice import Advice, advice_of, interval
 
 ROW = "one record (one training row) of one client"
 REFERENCE_TITLES = {
@@ -71,6 +71,11 @@ class Result:
             metric=None if report["metric"] is None else float(report["metric"]["value"]),
             adapter=self.adapters[client],
         )
+
+    @property
+    def advice(self) -> tuple[Advice, ...]:
+        """What the result advises, each with a stable key."""
+        return tuple(advice_of(self.data))
 
     def __str__(self) -> str:
         console = Console(file=io.StringIO(), width=120, record=True)
@@ -182,7 +187,8 @@ def remarks(data: Mapping[str, Any]) -> list[str]:
     ]
     lines += _accuracy(data)
     lines += [f"Auditable: {cost}." for cost in data.get("auditable", {}).get("costs", ())]
-    return [*lines, *_heads(data), *_tree(data)]
+    advice = [f"Advice: {found.text}." for found in advice_of(data)]
+    return [*lines, *_heads(data), *_tree(data), *advice]
 
 
 def _accuracy(data: Mapping[str, Any]) -> list[str]:
@@ -202,22 +208,15 @@ def _accuracy(data: Mapping[str, Any]) -> list[str]:
 
 
 def _heads(data: Mapping[str, Any]) -> list[str]:
-    """Who shares a head, and what others could do about theirs."""
+    """Who shares a head."""
     groups = data.get("heads", [])
     if data["job"]["training"]["head"] not in ("auto", "group") or not any(
         report["labels"] for report in data["clients"].values()
     ):
         return []
-    shared = {name for group in groups for name in group}
-    alone = [name for name in data["clients"] if name not in shared]
-    lines = [f"Heads are shared by {', '.join(str(len(group)) for group in groups)} clients."]
-    silent = [name for name in alone if not data["clients"][name]["labels_declared"]]
-    if silent:
-        lines.append(
-            f"Heads stay at home for {', '.join(silent)}: only declared label sets are compared "
-            "(labels in the job file, or in Client)."
-        )
-    return lines if groups else lines[1:]
+    if not groups:
+        return []
+    return [f"Heads are shared by {', '.join(str(len(group)) for group in groups)} clients."]
 
 
 def _tree(data: Mapping[str, Any]) -> list[str]:
@@ -225,8 +224,6 @@ def _tree(data: Mapping[str, Any]) -> list[str]:
     cuts = [len(layer["clusters"]) for layer in data["layers"]]
     lines = [f"Clusters by layer, shallow to deep: {' '.join(map(str, cuts))}."]
     whys = [layer["why"] for layer in data["layers"] if layer.get("why")]
-    if whys and set(cuts) == {1}:
-        lines.append("One group everywhere: no split pays at this noise.")
     return lines + [f"  {why}." for why in dict.fromkeys(whys)]
 
 
@@ -253,12 +250,8 @@ def _comparison(clients: Mapping[str, Any], key: str, reference: Mapping[str, An
 
 def interval_of(gaps: list[float]) -> str:
     """The 95% interval of a mean of paired differences (Student), over the clients of this run."""
-    if len(gaps) < 3:
-        return ""
-    from scipy.stats import t
-
-    half = float(t.ppf(0.975, len(gaps) - 1)) * statistics.stdev(gaps) / math.sqrt(len(gaps))
-    return f" (95% of {statistics.mean(gaps) - half:+.3f} to {statistics.mean(gaps) + half:+.3f})"
+    found = interval(gaps)
+    return "" if found is None else f" (95% of {found[0]:+.3f} to {found[1]:+.3f})"
 
 
 def _value(metric: Mapping[str, Any] | float | None) -> float | None:

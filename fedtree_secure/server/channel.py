@@ -4,7 +4,7 @@ No reply can stop the server: what does not decode counts as no reply, and its s
 """
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from fedtree_secagg import Identity
 from fedtree_secure.agreed import messages as wire
@@ -15,6 +15,7 @@ from fedtree_secure.agreed.transport import Transport
 from fedtree_secure.errors import ConfigurationError, RunStopped
 
 log = logging.getLogger("fedtree_secure.server")
+Missed = Callable[[str, Mapping[str, str]], None]
 
 
 class Channel:
@@ -26,6 +27,7 @@ class Channel:
         transport: Carries bytes; it is not trusted.
         start: How often this server has started in the run, this time included, from 1.
         answered: Number of the last request that each client answered, from earlier starts.
+        missed: Called after each exchange with whose replies are missing or refuse, and why.
 
     Raises:
         ConfigurationError: The key is not the one that the terms pin.
@@ -38,11 +40,13 @@ class Channel:
         transport: Transport,
         start: int,
         answered: Mapping[str, int],
+        missed: Missed = lambda *_: None,
     ) -> None:
         if key.public_bytes != terms.server_key:
             raise ConfigurationError("the server's key is not the one that the job pins")
         self._terms, self._key, self._transport = terms, key, transport
         self._counter = start * REQUESTS_OF_A_START
+        self._missed = missed
         self.answered = dict(answered)
 
     def exchange(
@@ -73,6 +77,9 @@ class Channel:
         answers = self._transport.exchange(name, sealed)
         replies = {client: self._read(name, client, data) for client, data in answers.items()}
         found = {client: reply for client, reply in replies.items() if reply is not None}
+        reasons = {client: _why_missing(client, replies) for client in requests}
+        if reasons := {client: reason for client, reason in reasons.items() if reason}:
+            self._missed(name, reasons)
         if not found and needed:
             raise RunStopped(f"no client answered at stage {name}")
         return found
@@ -90,6 +97,16 @@ class Channel:
         else:
             self.answered[client] = self._counter
         return reply
+
+
+def _why_missing(client: str, replies: Mapping[str, wire.Reply | None]) -> str:
+    """Why a client's reply does not count; empty where it does. Words of ours, none of its own."""
+    if client not in replies:
+        return "no reply"
+    reply = replies[client]
+    if reply is None:
+        return "invalid reply"
+    return f"refused: {reply.reason}" if isinstance(reply, wire.Refused) else ""
 
 
 def payloads(replies: Mapping[str, wire.Reply]) -> dict[str, bytes]:

@@ -36,7 +36,7 @@ from fedtree_secure.agreed.transport import Transport
 from fedtree_secure.agreed.tree import Tree
 from fedtree_secure.errors import RunStopped
 from fedtree_secure.model.facts import ModelFacts
-from fedtree_secure.server.channel import Channel, refusals
+from fedtree_secure.server.channel import Channel, Missed, refusals
 from fedtree_secure.server.experts import NodeBook
 from fedtree_secure.server.protocol import MaskedRound, run_sketch
 from fedtree_secure.server.state import RoundRecord, StateFolder
@@ -52,12 +52,16 @@ class Hooks:
     Attributes:
         stop: Asked between rounds; True ends the run in good order.
         on_round: Called after each round with its record.
+        on_tree: Called with the tree when it comes into force, at each start.
+        on_missed: See `Channel`.
         ask_again: Called with the clients that have not fetched the last experts; True asks these
             again. It may wait before it says so.
     """
 
     stop: Callable[[], bool] = lambda: False
     on_round: Callable[[RoundRecord], None] = lambda _: None
+    on_tree: Callable[[Tree], None] = lambda _: None
+    on_missed: Missed = lambda *_: None
     ask_again: Callable[[frozenset[str]], bool] = lambda _: False
 
 
@@ -86,7 +90,8 @@ class Coordinator:
         self._folder = StateFolder(folder)
         self.state = self._folder.load()
         self.state.starts += 1
-        self._channel = Channel(terms, key, transport, self.state.starts, self.state.answered)
+        before = self.state.starts, self.state.answered
+        self._channel = Channel(terms, key, transport, *before, self.hooks.on_missed)
         self.joined: dict[str, wire.Joined] = {}
         self._left_out: frozenset[str] = frozenset()
         self.finished: frozenset[str] = frozenset()
@@ -119,7 +124,7 @@ class Coordinator:
         if self.state.labels is None:
             self._find_tree()
         everyone = dict.fromkeys(self.joined, wire.Prepare())
-        self._exchange(Exchange.PREPARE, everyone)
+        self._channel.exchange(Exchange.PREPARE, everyone)
         first = max(MERGE if self.terms.merges else 1, self.state.finished_round + 1)
         for number in range(first, self.job.rounds + 1):
             if self.hooks.stop():
@@ -131,7 +136,7 @@ class Coordinator:
 
     def _join(self) -> None:
         request = wire.Join(self.terms.digest, self.facts.digest)
-        replies = self._exchange(Exchange.JOIN, dict.fromkeys(self.terms.names, request))
+        replies = self._channel.exchange(Exchange.JOIN, dict.fromkeys(self.terms.names, request))
         joined = {n: reply for n, reply in replies.items() if isinstance(reply, wire.Joined)}
         self.joined = self._with_known_heads(self._without_outliers(joined))
         self._known = {name: reply.known_round for name, reply in self.joined.items()}
@@ -223,7 +228,7 @@ class Coordinator:
 
     def _with_gradients(self, draft: wire.ProposeTree) -> wire.ProposeTree:
         """Add distances of the first round's gradients, taken under merged heads."""
-        self._exchange(Exchange.PREPARE, dict.fromkeys(self.joined, wire.Prepare()))
+        self._channel.exchange(Exchange.PREPARE, dict.fromkeys(self.joined, wire.Prepare()))
         if self.book is None:
             tree = tree_without_distances(self.terms, self.facts, "none")
             self.book = NodeBook(self.job, self.facts, tree)
@@ -265,7 +270,7 @@ class Coordinator:
 
     def _agree_on_tree(self, proposal: wire.ProposeTree) -> None:
         asked = [name for name in proposal.members if name in self.joined]
-        replies = self._exchange(Exchange.TREE, dict.fromkeys(asked, proposal))
+        replies = self._channel.exchange(Exchange.TREE, dict.fromkeys(asked, proposal))
         votes = self._signed(replies, vote_bytes(self.terms, proposal))
         if len(votes) < self.terms.quorum:
             against = ", ".join(sorted(refusals(replies))) or "nobody"
@@ -274,7 +279,7 @@ class Coordinator:
                 f"It was refused by {against}"
             )
         adopt = wire.AdoptTree(tuple(votes.items()))
-        self._exchange(Exchange.ADOPT, dict.fromkeys(votes, adopt))
+        self._channel.exchange(Exchange.ADOPT, dict.fromkeys(votes, adopt))
         self.adopt(compute_tree(self.terms, self.facts, proposal))
 
     def _noise_energy(self, name: str) -> float:
@@ -291,6 +296,7 @@ class Coordinator:
         elif before is not None:
             self.book.restore({**self.book.values, **before.values}, before.opened)
         self.state.labels = tree.labels
+        self.hooks.on_tree(tree)
 
     # --- rounds ---------------------------------------------------------------------------------
 
@@ -302,7 +308,7 @@ class Coordinator:
         outside = [name for name in self.joined if name not in self.book.cohort]
         if outside and number != MERGE:
             alone = self._tell(outside, functools.partial(wire.Alone, number))
-            replies = self._exchange(in_round(number, Exchange.ALONE), alone)
+            replies = self._channel.exchange(in_round(number, Exchange.ALONE), alone)
             self._learnt(number, (n for n, r in replies.items() if isinstance(r, wire.Done)))
         if self.book.cohort:
             try:
@@ -384,17 +390,11 @@ class Coordinator:
         same get one object, which is encoded once.
         """
         assert self.book is not None
-        told = {name: self.book.told(name, self._knows(name)) for name in names}
+        told = {name: self.book.told(name, self._known.get(name, -1)) for name in names}
         made = {id(experts): make(experts) for experts in told.values()}
         return {name: made[id(experts)] for name, experts in told.items()}
-
-    def _knows(self, name: str) -> int:
-        return self._known.get(name, -1)
 
     def _learnt(self, number: int, names: Iterable[str]) -> None:
         """Note who holds the sums of all rounds before this one."""
         for name in names:
             self._known[name] = number - 1
-
-    def _exchange(self, name: str, requests: Mapping[str, wire.Message]) -> dict[str, wire.Reply]:
-        return self._channel.exchange(name, requests)

@@ -34,6 +34,7 @@ from fedtree_secure.errors import ConfigurationError, DataError, FedTreeError, S
 from fedtree_secure.key_file import read_identity
 from fedtree_secure.model.backbone import Backbone
 from fedtree_secure.names import check_name
+from fedtree_secure.report.statement import quick_epsilon
 from fedtree_secure.roster_file import RosterFile, read_roster
 from fedtree_secure.site.approval import APPROVED, Approval, plan_for, read_approvals
 from fedtree_secure.site.deliveries import deliver_run
@@ -175,6 +176,22 @@ class Site:
             except Exception as error:
                 log.exception("a request of run %.64r broke down: %s", run, type(error).__name__)
             return None
+
+    def budget(self) -> dict[str, Any]:
+        """What is spent of the data set, by all jobs on it, for who watches this site.
+
+        Returns:
+            ``dataset``, ``epsilon_spent`` (off the coarse grid, which only overstates),
+            ``epsilon_allowed`` and ``delta``.
+        """
+        with self._lock:
+            allowed, events = self.ledger.budget, tuple(self.ledger.events())
+            return {
+                "dataset": self.settings.dataset,
+                "epsilon_spent": round(quick_epsilon(events, allowed.delta), 4),
+                "epsilon_allowed": allowed.epsilon,
+                "delta": allowed.delta,
+            }
 
     def settle(self) -> None:
         """Write down what finished runs delivered: adapter and report. Call it between requests.

@@ -9,7 +9,9 @@ from command_line import call
 def test_a_job_of_csv_files_runs_to_the_end(job_file, tmp_path, stores, capsys):
     out = tmp_path / "runs" / "first"
     assert call("run", job_file, "--out", out) == 0
-    shown = capsys.readouterr().out
+    shown, told = capsys.readouterr()
+    assert "first: round 1 of 1 is over; ε" in told
+    assert all(line.isprintable() for line in told.splitlines())
     assert "t0-c0" in shown
     assert "tree.png" in shown.replace("\n", "")
     summary = json.loads((out / "summary.json").read_text())
@@ -23,9 +25,12 @@ def test_a_job_of_csv_files_runs_to_the_end(job_file, tmp_path, stores, capsys):
     assert "finished run" in " ".join(capsys.readouterr().err.split())
 
 
-def test_state_puts_the_stores_elsewhere(job_file, tmp_path, stores):
+def test_state_puts_the_stores_elsewhere_and_quiet_shows_nothing(
+    job_file, tmp_path, stores, capsys
+):
     place = tmp_path / "elsewhere"
-    assert call("run", job_file, "--out", tmp_path / "out", "--state", place) == 0
+    assert call("run", job_file, "--out", tmp_path / "out", "--state", place, "--quiet") == 0
+    assert capsys.readouterr().err == ""
     assert (place / "t0-c0" / "store.sqlite").exists()
     assert not stores.exists()
 

@@ -1,8 +1,10 @@
 """No key, text, token or private value is in a reply, in a log record or in a file of others."""
 
 import base64
+import io
 import json
 import logging
+from contextlib import redirect_stderr
 from pathlib import Path
 
 import numpy as np
@@ -191,7 +193,9 @@ class Garbage(Adversary):
 
 @pytest.fixture(scope="module")
 def watched(tiny_bert, tmp_path_factory):
-    """Run folder, all replies and all log records of a run in which one client fails."""
+    """Run folder, all replies and all that is said of a run in which one client fails: log records,
+    events, progress.
+    """
     root, records = logging.getLogger(), Records()
     level = root.level
     root.addHandler(records)
@@ -199,17 +203,24 @@ def watched(tiny_bert, tmp_path_factory):
     made = []
     out = tmp_path_factory.mktemp("watched") / "run"
     try:
-        federation(tiny_bert).run(
-            make_clients(),
-            out,
-            state=out.parent / "stores",
-            wrap_transport=lambda inner: made.append(Garbage(inner)) or made[0],
-        )
+        with redirect_stderr(io.StringIO()) as shown:
+            federation(tiny_bert).run(
+                make_clients(),
+                out,
+                state=out.parent / "stores",
+                events=out.parent / "events.jsonl",
+                wrap_transport=lambda inner: made.append(Garbage(inner)) or made[0],
+            )
     finally:
         root.removeHandler(records)
         root.setLevel(level)
     replies = b"\0".join(reply for _, _, seen in made[0].seen for reply in seen.values())
-    return out, replies, "\n".join(records.lines).encode()
+    said = {
+        "log": "\n".join(records.lines).encode(),
+        "events": (out.parent / "events.jsonl").read_bytes(),
+        "progress": shown.getvalue().encode(),
+    }
+    return out, replies, said
 
 
 def secrets_of(run, client, tokenizer):
@@ -245,27 +256,28 @@ def test_the_secrets_of_a_run_are_there_to_be_found(watched, tokenizer):
     assert missed == []
 
 
-def test_no_secret_is_in_a_reply_a_log_record_or_a_file_of_others(watched, tokenizer):
-    run, replies, records = watched
+def test_no_secret_is_in_a_reply_in_what_is_said_or_a_file_of_others(watched, tokenizer):
+    run, replies, said = watched
     assert len(replies) > 10_000
-    assert records
+    assert all(said.values())
+    assert len(said["events"]) > 2_000
     clients = make_clients()
     secrets = {client.id: secrets_of(run, client, tokenizer) for client in clients}
     files = files_by_owner(run, list(secrets))
     assert len(files[""]) > 10
-    files[""] |= {"replies": replies, "log": records}
+    files[""] |= {"replies": replies, **said}
     for owner, haystacks in files.items():
         others = [s for client, own in secrets.items() if client != owner for s in own]
         assert leaks(haystacks, others) == []
 
 
-def test_no_value_of_a_client_is_in_a_reply_or_a_log_record(watched):
+def test_no_value_of_a_client_is_in_a_reply_or_in_what_is_said(watched):
     """Its expert included, whose shared layers leave as masked changes only."""
-    run, replies, records = watched
+    run, replies, said = watched
     kept = [
         Secret(f"{client.id}: {name}", value)
         for client in make_clients()
         for name, value in values_of(run, client.id).items()
     ]
     assert any(secret.name.endswith(": own") for secret in kept)
-    assert leaks({"replies": replies, "log": records}, kept) == []
+    assert leaks({"replies": replies, **said}, kept) == []
