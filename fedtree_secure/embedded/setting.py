@@ -13,6 +13,7 @@ from fedtree_dp import BudgetExceeded, Ledger
 from fedtree_secagg import Identity, Roster
 from fedtree_secure.agreed.head_groups import HeadGroup, head_groups
 from fedtree_secure.agreed.noise_plan import NoisePlan, plan_noise
+from fedtree_secure.agreed.shared_noise import part_of
 from fedtree_secure.agreed.terms import Terms
 from fedtree_secure.client.data import Client, texts_of
 from fedtree_secure.client.data_sets import DataSets
@@ -98,7 +99,8 @@ def open_parties(
     roster = Roster({name: identity.public_bytes for name, identity in identities.items()})
     server = server_key(setting.folder, job, box)
     record_roster(setting.folder, roster, server.public_bytes)
-    terms = Terms(job, roster, server.public_bytes, setting.run, heads)
+    noise = _shared_noise(job, plans)
+    terms = Terms(job, roster, server.public_bytes, setting.run, heads, noise)
     pace = Pace(job.pacing.minimum, job.pacing.interval) if job.pacing.interval else None
     participants = {}
     for client in setting.clients:
@@ -114,6 +116,14 @@ def open_parties(
             pace=pace,
         )
     return Parties(participants, ledgers, identities, terms)
+
+
+def _shared_noise(job: Job, plans: Mapping[str, NoisePlan]) -> float | None:
+    """What each member of a sum adds, where noise is shared; all clients planned the same."""
+    if job.noise != "shared":
+        return None
+    (together,) = {plan.rounds for plan in plans.values()}
+    return part_of(job, together)
 
 
 def _planned(job: Job, client: Client, ledger: Ledger) -> NoisePlan:
