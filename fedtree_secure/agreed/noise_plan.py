@@ -104,10 +104,14 @@ def events_of(job: Job, plan: NoisePlan) -> tuple[Event, ...]:
     return tuple(found)
 
 
+def part_of(job: Job, together: float) -> float:
+    """Return what each member adds so that the honest ones have a noise multiplier together."""
+    return together / math.sqrt(job.masking.honest)
+
+
 def _shared(job: Job, steps: PoissonGaussian) -> SharedPoissonGaussian:
-    honest = job.masking.honest
-    own = steps.noise_multiplier / math.sqrt(honest)
-    return SharedPoissonGaussian(own, steps.sample_rate, steps.steps, honest)
+    own = part_of(job, steps.noise_multiplier)
+    return SharedPoissonGaussian(own, steps.sample_rate, steps.steps, job.masking.honest)
 
 
 @functools.lru_cache(maxsize=64)

@@ -14,12 +14,6 @@ from fedtree_dp.account.shared import deviation_for
 from fedtree_secagg import Plan
 from fedtree_secure.agreed.round_plan import ROOM_OF_A_MEAN, largest_change
 from fedtree_secure.agreed.terms import Terms
-from fedtree_secure.config import Job
-
-
-def part_of(job: Job, together: float) -> float:
-    """Return what each member adds so that the honest ones have a noise multiplier together."""
-    return together / math.sqrt(job.masking.honest)
 
 
 def shared_event(terms: Terms) -> SharedPoissonGaussian:

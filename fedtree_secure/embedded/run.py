@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from fedtree_dp import epsilon_of
+from fedtree_dp import epsilon_of, given_honest
 from fedtree_dp.account.accounting import PLANNING_DISCRETIZATION
 from fedtree_secure.agreed.transport import Transport
 from fedtree_secure.client.adapter import Outcome, save_adapter
@@ -38,7 +38,13 @@ from fedtree_secure.embedded.setting import (
     open_parties,
 )
 from fedtree_secure.embedded.shared import Shared
-from fedtree_secure.embedded.summary import Finished, add_costs, client_report, write_report
+from fedtree_secure.embedded.summary import (
+    Finished,
+    add_costs,
+    client_report,
+    own_noise_report,
+    write_report,
+)
 from fedtree_secure.embedded.transcript import Transcript
 from fedtree_secure.errors import ConfigurationError, RunFolderError, RunStopped
 from fedtree_secure.model.backbone import Backbone
@@ -154,6 +160,12 @@ def _run(job: Job, clients: Sequence[Client], out: Path, options: RunOptions) ->
 
 def _run_once(job: Job, clients: Sequence[Client], out: Path, options: RunOptions) -> Result:
     check_clients(job, clients)
+    if job.noise == "shared" and options.canaries:
+        raise ConfigurationError(
+            f'canaries is {options.canaries}; allowed: 0 with noise = "shared", because they are '
+            "scored on single uploads, which hold one client's part of the noise: audit a run with "
+            "own noise, or this one by components and canary_client"
+        )
     if options.resume and not (out / "job.json").exists():
         raise RunFolderError(
             f"there is no run in {out} to resume; leave out resume (--resume) to begin one there"
@@ -240,7 +252,11 @@ def _drive(
 def _announce(setting: Setting, sides: Parties, record: RoundRecord) -> None:
     """For people who watch: the statement's finer grid would change the third digit only."""
     spent = max(
-        epsilon_of(ledger.events(), ledger.budget.delta, discretization=PLANNING_DISCRETIZATION)
+        epsilon_of(
+            given_honest(ledger.events()),
+            ledger.budget.delta,
+            discretization=PLANNING_DISCRETIZATION,
+        )
         for ledger in sides.ledgers.values()
     )
     allowed = max(ledger.budget.epsilon for ledger in sides.ledgers.values())
@@ -269,7 +285,8 @@ def _conclude(
         adapters[client.id] = folder / "adapters" / client.id
         with participant.at_backbone():
             metric = backbone.evaluate(data[client.id])
-            spent = Outcome(ledger.spent(), ledger.budget.delta, metric)
+            own = own_noise_report(ledger).get("own_epsilon_spent")
+            spent = Outcome(ledger.spent(), ledger.budget.delta, metric, own)
             save_adapter(backbone, adapters[client.id], data[client.id].label_set, spent)
         causal = setting.job.task == "causal-lm"
         untrained = _untrained(backbone, data[client.id]) if causal else None

@@ -12,8 +12,7 @@ from pathlib import Path
 from fedtree_dp import BudgetExceeded, Ledger
 from fedtree_secagg import Identity, Roster
 from fedtree_secure.agreed.head_groups import HeadGroup, head_groups
-from fedtree_secure.agreed.noise_plan import NoisePlan, plan_noise
-from fedtree_secure.agreed.shared_noise import part_of
+from fedtree_secure.agreed.noise_plan import NoisePlan, part_of, plan_noise
 from fedtree_secure.agreed.terms import Terms
 from fedtree_secure.client.data import Client, texts_of
 from fedtree_secure.client.data_sets import DataSets
