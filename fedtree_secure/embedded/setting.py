@@ -135,13 +135,21 @@ def _planned(job: Job, client: Client, ledger: Ledger) -> NoisePlan:
         spent, budget = ledger.spent(), ledger.budget
         raise BudgetExceeded(
             f"client {client.id}: data set {ledger.dataset!r} ({ledger.path}): epsilon "
-            f"{spent:.4f} of {budget.epsilon:g} is spent at delta {budget.delta:g}, and what is "
-            "left is too little for this job. Raise the budget on purpose (fedtree-secure ledger "
-            "set-budget), or stop here",
+            f"{spent:.4f} of {budget.epsilon:g} is spent at delta {budget.delta:g}"
+            f"{_own(ledger)}, and what is left is too little for this job. Raise the budget on "
+            "purpose (fedtree-secure ledger set-budget), or stop here",
             spent=spent,
             requested_total=error.requested_total,
             allowed=error.allowed,
         ) from None
+
+
+def _own(ledger: Ledger) -> str:
+    """What holds whatever others do, where the budget says something of it."""
+    budget = ledger.budget
+    if budget.own_epsilon is None:
+        return ""
+    return f" (by its own noise alone {ledger.own_spent():.4f} of {budget.own_epsilon:g})"
 
 
 def _noise_plan(setting: Setting, client: Client, ledger: Ledger) -> NoisePlan:
