@@ -232,8 +232,10 @@ class Masking:
 
     @property
     def honest(self) -> int:
-        """Honest members of the smallest sum that is ever opened; each knows itself to be one."""
-        return self.min_group - self.colluders
+        """Members of the smallest sum that is ever opened whose noise no observer knows, for each of
+        them. One at least is taken off: a curious member knows its own.
+        """
+        return self.min_group - max(self.colluders, 1)
 
     def __post_init__(self) -> None:
         _count("masking.min_group", self.min_group, least=3)
@@ -315,10 +317,9 @@ class Job:
             first of its file. Given together with ``unit``.
         noise: ``own``: each client's noise protects it whatever others do. ``shared``: in rounds,
             each member of a sum adds a part, so that the noise of the honest ones together is what
-            epsilon asks for; then epsilon holds while at least ``masking.min_group -
-            masking.colluders`` members of every opened sum are honest, and ``privacy.own_epsilon``
-            whatever they do (dp/SPEC.md, section 10). All else that a client computes keeps its own
-            full noise.
+            epsilon asks for; then epsilon holds while at least ``masking.honest`` members of every
+            opened sum are honest, and ``privacy.own_epsilon`` whatever they do (dp/SPEC.md, section
+            10). All else that a client computes keeps its own full noise.
     """
 
     backbone: str

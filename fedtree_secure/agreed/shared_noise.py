@@ -1,9 +1,9 @@
 """Noise that the members of a sum share: how much each adds, on which grid, and what it counts on.
 
 Everything here follows from the terms alone, so every member computes the same, and a server can
-change none of it. The smallest sum that opens has `Masking.min_group` survivors, and at most
-`Masking.colluders` of them do not add their noise: so many honest members are counted on, whatever
-size a group has or is said to have. The argument is dp/SPEC.md, section 10.
+change none of it. The smallest sum that opens has `Masking.min_group` survivors, and of at most
+`Masking.colluders` of them, of one at least, an observer may know the noise: the others are counted
+on, whatever size a group has or is said to have. The argument is dp/SPEC.md, section 10.
 """
 
 import math
@@ -72,6 +72,6 @@ def release_of(terms: Terms, plan: Plan) -> Release:
 def honest_in(plan: Plan) -> int:
     """Return the honest members of the smallest sum that a plan can open.
 
-    A node opens with `min_group` survivors, of whatever size it is.
+    A node opens with `min_group` survivors, of whatever size it is; see `Masking.honest`.
     """
-    return plan.min_group - plan.colluders
+    return plan.min_group - max(plan.colluders, 1)

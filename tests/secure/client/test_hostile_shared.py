@@ -101,6 +101,7 @@ def test_hostile_shared_a_plan_with_fewer_honest_members_is_refused(tiny_bert, t
         plan = party_plan(party, requests)
         round_requests._check_honest(party, plan, begin)
         assert honest_in(plan) == 2
+        assert honest_in(dataclasses.replace(plan, colluders=0)) == 2  # a curious member is one
         masking = dataclasses.replace(party.job.masking, min_group=4)
         job = dataclasses.replace(party.job, masking=masking)
         party.terms = dataclasses.replace(party.terms, job=job)  # its charge would count on three

@@ -166,6 +166,14 @@ def test_more_members_in_the_smallest_sum_need_less_of_each():
     assert parts[0].noise_multiplier > parts[1].noise_multiplier
 
 
+@pytest.mark.parametrize(("colluders", "honest"), [(0, 4), (1, 4), (2, 3), (3, 2)])
+def test_a_curious_member_is_counted_off_even_where_none_colludes(colluders, honest):
+    """It sees the sum, and knows its own part of the noise."""
+    job = make_job("m", **{**SHARED, "masking": Masking(min_group=5, colluders=colluders)})
+    (event,) = [e for e in events_of(job, plan_noise(job, BUDGET)) if "shared" in e.mechanism]
+    assert event.honest == honest
+
+
 def test_a_plan_says_what_it_assumes(tiny_bert):
     found = shared_federation(tiny_bert).plan()
     assert found.epsilon == pytest.approx(8, rel=2e-3)
