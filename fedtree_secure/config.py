@@ -232,8 +232,8 @@ class Masking:
 
     @property
     def honest(self) -> int:
-        """Members of the smallest sum that is ever opened whose noise no observer knows, for each of
-        them. One at least is taken off: a curious member knows its own.
+        """Members of the smallest sum that opens whose noise no observer knows. One at least is
+        taken off: a curious member knows its own.
         """
         return self.min_group - max(self.colluders, 1)
 

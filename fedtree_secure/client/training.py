@@ -83,12 +83,13 @@ class RoundTrainer:
             mechanism: Of one step, with a grid.
 
         Returns:
-            Values of the layout's length in grid steps, each with the grid's noise.
+            Values of the layout's length in grid steps, each with the grid's noise; a step against
+            the gradient, as `train` returns.
         """
         assert mechanism.grid is not None
         with self._stepped(data, state, model, mechanism, noise, upload_gradient=True) as stepped:
             nothing = not stepped.parts.uploaded
-            found = np.zeros(0, np.int64) if nothing else stepped.trainer.take_released()
+            found = np.zeros(0, np.int64) if nothing else -stepped.trainer.take_released()
         layout = model.layout or self._backbone.layout()
         alone = discrete_gaussian(layout.length, mechanism.grid.deviation, noise)
         return spread_on_grid(found, alone, layout, model.shares)

@@ -279,23 +279,22 @@ def test_runs_that_would_show_a_part_of_the_noise_are_refused(tiny_bert, tmp_pat
     assert not list(stores.glob("*/store.sqlite"))
 
 
-def test_a_second_job_finds_what_both_promises_left(tiny_bert, tmp_path):
+def test_a_second_job_finds_what_both_promises_left(finished):
     """Own_epsilon holds over all jobs on the data set, not for one run."""
-    budget = PrivacyBudget(epsilon=20, delta=1e-3, own_epsilon=24)
-    first = shared_federation(
-        tiny_bert, privacy=PrivacyBudget(epsilon=8, delta=1e-3, own_epsilon=14)
-    )
-    clients = [dataclasses.replace(c, privacy=budget) for c in clients_of(each=3)]
-    first.run(clients, tmp_path / "first")
-    first.run(clients, tmp_path / "second")
-    with pytest.raises(BudgetExceeded, match=r"own noise alone \d+\.\d+ of 24\)"):
-        first.run(clients, tmp_path / "third")
-    own = federation(tiny_bert, **{**SHARED, "noise": "own", "privacy": budget})
+    job, spent = make_job("m", **SHARED), events(finished)
+    wide = PrivacyBudget(epsilon=20, delta=1e-3, own_epsilon=60)
+    assert plan_noise(job, wide, spent) == plan_noise(job, BUDGET)
+    for budget, what in (
+        (PrivacyBudget(epsilon=14, delta=1e-3, own_epsilon=14), "the epsilon of its own noise"),
+        (PrivacyBudget(epsilon=9, delta=1e-3, own_epsilon=60), "bring epsilon to"),
+    ):
+        with pytest.raises(BudgetExceeded, match=f"{what}.*nothing was charged"):
+            plan_noise(job, budget, spent)
+    own = dataclasses.replace(job, noise="own", privacy=wide)
+    assert epsilon_of(given_honest(spent), 1e-3) < 8.01  # what a job with own noise is left beside
+    assert plan_noise(own, wide, spent).rounds > 0
     with pytest.raises(BudgetExceeded, match="own noise alone"):
-        own.run(clients, tmp_path / "own")  # epsilon would have room for it
-    with Ledger.inspect(tmp_path / "second" / "ledgers" / "t0-c0.sqlite") as ledger:
-        assert len(ledger.events()) == 4
-        assert ledger.own_spent() <= 24
+        plan_noise(own, PrivacyBudget(epsilon=12, delta=1e-3, own_epsilon=12.5), spent)
 
 
 def test_deployments_refuse_it_so_far(tmp_path):
