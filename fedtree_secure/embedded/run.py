@@ -21,7 +21,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from fedtree_dp import epsilon_of, given_honest
 from fedtree_dp.account.accounting import PLANNING_DISCRETIZATION
 from fedtree_secure.agreed.transport import Transport
-from fedtree_secure.client.adapter import Outcome, save_adapter
+from fedtree_secure.client.adapter import save_adapter
 from fedtree_secure.client.canaries import plant
 from fedtree_secure.client.clients import check_clients
 from fedtree_secure.client.data import Client, prepare
@@ -42,7 +42,7 @@ from fedtree_secure.embedded.summary import (
     Finished,
     add_costs,
     client_report,
-    own_noise_report,
+    outcome_of,
     write_report,
 )
 from fedtree_secure.embedded.transcript import Transcript
@@ -285,8 +285,7 @@ def _conclude(
         adapters[client.id] = folder / "adapters" / client.id
         with participant.at_backbone():
             metric = backbone.evaluate(data[client.id])
-            own = own_noise_report(ledger).get("own_epsilon_spent")
-            spent = Outcome(ledger.spent(), ledger.budget.delta, metric, own)
+            spent = outcome_of(ledger, metric)
             save_adapter(backbone, adapters[client.id], data[client.id].label_set, spent)
         causal = setting.job.task == "causal-lm"
         untrained = _untrained(backbone, data[client.id]) if causal else None

@@ -13,8 +13,10 @@ from typing import Any
 
 from fedtree_dp import Ledger, statement
 from fedtree_dp.account.shared import counted_on, merged
+from fedtree_dp.account.statements import condition
 from fedtree_dp.account.unit import name_of
 from fedtree_secure.agreed.round_plan import weighed
+from fedtree_secure.client.adapter import Outcome
 from fedtree_secure.client.data import Client
 from fedtree_secure.config import Job
 from fedtree_secure.embedded.in_process import InProcess
@@ -90,6 +92,14 @@ def own_noise_report(ledger: Ledger) -> dict[str, Any]:
         "own_epsilon_spent": ledger.own_spent(),
         "own_epsilon_allowed": ledger.budget.alone.epsilon,
     }
+
+
+def outcome_of(ledger: Ledger, metric: dict[str, Any] | None) -> Outcome:
+    """What a delivered adapter says of its cost."""
+    spent, delta, honest = ledger.spent(), ledger.budget.delta, counted_on(ledger.events())
+    if honest == 1:
+        return Outcome(spent, delta, metric)
+    return Outcome(spent, delta, metric, ledger.own_spent(), condition(honest))
 
 
 def write_report(

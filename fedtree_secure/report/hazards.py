@@ -187,7 +187,7 @@ def hazards_of(unit: str | None, *, shared: bool = False) -> tuple[Hazard, ...]:
         unit: See above.
         shared: Whether noise is shared.
     """
-    found = HAZARDS
+    found: tuple[Hazard, ...] = HAZARDS
     if unit is not None:
         found = tuple(
             replace(hazard, measure=(hazard.of_units or hazard.measure).replace("{}", unit))

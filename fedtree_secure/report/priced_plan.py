@@ -141,11 +141,11 @@ class PricedPlan:
             f"first row: {self.unknown} solved for, by PLD; noise multipliers by stage: {noises}"
         )
         if self.part is not None:
-            rows = ", ".join(f"{row.others}: {row.epsilon:.4g}" for row in self.honest_others)
+            found = ", ".join(f"{row.others}: {row.epsilon:.4g}" for row in self.honest_others)
             honest = len(self.honest_others)
             table.caption += (
                 f". Noise is shared: each member adds {self.part:.4g}; epsilon holds while "
-                f"{condition(honest)}. By number of honest others: {rows}"
+                f"{condition(honest)}. By number of honest others: {found}"
             )
         return table
 

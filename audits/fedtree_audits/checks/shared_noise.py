@@ -124,7 +124,7 @@ def _sums(seen: Seen, due: float, masking: Masking, known: int) -> Iterator[Chec
 
 
 def _independence(seen: Seen) -> Iterator[Check]:
-    names, rounds = (sorted({key[i] for key in seen.parts}) for i in (1, 0))
+    rounds, names = sorted({n for n, _ in seen.parts}), sorted({c for _, c in seen.parts})
     pairs = {
         "members": [((rounds[0], a), (rounds[0], b)) for a, b in itertools.pairwise(names)],
         "rounds": [((a, names[0]), (b, names[0])) for a, b in itertools.pairwise(rounds)],

@@ -48,7 +48,7 @@ Opening = Callable[[], contextlib.AbstractContextManager[None]]
 class NoRecord(DPSGD):
     """The shipped engine on empty batches: noise alone."""
 
-    def step(self, batch: Batch | object) -> StepReport:  # type: ignore[override]
+    def step(self, batch: Batch | object) -> StepReport:
         """Take the step without its records."""
         del batch
         return super().step(None)

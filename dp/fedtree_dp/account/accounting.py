@@ -73,7 +73,7 @@ def merge(events: Iterable[Event]) -> tuple[Event, ...]:
     return tuple(merged)
 
 
-def _one_step(event: Event) -> Event:
+def _one_step(event: Event) -> Gaussian | PoissonGaussian | TruncatedPoissonGaussian:
     """Return one step of the event, in its simplest equal form; of shared noise, what holds
     whatever others do.
     """

@@ -70,4 +70,5 @@ def released(grid: Grid, sums: Sequence[Tensor | int], noise: NoiseSource) -> In
 def _rounded(grid: Grid, total: Tensor) -> Ints:
     values = total.detach().to("cpu", torch.float64).reshape(-1).numpy() / grid.step
     whole = np.nan_to_num(np.rint(values), nan=0.0)
-    return np.clip(whole, -grid.limit, grid.limit).astype(np.int64)
+    cut: Ints = np.clip(whole, -grid.limit, grid.limit).astype(np.int64)
+    return cut

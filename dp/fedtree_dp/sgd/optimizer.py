@@ -17,6 +17,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from opacus.optimizers import DPOptimizer
@@ -180,17 +181,18 @@ class PrivateOptimizer(DPOptimizer):  # type: ignore[misc]
             noisy = draw.view(p.shape).to(p.device, _wide_dtype(p.dtype))
             p.summed_grad = noisy if p.summed_grad is None else noisy + p.summed_grad
 
-    def _without_released(self) -> list[Tensor]:
+    def _without_released(self) -> list[Any]:
         """Release on the grid what leaves on it; return the other parameters."""
         if self._grid is None:
             return list(self.params)
         grid, parameters = self._grid
-        sums = [p.numel() if p.summed_grad is None else p.summed_grad for p in parameters]  # type: ignore[attr-defined]
+        held = [(p.numel(), getattr(p, "summed_grad", None)) for p in parameters]
+        sums = [size if total is None else total for size, total in held]
         self._released = released(grid, sums, self._noise)
         for p in parameters:
             p.summed_grad = torch.zeros_like(p, dtype=_wide_dtype(p.dtype))  # type: ignore[attr-defined]
-        held = {id(p) for p in parameters}
-        return [p for p in self.params if id(p) not in held]
+        gone = {id(p) for p in parameters}
+        return [p for p in self.params if id(p) not in gone]
 
     @torch.no_grad()
     def scale_grad(self) -> None:

@@ -2,12 +2,14 @@
 
 import dataclasses
 import json
+import shutil
 
 import pytest
 import yaml
 from shared_jobs import BUDGET, SHARED, clients_of, shared_federation
 from small_jobs import federation, make_clients, make_job
 
+from fedtree_audits import audit
 from fedtree_dp import (
     BudgetExceeded,
     Ledger,
@@ -116,14 +118,28 @@ def test_the_gate_passes_a_conditional_claim_only_where_the_rest_is_allowed(fini
 
 
 def test_the_gate_notices_a_summary_that_hides_the_condition(finished, tmp_path):
-    import shutil
-
     place = shutil.copytree(finished.folder, tmp_path / "run")
     told = json.loads((place / "summary.json").read_text())
     del told["guarantee"]["shared"]
     (place / "summary.json").write_text(json.dumps(told))
     found = decide(place, Limits(max_epsilon=8, max_own_epsilon=14))
     assert any("does not say so" in trouble.said for trouble in found.troubles)
+
+
+def test_audits_know_shared_noise_or_say_that_they_do_not(finished, tmp_path):
+    place = shutil.copytree(finished.folder, tmp_path / "run")
+    assert audit(place, "ledger").verdict == "PASS"
+    own = audit(place, "canary_whitebox")
+    assert own.verdict == "INCONCLUSIVE"
+    assert "shares its noise" in own.missing[0]
+    told = json.loads((place / "summary.json").read_text())
+    told["clients"]["t0-c0"]["statement"]["honest_others"].pop()
+    told["clients"]["t0-c1"]["own_epsilon_spent"] -= 1
+    (place / "summary.json").write_text(json.dumps(told))
+    found = audit(place, "ledger")
+    assert found.verdict == "FAIL"
+    wrong = {check.name for check in found.checks if not check.holds}
+    assert wrong == {"t0-c0: condition", "t0-c1: own noise"}
 
 
 def test_ledgers_are_checked_for_both_promises(finished):
