@@ -102,7 +102,7 @@ SHARED_IN_DP = (
 PARTY, ROUNDS, PARTS = "client/party.py", "client/round_requests.py", "client/parts.py"
 CONFIG, PLAN, NOISE = "config.py", "agreed/noise_plan.py", "agreed/shared_noise.py"
 GATE, CLIENTS, TERMS = "report/gate.py", "client/clients.py", "agreed/terms.py"
-HOSTILE, RUNS = "test_hostile_shared.py", "test_shared_noise.py"
+HOSTILE, RUNS = "test_hostile_thin_noise.py", "test_shared_noise.py"
 
 SHARED_IN_THE_PRODUCT = (
     M(

@@ -41,7 +41,7 @@ def variance_is(values, wanted):
     return stats.chi2.ppf(ALARM, values.size) < ratio < stats.chi2.ppf(1 - ALARM, values.size)
 
 
-def test_hostile_shared_another_grid_is_refused_before_any_charge(tiny_bert, tmp_path):
+def test_hostile_thin_noise_another_grid_is_refused_before_any_charge(tiny_bert, tmp_path):
     """A wider clip is a coarser grid: rounding would cost more than was charged, and members on
     other grids would add other noise.
     """
@@ -58,7 +58,7 @@ def test_hostile_shared_another_grid_is_refused_before_any_charge(tiny_bert, tmp
     attack(tiny_bert, tmp_path / "run", ADVERTISE, script)
 
 
-def test_hostile_shared_an_opened_sum_on_another_grid_is_refused(tiny_bert, tmp_path):
+def test_hostile_thin_noise_an_opened_sum_on_another_grid_is_refused(tiny_bert, tmp_path):
     def script(server, requests):
         honest = requests[VICTIM]
         assert honest.experts.opened
@@ -69,7 +69,7 @@ def test_hostile_shared_an_opened_sum_on_another_grid_is_refused(tiny_bert, tmp_
     attack(tiny_bert, tmp_path / "run", "round-2/advertise", script)
 
 
-def test_hostile_shared_a_larger_group_gets_no_thinner_noise(tiny_bert, tmp_path):
+def test_hostile_thin_noise_a_larger_group_gets_no_thinner_noise(tiny_bert, tmp_path):
     """Seven members, and terms that speak of more honest ones: what is charged and drawn follows
     from the smallest sum that opens, and nothing that a server says changes it.
     """
@@ -93,7 +93,7 @@ def test_hostile_shared_a_larger_group_gets_no_thinner_noise(tiny_bert, tmp_path
     attack(tiny_bert, tmp_path / "run", MASK, script, clients=clients_of(each=7))
 
 
-def test_hostile_shared_a_plan_with_fewer_honest_members_is_refused(tiny_bert, tmp_path):
+def test_hostile_thin_noise_a_plan_with_fewer_honest_members_is_refused(tiny_bert, tmp_path):
     """What a client computes it also compares with its charge, should the two ever differ."""
 
     def script(server, requests):
@@ -111,7 +111,7 @@ def test_hostile_shared_a_plan_with_fewer_honest_members_is_refused(tiny_bert, t
     attack(tiny_bert, tmp_path / "run", ADVERTISE, script)
 
 
-def test_hostile_shared_no_value_at_home_holds_a_part_of_the_noise(tiny_bert, tmp_path):
+def test_hostile_thin_noise_no_value_at_home_holds_a_part_of_the_noise(tiny_bert, tmp_path):
     """The upload never moves the client's own experts: a later step that read them would read less
     noise than was charged. They move by opened sums alone.
     """
@@ -134,7 +134,7 @@ def test_hostile_shared_no_value_at_home_holds_a_part_of_the_noise(tiny_bert, tm
     attack(tiny_bert, tmp_path / "run", MASK, script, clients=clients_of(declared=True), **labels)
 
 
-def test_hostile_shared_who_has_nothing_to_put_into_a_sum_puts_its_noise(tiny_bert, tmp_path):
+def test_hostile_thin_noise_who_has_nothing_to_put_into_a_sum_puts_its_noise(tiny_bert, tmp_path):
     """A server that loses a member's merge keeps its head out of the group's; the others of that
     sum count on its noise all the same.
     """
@@ -175,7 +175,7 @@ def party_plan(party, requests):
     )
 
 
-def test_hostile_shared_each_member_s_part_is_what_was_charged(tiny_bert, tmp_path):
+def test_hostile_thin_noise_each_member_s_part_is_what_was_charged(tiny_bert, tmp_path):
     """With so little budget the noise drowns the signal: its size is that of the charge, of one
     member and of the sum; a half or twice as much is told apart.
     """
@@ -219,7 +219,7 @@ def test_a_release_is_what_own_noise_would_upload_but_for_the_noise(tiny_bert, t
     attack(tiny_bert, tmp_path / "run", ADVERTISE, script, **loud)
 
 
-def test_hostile_shared_a_breakdown_is_noise_alone(tiny_bert, tmp_path, monkeypatch):
+def test_hostile_thin_noise_a_breakdown_is_noise_alone(tiny_bert, tmp_path, monkeypatch):
     """An engine that raises on rows leaves the full part of the noise, and an answer."""
     release = RoundTrainer.release
 
@@ -237,7 +237,7 @@ def test_hostile_shared_a_breakdown_is_noise_alone(tiny_bert, tmp_path, monkeypa
     attack(tiny_bert, tmp_path / "run", ADVERTISE, script)
 
 
-def test_hostile_shared_clients_reveal_nothing_of_a_node_below_the_smallest_sum(
+def test_hostile_thin_noise_clients_reveal_nothing_of_a_node_below_the_smallest_sum(
     tiny_bert, tmp_path
 ):
     """One of the three that share a head drops out after it got its shares: the layers' sum opens
