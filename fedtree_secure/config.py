@@ -26,6 +26,7 @@ Pooling = Literal["auto", "mean", "first", "last", "native"]
 Source = Literal["fingerprint", "lora_b", "one_group", "none"]
 Cut = Literal["auto", "noise_aware", "silhouette"]
 Linkage = Literal["ward", "average", "complete", "single"]
+Noise = Literal["own", "shared"]
 
 
 def _require(holds: bool, name: str, given: object, allowed: str) -> None:
@@ -229,6 +230,13 @@ class Masking:
     min_group: int = 3
     colluders: int = 1
 
+    @property
+    def honest(self) -> int:
+        """Members of the smallest sum that opens whose noise no observer knows. One at least is
+        taken off: a curious member knows its own.
+        """
+        return self.min_group - max(self.colluders, 1)
+
     def __post_init__(self) -> None:
         _count("masking.min_group", self.min_group, least=3)
         _count("masking.colluders", self.colluders, least=0)
@@ -307,6 +315,11 @@ class Job:
             `Client.records`) then count units. None protects single rows.
         max_per_unit: Rows of one unit that are trained on, at least 1; of a unit with more, the
             first of its file. Given together with ``unit``.
+        noise: ``own``: each client's noise protects it whatever others do. ``shared``: in rounds,
+            each member of a sum adds a part, so that the noise of the honest ones together is what
+            epsilon asks for; then epsilon holds while at least ``masking.honest`` members of every
+            opened sum are honest, and ``privacy.own_epsilon`` whatever they do (dp/SPEC.md, section
+            10). All else that a client computes keeps its own full noise.
     """
 
     backbone: str
@@ -322,6 +335,7 @@ class Job:
     pacing: Pacing = field(default_factory=Pacing)
     unit: str | None = None
     max_per_unit: int | None = None
+    noise: Noise = "own"
 
     def __post_init__(self) -> None:
         place: object = self.backbone  # a caller may give a path, whatever the annotation says
@@ -362,6 +376,40 @@ class Job:
                 'auto or silhouette, unless topology.source is "fingerprint" and '
                 "training.local_steps is 1",
             )
+        _one_of(Noise, "noise", self.noise)
+        if self.noise == "shared":
+            self._check_shared()
+
+    def _check_shared(self) -> None:
+        """Refuse what would show, or read, a client's part of the noise alone."""
+        if self.privacy.own_epsilon is None:
+            raise ConfigurationError(
+                'privacy.own_epsilon is not given; with noise = "shared" say which epsilon each '
+                "client's own noise must keep whatever all others do, at least epsilon "
+                f"{self.privacy.epsilon:g}"
+            )
+        shared = 'with noise = "shared"'
+        _require(
+            self.training.local_steps == 1,
+            "training.local_steps",
+            self.training.local_steps,
+            f"1 {shared}, because a second step would read the client's own, weakly noised values",
+        )
+        _require(
+            self.topology.source in ("fingerprint", "one_group"),
+            "topology.source",
+            self.topology.source,
+            f"fingerprint or one_group {shared}, because a warm-up takes local steps and without "
+            "groups nobody shares noise",
+        )
+        _require(
+            self.topology.cut != "noise_aware",
+            "topology.cut",
+            self.topology.cut,
+            f"auto or silhouette {shared}, because a sketch would show each client's gradient with "
+            "its own part of the noise alone",
+        )
+        _require(self.rounds > 0, "rounds", self.rounds, f"at least 1 {shared}, which is in rounds")
 
     def _check_unit(self) -> None:
         if self.unit is None and self.max_per_unit is None:
@@ -395,8 +443,10 @@ class Job:
 
     @property
     def weighs_noise(self) -> bool:
-        """Whether the tree is cut by bias and variance, on the first round's gradients."""
-        wanted = self.topology.cut != "silhouette"
+        """Whether the tree is cut by bias and variance, on the first round's gradients; never where
+        these hold a part of the noise alone.
+        """
+        wanted = self.topology.cut != "silhouette" and self.noise == "own"
         return wanted and self._has_gradients and self.rounds > 0
 
     @property
@@ -413,12 +463,14 @@ class Job:
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values under the names that the TOML file uses."""
-        # A job without a unit reads and hashes as it did before there were units.
+        # A job without a unit, with own noise, reads and hashes as it did before there were others.
+        plain = {"unit": None, "max_per_unit": None, "noise": "own"}
         given = {
             name: value
             for name, value in dataclasses.asdict(self).items()
-            if name not in ("unit", "max_per_unit") or value is not None
+            if name not in plain or value != plain[name]
         }
+        given["privacy"] = self.privacy.to_dict()
         # asdict: msgspec keeps defaults out of the instance dictionary, which is all that it would
         # read here
         return typing.cast("dict[str, Any]", msgspec.json.decode(msgspec.json.encode(given)))

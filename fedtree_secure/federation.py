@@ -16,6 +16,7 @@ from fedtree_secure.config import (
     Job,
     Lora,
     Masking,
+    Noise,
     Pacing,
     Server,
     Task,
@@ -46,6 +47,7 @@ class Settings(TypedDict, total=False):
     pacing: Pacing
     unit: str | None
     max_per_unit: int | None
+    noise: Noise
 
 
 class Options(TypedDict, total=False):
@@ -116,6 +118,7 @@ class Federation:
         *,
         epsilon: float | None = None,
         delta: float | None = None,
+        own_epsilon: float | None = None,
         **settings: Unpack[Settings],
     ) -> Self:
         """Return the same job with other settings; this one stays as it is."""
@@ -123,6 +126,7 @@ class Federation:
         budget = PrivacyBudget(
             epsilon=before.epsilon if epsilon is None else epsilon,
             delta=before.delta if delta is None else delta,
+            own_epsilon=before.own_epsilon if own_epsilon is None else own_epsilon,
         )
         return type(self).of(dataclasses.replace(self.job, privacy=budget, **settings))
 

@@ -95,7 +95,12 @@ def load_public_job(path: str | Path) -> Job:
             f"{path} has [[clients]] tables; in a deployment each site keeps its rows to itself, "
             "in its site.toml. Remove them"
         )
-    return _with_heads_at_home(build(Job, raw, ""))
+    job = _with_heads_at_home(build(Job, raw, ""))
+    if job.noise == "shared":
+        raise ConfigurationError(
+            'noise is "shared"; in a deployment each site adds its own full noise: allowed is own'
+        )
+    return job
 
 
 def _with_heads_at_home(job: Job) -> Job:

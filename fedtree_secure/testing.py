@@ -14,10 +14,10 @@ from pathlib import Path
 from types import SimpleNamespace
 from unittest import mock
 
-from fedtree_secure.agreed import messages, round_plan
+from fedtree_secure.agreed import messages, round_plan, shared_noise
 from fedtree_secure.agreed.envelope import Opened, open_request, seal
 from fedtree_secure.agreed.moves import NodeValues, mean_of, node_digest, start
-from fedtree_secure.agreed.noise_plan import NoisePlan, plan_noise
+from fedtree_secure.agreed.noise_plan import NoisePlan, events_of, part_of, plan_noise
 from fedtree_secure.agreed.round_plan import (
     compute_tree,
     grid_bits,
@@ -95,6 +95,7 @@ inside = SimpleNamespace(
     received=received,
     round_plan=round_plan,
     round_requests=round_requests,
+    shared_noise=shared_noise,
     training=training,
     tree_requests=tree_requests,
 )
@@ -156,6 +157,7 @@ __all__ = [
     "describe",
     "diagnoses",
     "difference",
+    "events_of",
     "few",
     "fingerprint",
     "grid_bits",
@@ -172,6 +174,7 @@ __all__ = [
     "node_name",
     "nodes_of",
     "open_request",
+    "part_of",
     "plan_noise",
     "plan_of_round",
     "prepare",

@@ -37,6 +37,7 @@ from mutants_of_model import MODEL  # noqa: E402
 from mutants_of_product import PRODUCT  # noqa: E402
 from mutants_of_server import SERVER  # noqa: E402
 from mutants_of_sessions import SESSIONS  # noqa: E402
+from mutants_of_shared_noise import SHARED_IN_DP, SHARED_IN_THE_PRODUCT  # noqa: E402
 from mutants_of_site import SITES  # noqa: E402
 from mutants_of_sketches import SKETCHES  # noqa: E402
 from mutants_of_sparse_graphs import SPARSE  # noqa: E402
@@ -72,13 +73,17 @@ GROUPS = {
         HERE / "secagg",
         (*SURVIVORS, *SESSIONS, *CONTENTS, *JOURNAL, *SKETCHES, *SPARSE),
     ),
-    "dp": Group(ROOT / "dp" / "fedtree_dp", HERE / "dp", (*ENGINE, *LEDGER, *BUDGETS, *OF_UNITS)),
+    "dp": Group(
+        ROOT / "dp" / "fedtree_dp",
+        HERE / "dp",
+        (*ENGINE, *LEDGER, *BUDGETS, *OF_UNITS, *SHARED_IN_DP),
+    ),
     "secure": Group(
         ROOT / "fedtree_secure",
         HERE / "secure",
         (
             *(*MODEL, *CLIENT, *AGREED, *OF_CUTS, *GRADIENTS, *SERVER, *EVIDENCE, *SITES),
-            *(*PRODUCT, *OF_UNITS_IN_THE_PRODUCT, *WATCHING),
+            *(*PRODUCT, *OF_UNITS_IN_THE_PRODUCT, *WATCHING, *SHARED_IN_THE_PRODUCT),
         ),
     ),
 }

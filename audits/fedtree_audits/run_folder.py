@@ -57,7 +57,23 @@ class RunFolder:
             raise MissingEvidence(f"{self.path / 'roster.json'} names no clients' keys") from None
 
     def noise_plan(self, client: str) -> NoisePlan:
-        """The plan that the client wrote before it computed anything."""
+        """The plan that the client wrote before it computed anything, of its own noise.
+
+        Raises:
+            MissingEvidence: it is missing or damaged; or noise is shared, and no client's rounds
+                have the whole of it.
+        """
+        if self.job.noise == "shared":
+            raise MissingEvidence(
+                f"the run in {self.path} shares its noise, and this audit measures a client's own; "
+                "components, canary_client and ledger measure shared noise"
+            )
+        return self.noise_written(client)
+
+    def noise_written(self, client: str) -> NoisePlan:
+        """The same of any job; where noise is shared its rounds are those of the honest members
+        together.
+        """
         return NoisePlan(**self.read(f"clients/{client}/noise.json"))
 
     def journal(self, client: str) -> dict[str, Any] | None:

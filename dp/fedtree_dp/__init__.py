@@ -12,8 +12,15 @@ from typing import TYPE_CHECKING, Any
 from fedtree_dp.account.accounting import epsilon_of
 from fedtree_dp.account.budget import PrivacyBudget
 from fedtree_dp.account.calibration import calibrate
-from fedtree_dp.account.events import Event, Gaussian, PoissonGaussian, TruncatedPoissonGaussian
+from fedtree_dp.account.events import (
+    Event,
+    Gaussian,
+    PoissonGaussian,
+    SharedPoissonGaussian,
+    TruncatedPoissonGaussian,
+)
 from fedtree_dp.account.filters import RenyiFilter
+from fedtree_dp.account.shared import given_honest
 from fedtree_dp.account.statements import Statement, statement
 from fedtree_dp.account.unit import PrivacyUnit
 from fedtree_dp.errors import (
@@ -70,6 +77,7 @@ __all__ = [
     "PrivacyUnit",
     "PrivateOptimizer",
     "RenyiFilter",
+    "SharedPoissonGaussian",
     "Statement",
     "StepReport",
     "TrainingError",
@@ -79,6 +87,7 @@ __all__ = [
     "discrete_gaussian",
     "epsilon_of",
     "gaussian_mean",
+    "given_honest",
     "per_sequence_loss",
     "statement",
 ]

@@ -5,12 +5,25 @@ is what the PLD composition assumes. It depends on public settings and on what t
 holds for the data set.
 """
 
+import functools
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import msgspec
 
-from fedtree_dp import Event, Gaussian, PoissonGaussian, PrivacyBudget, calibrate
+from fedtree_dp import (
+    BudgetExceeded,
+    Event,
+    Gaussian,
+    PoissonGaussian,
+    PrivacyBudget,
+    SharedPoissonGaussian,
+    calibrate,
+    epsilon_of,
+    given_honest,
+)
+from fedtree_dp.account.shared import counted_on
 from fedtree_secure.config import Job
 
 
@@ -20,7 +33,8 @@ class NoisePlan:
 
     Attributes:
         fingerprint: Of the released mean (a Gaussian mechanism).
-        warm_up, head, rounds: Of each DP-SGD step.
+        warm_up, head, rounds: Of each DP-SGD step. Where noise is shared, ``rounds`` is that of the
+            honest members together, and of what the steps leave at home.
     """
 
     fingerprint: float = 0.0
@@ -58,6 +72,9 @@ def stages(job: Job) -> dict[str, PoissonGaussian]:
 def plan_noise(job: Job, budget: PrivacyBudget, spent: Sequence[Event] = ()) -> NoisePlan:
     """Calibrate all stages of a client's job.
 
+    Where noise is shared all clients need the same plan: it is made for the job's own budget and an
+    unspent data set, and this one must afford it.
+
     Args:
         budget: Of the data set.
         spent: Events that its ledger already holds.
@@ -65,6 +82,76 @@ def plan_noise(job: Job, budget: PrivacyBudget, spent: Sequence[Event] = ()) -> 
     Raises:
         fedtree_dp.BudgetExceeded: What is left allows no useful plan.
     """
+    if job.noise == "shared":
+        plan = _common(job)
+        _check_afforded(job, plan, budget, spent)
+        return plan
+    plan = _calibrated(job, budget, given_honest(spent))
+    if counted_on(spent) > 1:  # earlier jobs shared noise: own_epsilon may hold less than epsilon
+        _check_afforded(job, plan, budget, spent)
+    return plan
+
+
+def events_of(job: Job, plan: NoisePlan) -> tuple[Event, ...]:
+    """Return everything that a job charges; with shared noise, a client that is in a sum each
+    round.
+    """
+    found: list[Event] = [Gaussian(plan.fingerprint)] if plan.fingerprint else []
+    for name, event in stages(job).items():
+        step = replace(event, noise_multiplier=getattr(plan, name))
+        shared = name == "rounds" and job.noise == "shared"
+        found.append(_shared(job, step) if shared else step)
+    return tuple(found)
+
+
+def part_of(job: Job, together: float) -> float:
+    """Return what each member adds so that the honest ones have a noise multiplier together."""
+    return together / math.sqrt(job.masking.honest)
+
+
+def _shared(job: Job, steps: PoissonGaussian) -> SharedPoissonGaussian:
+    own = part_of(job, steps.noise_multiplier)
+    return SharedPoissonGaussian(own, steps.sample_rate, steps.steps, job.masking.honest)
+
+
+@functools.lru_cache(maxsize=64)
+def _common(job: Job) -> NoisePlan:
+    """Return the plan of a job with shared noise: enough for epsilon while others are honest, and
+    for own_epsilon whatever they do.
+    """
+    plan = _calibrated(job, job.privacy, ())
+    template, honest = stages(job), job.masking.honest
+    before = (Gaussian(plan.fingerprint),) if plan.fingerprint else ()
+    template["rounds"] = replace(template["rounds"], noise_multiplier=1.0 / math.sqrt(honest))
+    alone = calibrate(tuple(template.values()), job.privacy.alone, spent=before)
+    found = {n: event.noise_multiplier for n, event in zip(template, alone, strict=True)}
+    found["rounds"] *= math.sqrt(honest)
+    if found["rounds"] <= plan.rounds:
+        return plan
+    return NoisePlan(fingerprint=plan.fingerprint, **found)
+
+
+def _check_afforded(
+    job: Job, plan: NoisePlan, budget: PrivacyBudget, spent: Sequence[Event]
+) -> None:
+    total = (*spent, *events_of(job, plan))
+    for allowed, events, what in (
+        (budget, given_honest(total), "epsilon"),
+        (budget.alone, total, "the epsilon of its own noise alone"),
+    ):
+        reached = epsilon_of(events, budget.delta)
+        if reached > allowed.epsilon:
+            raise BudgetExceeded(
+                f"this job would bring {what} to {reached:.4f} of {allowed.epsilon:g} at delta "
+                f"{budget.delta:g}, with what was spent before; nothing was charged. Raise the "
+                "budget on purpose, or plan the job for less",
+                spent=epsilon_of(given_honest(spent), budget.delta),
+                requested_total=reached,
+                allowed=allowed.epsilon,
+            )
+
+
+def _calibrated(job: Job, budget: PrivacyBudget, spent: Sequence[Event]) -> NoisePlan:
     before, multiplier = list(spent), 0.0
     if job.topology.source == "fingerprint" and job.rounds:
         share = PrivacyBudget(

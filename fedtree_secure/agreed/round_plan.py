@@ -36,6 +36,7 @@ from fedtree_secure.model.layout import Layout
 
 Floats = np.ndarray[Any, np.dtype[np.float64]]
 CHANGE_BITS = 16
+ROOM_OF_A_MEAN = 2.0  # clipping norms; a batch is rarely twice as large as expected
 STEPS_PER_DEVIATION = 1024  # dp/SPEC.md, section 2.4
 FARTHEST = 1e30  # squared distances above it are absurd, and overflow in what follows
 CLIP_SPREAD = 1024.0  # a client's own bound may be so many times below the run's clip
@@ -173,9 +174,11 @@ def grid_bits(job: Job, clip: float, largest: int, *, merge: bool) -> int:
         16 bits, a ten-thousandth of one a step.
     """
     room = 32 - math.ceil(math.log2(largest))
+    if job.noise == "shared" and not merge:
+        return room  # its noise is exact: a finer grid shows nothing and rounds less
     if job.training.local_steps > 1 or merge:
         return min(room, CHANGE_BITS)
-    deviation = (clip - 2.0 * job.training.max_grad_norm) / 8.0
+    deviation = (clip - ROOM_OF_A_MEAN * job.training.max_grad_norm) / 8.0
     if deviation <= 0.0:
         return room  # no bound of a private gradient; nothing can be said about its noise
     wanted = 1 + math.ceil(math.log2(STEPS_PER_DEVIATION * clip / deviation))
@@ -193,7 +196,7 @@ def largest_change(job: Job, noise_multiplier: float, records: int, *, merge: bo
     settings = job.training
     if settings.local_steps == 1 and not merge:
         expected = settings.sample_rate * records
-        return settings.max_grad_norm * (2.0 + 8.0 * noise_multiplier / expected)
+        return settings.max_grad_norm * (ROOM_OF_A_MEAN + 8.0 * noise_multiplier / expected)
     if not merge:
         return REACH * settings.learning_rate * settings.local_steps
     return max(_warm_up_reach(job), _head_reach(job))

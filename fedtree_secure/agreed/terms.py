@@ -3,6 +3,7 @@ and who shares a head.
 """
 
 import hashlib
+import math
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -26,6 +27,10 @@ class Terms:
         run: Name of this run, 1 to 64 printable characters; another run of the same job has
             another one, so that no request of one can be replayed in the other.
         heads: Groups of clients that share a head, see `head_groups`; disjoint.
+        shared_noise: Where the job shares noise, what each member of a sum adds in a round: its
+            standard deviation over the clipping norm. Everybody must add the same, so it is agreed
+            and not computed by each; every client charges exactly this, and refuses rounds that its
+            ledger does not afford.
 
     Raises:
         ConfigurationError: A key, a name or a group of another form.
@@ -36,8 +41,19 @@ class Terms:
     server_key: bytes
     run: str
     heads: tuple[HeadGroup, ...] = ()
+    shared_noise: float | None = None
 
     def __post_init__(self) -> None:
+        if (self.job.noise == "shared") != (self.shared_noise is not None):
+            raise ConfigurationError(
+                f"the job's noise is {self.job.noise}, and the terms say {self.shared_noise!r} of "
+                "what each member adds; both or neither must speak of shared noise"
+            )
+        if self.shared_noise is not None and not 0 < self.shared_noise < math.inf:
+            raise ConfigurationError(
+                f"the noise of each member is {self.shared_noise!r}; allowed: a finite number "
+                "above 0"
+            )
         if not isinstance(self.server_key, bytes) or len(self.server_key) != 32:
             raise ConfigurationError("the server's key must be the 32 bytes of an Ed25519 key")
         if not (0 < len(self.run) <= 64 and self.run.isprintable()):
@@ -76,7 +92,11 @@ class Terms:
             + self.server_key
             + self.run.encode()
             + self._heads_bytes()
+            + self._noise_bytes()
         ).digest()
+
+    def _noise_bytes(self) -> bytes:
+        return b"" if self.shared_noise is None else b"\0noise\n" + self.shared_noise.hex().encode()
 
     def _heads_bytes(self) -> bytes:
         if not self.heads:

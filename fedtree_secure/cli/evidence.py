@@ -104,6 +104,7 @@ def gate(
     *,
     max_epsilon: float,
     max_delta: float | None = None,
+    max_own_epsilon: float | None = None,
     audits: Path | None = None,
     allow_simulation: Annotated[bool, Parameter(negative=())] = False,
     expect: str | None = None,
@@ -120,6 +121,9 @@ def gate(
         Largest epsilon of any data set, over all jobs on it.
     max_delta
         Largest delta.
+    max_own_epsilon
+        Largest epsilon whatever all other clients do, where noise is shared with them; without it
+        no such run passes.
     audits
         TOML file: `required = ["ledger", "disclosure"]`, and a table `detected` with the largest
         value that an audit must have been able to notice.
@@ -133,7 +137,7 @@ def gate(
     from fedtree_secure.report import gate as gates
 
     wanted = gates.RequiredAudits() if audits is None else gates.read_required(audits)
-    limits = gates.Limits(max_epsilon, max_delta, wanted, allow_simulation, expect)
+    limits = gates.Limits(max_epsilon, max_delta, wanted, allow_simulation, expect, max_own_epsilon)
     found = gates.decide(run, limits)
     if as_json:
         _print_json(found.to_dict())

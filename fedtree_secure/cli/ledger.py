@@ -39,6 +39,8 @@ def adopt(path: Path, *, dataset: str, state: Path | None = None) -> int:
 def show(path: Path) -> int:
     """List a ledger's entries and what is spent."""
     from fedtree_dp import Ledger
+    from fedtree_dp.account.shared import counted_on
+    from fedtree_dp.account.statements import condition
 
     with Ledger.inspect(path) as ledger:
         table = Table(title=f"data set {ledger.dataset}", title_justify="left")
@@ -57,6 +59,11 @@ def show(path: Path) -> int:
             f"ε {ledger.spent():.4f} of {ledger.budget.epsilon:g} spent at δ = "
             f"{ledger.budget.delta:g}"
         )
+        if (honest := counted_on(ledger.events())) > 1:
+            console.print(
+                f"while {condition(honest)}; whatever they do: ε {ledger.own_spent():.4f} of "
+                f"{ledger.budget.alone.epsilon:g}"
+            )
     return 0
 
 
@@ -67,7 +74,9 @@ def _what(entry: "Entry") -> str:
     if entry.budget is not None:
         signed = f", signed by {entry.key[:16]}..." if entry.key else ""
         why = f" ({entry.reason})" if entry.reason else ""
-        return f"budget ε {entry.budget.epsilon:g}, δ {entry.budget.delta:g}{why}{signed}"
+        own = entry.budget.own_epsilon
+        alone = "" if own is None else f", own ε {own:g}"
+        return f"budget ε {entry.budget.epsilon:g}, δ {entry.budget.delta:g}{alone}{why}{signed}"
     if entry.unit is not None:
         return f"all charges protect {entry.unit.text}"
     return ""
@@ -88,11 +97,12 @@ def verify(path: Path) -> int:
     """
     if path.is_dir():
         return _verify_folder(path)
-    from fedtree_dp import Ledger, epsilon_of
+    from fedtree_dp import Ledger, epsilon_of, given_honest
 
     with Ledger.inspect(path) as ledger:
         ledger.verify()
-        delta, events = ledger.budget.delta, ledger.events()
+        delta, charged, alone = ledger.budget.delta, ledger.events(), ledger.budget.alone
+        events = given_honest(charged)
         found = {name: epsilon_of(events, delta, accountant=name) for name in ("pld", "prv", "rdp")}
         console.print(
             f"[green]chain of {len(ledger.entries())} entries holds[/green]; data set "
@@ -100,7 +110,10 @@ def verify(path: Path) -> int:
         )
         values = ", ".join(f"ε by {name.upper()} {value:.4f}" for name, value in found.items())
         console.print(f"{values} at δ = {delta:g}")
-        within = found["pld"] <= ledger.budget.epsilon
+        own = epsilon_of(charged, delta)
+        if events != charged:
+            console.print(f"whatever others do: ε {own:.4f}, own ε {alone.epsilon:g} allowed")
+        within = found["pld"] <= ledger.budget.epsilon and own <= alone.epsilon
         verdict = "[green]kept[/green]" if within else "[red]EXCEEDED[/red]"
         console.print(f"budget ε {ledger.budget.epsilon:g}: {verdict}")
     return 0 if within else 1
@@ -142,6 +155,7 @@ def set_budget(
     delta: float,
     reason: str,
     key: Path,
+    own_epsilon: float | None = None,
     state: Path | None = None,
 ) -> int:
     """Change the budget of a data set, signed by whoever answers for it.
@@ -155,6 +169,8 @@ def set_budget(
         Name of the data set.
     epsilon, delta
         Its budget from here on.
+    own_epsilon
+        What may be spent whatever all other clients do, for jobs that share noise with them.
     reason
         Why, for those who read the ledger.
     key
@@ -165,13 +181,20 @@ def set_budget(
     """
     from fedtree_dp import PrivacyBudget
     from fedtree_secure.client.data_sets import DataSets
+    from fedtree_secure.errors import ConfigurationError
     from fedtree_secure.names import check_name
     from fedtree_secure.storage import read_signing_key
 
-    budget, signer = PrivacyBudget(epsilon=epsilon, delta=delta), read_signing_key(key)
+    budget = PrivacyBudget(epsilon=epsilon, delta=delta, own_epsilon=own_epsilon)
+    signer = read_signing_key(key)
     check_name("the data set", dataset)
     with DataSets.of_user(state).existing(dataset) as ledger:
         before, spent = ledger.budget, ledger.spent()
+        if before.own_epsilon is not None and own_epsilon is None:
+            raise ConfigurationError(
+                f"the ledger of {dataset} has own_epsilon {before.own_epsilon:g}; say with "
+                "--own-epsilon what it is from here on"
+            )
         entry = ledger.set_budget(budget, reason=reason, key=signer)
     console.print(
         f"line {entry.sequence} of the ledger of {dataset}: budget ε {before.epsilon:g} at δ = "

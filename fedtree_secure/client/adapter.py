@@ -35,11 +35,15 @@ class Outcome:
         epsilon, delta: Spent on the client's data set, over all jobs up to this one.
         metric: ``{"name": ..., "value": ...}`` on the client's own test rows, None without any. It
             is exact: no epsilon covers it.
+        own_epsilon, condition: Where noise was shared: what holds whatever all others do, and what
+            of them ``epsilon`` counts on; else None and empty.
     """
 
     epsilon: float
     delta: float
     metric: Mapping[str, Any] | None
+    own_epsilon: float | None = None
+    condition: str = ""
 
 
 def save_adapter(
@@ -102,7 +106,10 @@ def save_adapter(
         "model_sha256": backbone.frozen_digest.hex(),
     }
     if outcome is not None:
-        facts["privacy"] = {"epsilon": outcome.epsilon, "delta": outcome.delta}
+        claim: dict[str, Any] = {"epsilon": outcome.epsilon, "delta": outcome.delta}
+        if outcome.own_epsilon is not None:
+            claim |= {"own_epsilon": outcome.own_epsilon, "condition": outcome.condition}
+        facts["privacy"] = claim
         facts["metric"] = _plain_metric(outcome.metric)
     (folder / FACTS).write_text(json.dumps(facts, ensure_ascii=False, indent=1) + "\n", "utf-8")
     (folder / "README.md").write_text(_readme(backbone), "utf-8")

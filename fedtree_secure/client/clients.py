@@ -34,6 +34,12 @@ def check_clients(job: Job, clients: Sequence[Client]) -> None:
             )
     for client in clients:
         budget = client.privacy or job.privacy
+        if job.noise == "shared" and client.records not in (None, job.training.records):
+            raise ConfigurationError(
+                f'client {client.id}: it declares {client.records} records; with noise = "shared" '
+                f"all have one divisor, training.records = {job.training.records}: leave out the "
+                "client's own"
+            )
         budget.check_records(client.records or job.training.records)
         try:  # on a data set of which nothing is spent: what fails there fails everywhere
             plan_noise(job, budget)

@@ -6,12 +6,13 @@ A change is *uploaded*, stays at home with the client's own *local* layers, or b
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from torch import nn
 
+from fedtree_dp.sgd.grid import Ints
 from fedtree_secure.client.state import Floats
 from fedtree_secure.config import Job
 from fedtree_secure.model.backbone import Backbone
@@ -154,8 +155,28 @@ def moments_of(optimizer: SplitAdam, parts: Trainables) -> dict[str, Floats]:
 
 def spread(changes: list[torch.Tensor], layout: Layout, shares: Sequence[bool]) -> Floats:
     """Return the uploaded parts' changes at their places in the layout, zeros elsewhere."""
-    out = np.zeros(layout.length, dtype=np.float32)
-    flat, at = (torch.cat(changes).numpy() if changes else out[:0]), 0
+    flat = torch.cat(changes).numpy() if changes else np.zeros(0, dtype=np.float32)
+    return _placed(flat, np.zeros(layout.length, dtype=np.float32), layout, shares)
+
+
+def spread_on_grid(released: Ints, noise: Ints, layout: Layout, shares: Sequence[bool]) -> Ints:
+    """Return the same of whole numbers, and noise alone elsewhere.
+
+    A member of a sum that has nothing to put into a part of it (its head was not merged) puts its
+    noise there: the others count on it.
+
+    Args:
+        released: The uploaded parts' values, noise included.
+        noise: (layout.length,) noise of its own.
+    """
+    return _placed(released, noise.copy(), layout, shares)
+
+
+V = TypeVar("V", bound="np.ndarray[Any, Any]")
+
+
+def _placed(flat: V, out: V, layout: Layout, shares: Sequence[bool]) -> V:
+    at = 0
     for (start, stop), uploaded in zip(layout.parts, shares, strict=True):
         if uploaded:
             out[start:stop] = flat[at : at + stop - start]

@@ -13,11 +13,13 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from fedtree_dp import DPSGD, Gaussian, NoiseSource, PoissonGaussian
-from fedtree_secagg import Identity, Node, sketch
+from fedtree_dp import DPSGD, Gaussian, NoiseSource, PoissonGaussian, SharedPoissonGaussian
+from fedtree_dp.sgd.grid import Grid, Ints
+from fedtree_secagg import Identity, Node, Plan, sketch
 from fedtree_secure.agreed.head_groups import labels_digest
 from fedtree_secure.agreed.noise_plan import NoisePlan
 from fedtree_secure.agreed.round_plan import (
+    clip_is_usable,
     fixed_tree,
     largest_change,
     nodes_of,
@@ -25,6 +27,7 @@ from fedtree_secure.agreed.round_plan import (
     quantiser_of,
     tree_without_distances,
 )
+from fedtree_secure.agreed.shared_noise import release_of, shared_clip, shared_event
 from fedtree_secure.agreed.stages import Purpose
 from fedtree_secure.agreed.terms import Terms
 from fedtree_secure.agreed.tree import Tree, tree_of
@@ -112,6 +115,7 @@ class Party:
         self.workings, self._cache = workings, cache
         self.facts: ModelFacts = backbone.facts(terms.outputs_of_heads)
         self._check_head_group()
+        self._check_shared_noise()
         check_units(terms.job, member.data.train.units)
 
     @property
@@ -143,6 +147,17 @@ class Party:
                     f"client {self.id}: the terms put its head in a group with other labels than "
                     "those that it declares"
                 )
+
+    def _check_shared_noise(self) -> None:
+        """Refuse another divisor than the others': the same noise would protect this client less
+        under a larger gradient.
+        """
+        declared, agreed = self.records, self.job.training.records
+        if self.job.noise == "shared" and declared != agreed:
+            raise ConfigurationError(
+                f'client {self.id}: it declares {declared} records; with noise = "shared" all have '
+                f"one divisor, training.records = {agreed}: leave out the client's own"
+            )
 
     def fresh(self) -> bytes:
         """Return 32 fresh bytes for a step of the masking protocol."""
@@ -215,13 +230,26 @@ class Party:
 
     # --- what rounds cost and reach -------------------------------------------------------------
 
-    def round_event(self) -> PoissonGaussian:
-        """What a round of training is charged."""
+    def round_event(self) -> PoissonGaussian | SharedPoissonGaussian:
+        """What a round of training is charged. A client of no sum shares its noise with nobody."""
+        if self.job.noise == "shared" and self.nodes():
+            return shared_event(self.terms)
         return self._steps(self.member.noise_plan.rounds, self.job.training.local_steps)
 
     def own_clip(self, *, merge: bool) -> float:
         """Bound on what this client uploads, see `largest_change`."""
+        if self.job.noise == "shared" and not merge:
+            return shared_clip(self.terms)
         return largest_change(self.job, self.member.noise_plan.rounds, self.records, merge=merge)
+
+    def takes_clip(self, clip: float, *, merge: bool) -> bool:
+        """Whether this client uploads under a clip. Where noise is shared there is one: the grid
+        decides what rounding costs, and members on other grids would add other noise.
+        """
+        own = self.own_clip(merge=merge)
+        if self.job.noise == "shared" and not merge:
+            return clip == own
+        return clip_is_usable(clip, own)
 
     def quantiser(self, clip: float, *, merge: bool) -> Any:
         """The grid of a round under the run's clip."""
@@ -340,6 +368,24 @@ class Party:
         steps = self.job.training.local_steps
         mechanism = Mechanism(self.member.noise_plan.rounds, self.records, steps)
         return self._train(mechanism, self.shares(), seed, upload_gradient=steps == 1)
+
+    def round_release(self, seed: bytes, plan: Plan) -> Ints:
+        """Take the one private step of a round with shared noise; return what is uploaded of it, in
+        steps of the plan's grid. What the step leaves at home has the whole noise.
+        """
+        how = release_of(self.terms, plan)
+        grid = Grid(how.step, how.deviation, how.limit)
+        mechanism = Mechanism(how.at_home, self.job.training.records, 1, grid)
+
+        def on(data: ClientData) -> Ints:
+            local = self._local(self.shares())
+            return self._trainer().release(
+                data, self.store.state, local, mechanism, NoiseSource(seed)
+            )
+
+        own = self.member.data
+        nobody = replace(own, train=own.train.none())
+        return self._answered(lambda: on(own), lambda: on(nobody))
 
     def first_gradient(self, seed: bytes) -> Floats:
         """Take the first round's private step for every layer, before anybody knows who shares it;

@@ -14,7 +14,7 @@ from fedtree_dp import DPError
 from fedtree_secagg import Node
 from fedtree_secure.agreed.messages import Experts, OpenedSum, WireError, unpack
 from fedtree_secure.agreed.moves import NodeValues, mean_of, node_digest, start, within_reach
-from fedtree_secure.agreed.round_plan import clip_is_usable, nodes_of, reach_of_parts
+from fedtree_secure.agreed.round_plan import nodes_of, reach_of_parts
 from fedtree_secure.agreed.stages import MERGE
 from fedtree_secure.client.party import Party
 from fedtree_secure.client.sessions import Received
@@ -104,7 +104,7 @@ def _move(party: Party, node: Node, values: NodeValues, entry: OpenedSum) -> Non
     if merge and not party.terms.merges:
         raise WireError("this job has no merge round")
     fixed = party.store.record.clips.get("merge" if merge else "round")
-    usable = clip_is_usable(entry.clip, party.own_clip(merge=merge))
+    usable = party.takes_clip(entry.clip, merge=merge)
     if not usable or (fixed is not None and entry.clip != fixed):
         raise Refusal("clip", "an opened sum under another clip than the run's")
     grid = party.quantiser(entry.clip, merge=merge)

@@ -5,9 +5,12 @@ Everything that a server sent is checked before the charge: after it nothing can
 """
 
 import hashlib
+from typing import Any
 
 import numpy as np
 
+from fedtree_dp import ConfigurationError, SharedPoissonGaussian
+from fedtree_secagg import Plan
 from fedtree_secagg import client as masking
 from fedtree_secure.agreed.messages import (
     Alone,
@@ -24,11 +27,11 @@ from fedtree_secure.agreed.messages import (
     Voted,
 )
 from fedtree_secure.agreed.round_plan import (
-    clip_is_usable,
     finish_bytes,
     finish_quorum,
     plan_of_round,
 )
+from fedtree_secure.agreed.shared_noise import honest_in, release_of
 from fedtree_secure.agreed.stages import FIRST, MERGE, MOST_ATTEMPTS, purpose_of
 from fedtree_secure.client.gradient_requests import use_first_gradient
 from fedtree_secure.client.party import Party
@@ -73,6 +76,7 @@ def begin(party: Party, _session: Session, message: Begin) -> Step:
         received.digests,
         merge=message.merge,
     )
+    _check_honest(party, plan, message)
     state, advert = masking.advertise(
         party.member.identity,
         party.id,
@@ -121,11 +125,26 @@ def _check_counters(party: Party, message: Begin) -> None:
 
 
 def _check_clip(party: Party, message: Begin) -> None:
-    """The clip is fixed for the run; see `clip_is_usable` for its bounds."""
+    """The clip is fixed for the run; see `Party.takes_clip` for what it may be."""
     fixed = party.store.record.clips.get(_kind(message))
-    usable = clip_is_usable(message.clip, party.own_clip(merge=message.merge))
+    usable = party.takes_clip(message.clip, merge=message.merge)
     if not usable or (fixed is not None and message.clip != fixed):
         raise Refusal("clip", f"the run's clip of {message.clip:g} would cut this client's updates")
+
+
+def _check_honest(party: Party, plan: Plan, message: Begin) -> None:
+    """The plan that this client computed must open no sum with fewer honest members than its charge
+    counts on, and its grid must be fine enough for the noise.
+    """
+    event = party.round_event()
+    if message.merge or not isinstance(event, SharedPoissonGaussian):
+        return
+    if honest_in(plan) < event.honest:
+        raise Refusal("tree", "a sum could open with fewer honest members than are counted on")
+    try:
+        release_of(party.terms, plan)
+    except ConfigurationError as error:
+        raise Refusal("clip", str(error)) from None
 
 
 def _first_is_made(party: Party, number: int) -> bool:
@@ -159,8 +178,16 @@ def mask(party: Party, session: Session, message: Mask) -> Step:
     def upload(change: Floats) -> tuple[Session, Reply]:
         # Noise makes every value finite; what is not was so before it and carries no record.
         finite = np.nan_to_num(change.astype(np.float64), nan=0.0, posinf=0.0, neginf=0.0)
-        state, masked = masking.upload(opened, finite, randomness=party.fresh())
+        return sent(finite)
+
+    def sent(update: "np.ndarray[Any, Any]") -> tuple[Session, Reply]:
+        state, masked = masking.upload(opened, update, randomness=party.fresh())
         return RoundUploaded(state), Protocol(masked)
+
+    def trained(seed: bytes) -> tuple[Session, Reply]:
+        if party.job.noise == "shared":
+            return sent(party.round_release(seed, opened.session.plan))
+        return upload(party.round_change(seed))
 
     if session.merge:
         pending = party.store.state.pending
@@ -180,7 +207,7 @@ def mask(party: Party, session: Session, message: Mask) -> Step:
             keeps=True,
         )
     return Step(
-        lambda seed: upload(party.round_change(seed)),
+        trained,
         _burning(party, party.fresh()),
         Charge(purpose_of(session.number), party.round_event(), repeatable=False),
         keeps=True,

@@ -7,11 +7,13 @@ of what is computed on a record follows from that record alone (`fedtree_dp.sgd.
 
 import contextlib
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 
-from fedtree_dp import DPSGD, NoiseSource, PoissonSampler
+from fedtree_dp import DPSGD, NoiseSource, PoissonSampler, discrete_gaussian
+from fedtree_dp.sgd.grid import Ints
 from fedtree_dp.sgd.shapes import Buckets, PhysicalBatch, plan_slots, slots_for
 from fedtree_dp.sgd.units import plan_units, units_at_once
 from fedtree_secure.client.mechanism import Engine, Mechanism, Tick
@@ -23,6 +25,7 @@ from fedtree_secure.client.parts import (
     optimizer_of,
     restore_moments,
     spread,
+    spread_on_grid,
     trainables,
 )
 from fedtree_secure.client.seats import check_units, marks_of
@@ -63,6 +66,34 @@ class RoundTrainer:
         ):
             trainer.rehearse(self._public())
 
+    def release(
+        self,
+        data: ClientData,
+        state: ClientState,
+        model: LocalModel,
+        mechanism: Mechanism,
+        noise: NoiseSource,
+    ) -> Ints:
+        """Take the one DP-SGD step of a round with shared noise, on the grid.
+
+        The uploaded values do not move: they would hold this client's part of the noise alone.
+
+        Args:
+            data, state, model, noise: As for `train`.
+            mechanism: Of one step, with a grid.
+
+        Returns:
+            Values of the layout's length in grid steps, each with the grid's noise; a step against
+            the gradient, as `train` returns.
+        """
+        assert mechanism.grid is not None
+        with self._stepped(data, state, model, mechanism, noise, upload_gradient=True) as stepped:
+            nothing = not stepped.parts.uploaded
+            found = np.zeros(0, np.int64) if nothing else -stepped.trainer.take_released()
+        layout = model.layout or self._backbone.layout()
+        alone = discrete_gaussian(layout.length, mechanism.grid.deviation, noise)
+        return spread_on_grid(found, alone, layout, model.shares)
+
     def train(
         self,
         data: ClientData,
@@ -87,6 +118,27 @@ class RoundTrainer:
         Returns:
             Values of the layout's length: new minus old, 0 where the client keeps a part.
         """
+        with self._stepped(
+            data, state, model, mechanism, noise, upload_gradient=upload_gradient
+        ) as stepped:
+            changes = [
+                (p.detach() - old).float().cpu().reshape(-1)
+                for p, old in zip(stepped.parts.uploaded, stepped.before, strict=True)
+            ]
+        return spread(changes, model.layout or self._backbone.layout(), model.shares)
+
+    @contextlib.contextmanager
+    def _stepped(
+        self,
+        data: ClientData,
+        state: ClientState,
+        model: LocalModel,
+        mechanism: Mechanism,
+        noise: NoiseSource,
+        *,
+        upload_gradient: bool,
+    ) -> Iterator["_Stepped"]:
+        """Take a round's steps; what is yielded may be looked at while the client is loaded."""
         settings = self._job.training
         check_units(self._job, data.train.units)
         members = data.train.members
@@ -99,6 +151,8 @@ class RoundTrainer:
             before = [p.detach().clone() for p in parts.uploaded]
             restore_moments(optimizer, parts, state.adam)
             with self._opened(optimizer, mechanism, noise) as trainer:
+                if mechanism.grid is not None and parts.uploaded:
+                    trainer.release_on(mechanism.grid, parts.uploaded)
                 with self._public_head(model.outputs):
                     trainer.rehearse(self._public())
                 for _ in range(mechanism.steps):
@@ -114,11 +168,7 @@ class RoundTrainer:
                     trainer.step([self._collate(data, p) for p in plan])
                     self._tick()
             state.adam |= moments_of(optimizer, parts)
-            changes = [
-                (p.detach() - old).float().cpu().reshape(-1)
-                for p, old in zip(parts.uploaded, before, strict=True)
-            ]
-        return spread(changes, model.layout or self._backbone.layout(), model.shares)
+            yield _Stepped(parts, before, trainer)
 
     @contextlib.contextmanager
     def _seated(
@@ -179,6 +229,15 @@ class RoundTrainer:
 
     def _public(self) -> dict[str, torch.Tensor]:
         return public_records(self._backbone, self._job.training.max_length)
+
+
+@dataclass(frozen=True)
+class _Stepped:
+    """What a round's steps leave: parameters, their values before, and what took the steps."""
+
+    parts: Trainables
+    before: list[torch.Tensor]
+    trainer: DPSGD
 
 
 def public_records(backbone: Backbone, width: int) -> dict[str, torch.Tensor]:

@@ -37,6 +37,8 @@ def reference_jobs(job: Job) -> dict[str, Job]:
 
     def with_source(source: Source, **changes: Any) -> Job:
         topology = dataclasses.replace(job.topology, source=source)
+        if source == "none":  # nobody to share noise with
+            changes["noise"] = "own"
         return dataclasses.replace(job, topology=topology, **changes)
 
     alone = job.training

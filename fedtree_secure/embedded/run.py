@@ -19,7 +19,7 @@ import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from fedtree_secure.agreed.transport import Transport
-from fedtree_secure.client.adapter import Outcome, save_adapter
+from fedtree_secure.client.adapter import save_adapter
 from fedtree_secure.client.canaries import plant
 from fedtree_secure.client.clients import check_clients
 from fedtree_secure.client.data import Client, prepare
@@ -42,10 +42,16 @@ from fedtree_secure.embedded.setting import (
     Setting,
     open_parties,
 )
-from fedtree_secure.embedded.summary import Finished, add_costs, client_report, write_report
+from fedtree_secure.embedded.summary import (
+    Finished,
+    add_costs,
+    client_report,
+    outcome_of,
+    write_report,
+)
 from fedtree_secure.embedded.transcript import Transcript
 from fedtree_secure.embedded.watching import Announcing, Watch
-from fedtree_secure.errors import RunFolderError, RunStopped
+from fedtree_secure.errors import ConfigurationError, RunFolderError, RunStopped
 from fedtree_secure.events import Events
 from fedtree_secure.model.backbone import Backbone
 from fedtree_secure.model.rows import ClientData
@@ -98,6 +104,12 @@ def _run(
     job: Job, clients: Sequence[Client], out: Path, options: RunOptions, events: Events
 ) -> Result:
     check_clients(job, clients)
+    if job.noise == "shared" and options.canaries:
+        raise ConfigurationError(
+            f'canaries is {options.canaries}; allowed: 0 with noise = "shared", because they are '
+            "scored on single uploads, which hold one client's part of the noise: audit a run with "
+            "own noise, or this one by components and canary_client"
+        )
     declared = [client.records or job.training.records for client in clients]
     plan = parts_of(str(out), job, declared)
     if options.simulate:
@@ -255,7 +267,7 @@ def _conclude(
         with setting.watch.at_work(client.id):
             with participant.at_backbone():
                 metric = backbone.evaluate(data[client.id])
-                spent = Outcome(ledger.spent(), ledger.budget.delta, metric)
+                spent = outcome_of(ledger, metric)
                 save_adapter(backbone, adapters[client.id], data[client.id].label_set, spent)
             head = participant.party.store.state.head
             without = _without_adapters(backbone, data[client.id], head)

@@ -12,7 +12,7 @@ from pathlib import Path
 from fedtree_dp import BudgetExceeded, Ledger
 from fedtree_secagg import Identity, Roster
 from fedtree_secure.agreed.head_groups import HeadGroup, head_groups
-from fedtree_secure.agreed.noise_plan import NoisePlan, plan_noise
+from fedtree_secure.agreed.noise_plan import NoisePlan, part_of, plan_noise
 from fedtree_secure.agreed.terms import Terms
 from fedtree_secure.client.data import Client, texts_of
 from fedtree_secure.client.data_sets import DataSets
@@ -98,7 +98,8 @@ def open_parties(
     roster = Roster({name: identity.public_bytes for name, identity in identities.items()})
     server = server_key(setting.folder, job, box)
     record_roster(setting.folder, roster, server.public_bytes)
-    terms = Terms(job, roster, server.public_bytes, setting.run, heads)
+    noise = _shared_noise(job, plans)
+    terms = Terms(job, roster, server.public_bytes, setting.run, heads, noise)
     pace = Pace(job.pacing.minimum, job.pacing.interval) if job.pacing.interval else None
     participants = {}
     for client in setting.clients:
@@ -116,6 +117,14 @@ def open_parties(
     return Parties(participants, ledgers, identities, terms)
 
 
+def _shared_noise(job: Job, plans: Mapping[str, NoisePlan]) -> float | None:
+    """What each member of a sum adds, where noise is shared; all clients planned the same."""
+    if job.noise != "shared":
+        return None
+    (together,) = {plan.rounds for plan in plans.values()}
+    return part_of(job, together)
+
+
 def _planned(job: Job, client: Client, ledger: Ledger) -> NoisePlan:
     """Plan with what the ledger leaves; say whose ledger it is where that is too little, and what
     it holds, without what was only planned.
@@ -126,13 +135,21 @@ def _planned(job: Job, client: Client, ledger: Ledger) -> NoisePlan:
         spent, budget = ledger.spent(), ledger.budget
         raise BudgetExceeded(
             f"client {client.id}: data set {ledger.dataset!r} ({ledger.path}): epsilon "
-            f"{spent:.4f} of {budget.epsilon:g} is spent at delta {budget.delta:g}, and what is "
-            "left is too little for this job. Raise the budget on purpose (fedtree-secure ledger "
-            "set-budget), or stop here",
+            f"{spent:.4f} of {budget.epsilon:g} is spent at delta {budget.delta:g}"
+            f"{_own(ledger)}, and what is left is too little for this job. Raise the budget on "
+            "purpose (fedtree-secure ledger set-budget), or stop here",
             spent=spent,
             requested_total=error.requested_total,
             allowed=error.allowed,
         ) from None
+
+
+def _own(ledger: Ledger) -> str:
+    """What holds whatever others do, where the budget says something of it."""
+    budget = ledger.budget
+    if budget.own_epsilon is None:
+        return ""
+    return f" (by its own noise alone {ledger.own_spent():.4f} of {budget.own_epsilon:g})"
 
 
 def _noise_plan(setting: Setting, client: Client, ledger: Ledger) -> NoisePlan:

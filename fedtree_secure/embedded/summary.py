@@ -12,8 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from fedtree_dp import Ledger, statement
-from fedtree_dp.account.accounting import merge
+from fedtree_dp.account.shared import counted_on, merged
+from fedtree_dp.account.statements import condition
 from fedtree_dp.account.unit import name_of
+from fedtree_secure.client.adapter import Outcome
 from fedtree_secure.client.data import Client
 from fedtree_secure.config import Job
 from fedtree_secure.embedded.in_process import InProcess
@@ -69,7 +71,7 @@ def client_report(
         "epsilon_spent": ledger.spent(),
         "epsilon_allowed": ledger.budget.epsilon,
         "delta": ledger.budget.delta,
-        "events": [event.to_dict() for event in merge(ledger.events())],
+        "events": [event.to_dict() for event in merged(ledger.events())],
         "statement": statement(
             ledger.events(), ledger.budget.delta, prv=False, unit=ledger.unit
         ).to_dict(),
@@ -81,7 +83,26 @@ def client_report(
         "labels_declared": data.labels_declared,
         "bytes_sent": transcript.sent.get(client.id, 0),
         "bytes_received": transcript.received.get(client.id, 0),
+        **own_noise_report(ledger),
     }
+
+
+def own_noise_report(ledger: Ledger) -> dict[str, Any]:
+    """What holds whatever others do, where a ledger counts on them; nothing where it does not."""
+    if counted_on(ledger.events()) == 1:
+        return {}
+    return {
+        "own_epsilon_spent": ledger.own_spent(),
+        "own_epsilon_allowed": ledger.budget.alone.epsilon,
+    }
+
+
+def outcome_of(ledger: Ledger, metric: dict[str, Any] | None) -> Outcome:
+    """What a delivered adapter says of its cost."""
+    spent, delta, honest = ledger.spent(), ledger.budget.delta, counted_on(ledger.events())
+    if honest == 1:
+        return Outcome(spent, delta, metric)
+    return Outcome(spent, delta, metric, ledger.own_spent(), condition(honest))
 
 
 def write_report(

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from fedtree_dp import Ledger
+from fedtree_dp import Ledger, given_honest
 from fedtree_secure.agreed.stages import FIRST, Exchange, kind_of
 from fedtree_secure.agreed.tree import Tree
 from fedtree_secure.client.data import Client
@@ -48,7 +48,7 @@ def spending(ledgers: Mapping[str, Ledger]) -> dict[str, tuple[float, float]]:
     """
     return {
         name: (
-            quick_epsilon(tuple(ledger.events()), ledger.budget.delta),
+            quick_epsilon(given_honest(ledger.events()), ledger.budget.delta),
             ledger.budget.epsilon,
         )
         for name, ledger in ledgers.items()

@@ -11,10 +11,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fedtree_dp import BudgetExceeded, Event, Ledger, epsilon_of
+from fedtree_dp import BudgetExceeded, Event, Ledger, PrivacyBudget, epsilon_of, given_honest
+from fedtree_dp.account.shared import table
+from fedtree_dp.account.statements import condition
 from fedtree_dp.account.unit import name_of
 from fedtree_secure.agreed.head_groups import head_groups
-from fedtree_secure.agreed.noise_plan import plan_noise
+from fedtree_secure.agreed.noise_plan import NoisePlan, events_of, part_of, plan_noise
 from fedtree_secure.client.clients import check_clients
 from fedtree_secure.client.data import Client, client_of, place_of, prepare, problems, texts_of
 from fedtree_secure.client.data_sets import SAME, DataSets
@@ -240,7 +242,8 @@ def _say_noise(
         try:
             plan = plan_noise(job, budget, spent)
         except BudgetExceeded as error:
-            left = f"epsilon {epsilon_of(spent, budget.delta):.4f} of {budget.epsilon:g} is spent"
+            already = epsilon_of(given_honest(spent), budget.delta)
+            left = f"epsilon {already:.4f} of {budget.epsilon:g} is spent"
             report.errors.append(
                 f"client {', '.join(names)}: {left} by earlier jobs; the rest is too little for "
                 "this one"
@@ -251,11 +254,14 @@ def _say_noise(
         if not job.rounds:
             report.facts.append(f"noise: {', '.join(names)}: no rounds, heads alone")
             continue
-        ratio = plan.rounds * math.sqrt(values) / (job.training.sample_rate * records)
+        multiplier = part_of(job, plan.rounds) if job.noise == "shared" else plan.rounds
+        ratio = multiplier * math.sqrt(values) / (job.training.sample_rate * records)
+        if job.noise == "shared":
+            report.facts.append(_assumed(job, plan, budget, spent))
         report.facts.append(
             f"noise: {', '.join(names)} at epsilon {budget.epsilon:g}"
             + (f" ({len(spent)} charges before)" if spent else "")
-            + f": multiplier {plan.rounds:.3g} a step; its noise is {ratio:.2g} of the clipping "
+            + f": multiplier {multiplier:.3g} a step; its noise is {ratio:.2g} of the clipping "
             f"norm, {ratio / math.sqrt(len(clients)):.2g} in one group of all"
         )
         if drowned(ratio, len(clients)):
@@ -264,6 +270,16 @@ def _say_noise(
                 "one group: more records, fewer rounds, a smaller lora.r or fewer last_layers; "
                 "the head alone may be as good here (docs/utility.md)"
             )
+
+
+def _assumed(job: Job, plan: NoisePlan, budget: PrivacyBudget, spent: Sequence[Event]) -> str:
+    """What epsilon assumes of others, and what holds with fewer, down to none."""
+    rows = table((*spent, *events_of(job, plan)), budget.delta)
+    shown = ", ".join(f"{row.others}: {row.epsilon:.4g}" for row in rows)
+    return (
+        f"shared noise: epsilon holds while {condition(rows[0].others + 1)}. By number of honest "
+        f"others: {shown}; own_epsilon is {budget.alone.epsilon:g}"
+    )
 
 
 def _spent(sets: DataSets, client: Client) -> tuple[Event, ...]:

@@ -184,16 +184,36 @@ def _loss(statement: Statement) -> dict[str, Any]:
                     "counted. The number of privacy units is that of declared "
                     f"{statement.counted}s."
                 ),
+                *_assumed(statement),
                 *(_client(client, statement.counted) for client in statement.clients),
             ]
         ),
     }
 
 
+def _assumed(statement: Statement) -> list[str]:
+    """The condition of a conditional claim stands before its figures."""
+    if statement.shared is None:
+        return []
+    worst = statement.epsilon if statement.own_epsilon is None else statement.own_epsilon
+    return [
+        (
+            f"Epsilon is conditional: it holds while {statement.shared['condition']}. Whatever all "
+            f"others do, epsilon is at most {worst:.4f}."
+        )
+    ]
+
+
 def _client(client: ClientStatement, counted: str) -> str:
+    rows = ", ".join(f"{row['others']}: {row['epsilon']:.4f}" for row in client.honest_others)
     return (
         f"{client.name}: epsilon {client.epsilon:.4f} of {client.allowed:g} at delta "
         f"{client.delta:g}, {client.records} declared {counted}s"
+        + (
+            f"; by number of honest others {rows}, of own_epsilon {client.own_allowed:g}"
+            if rows
+            else ""
+        )
     )
 
 
@@ -203,6 +223,12 @@ def _model(statement: Statement) -> dict[str, Any]:
         "model_name_details": (
             "Each client clips and noises its own gradients before anything leaves it; uploads are "
             "masked, so that only sums over groups are opened."
+            + (
+                " In these sums the noise of several honest clients together is what epsilon asks "
+                "for."
+                if statement.shared
+                else ""
+            )
         ),
         "trust_assumptions": statement.guarantee["observers"],
         "actors": (
@@ -245,7 +271,7 @@ def _implementation(statement: Statement) -> dict[str, Any]:
         "additional_information": _lines(
             [
                 f"Audits of this run: {verdicts or 'none were run'}.",
-                *limits_of(statement.unit),
+                *limits_of(statement.unit, shared=statement.shared is not None),
             ]
         ),
     }

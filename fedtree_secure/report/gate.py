@@ -14,8 +14,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fedtree_dp import Event, Ledger, epsilon_of
+from fedtree_dp import Event, Ledger, PrivacyBudget, epsilon_of, given_honest
 from fedtree_dp.account.accounting import PLANNING_DISCRETIZATION, merge
+from fedtree_dp.account.shared import counted_on
+from fedtree_dp.account.statements import condition
 from fedtree_secure.errors import ConfigurationError, FedTreeError, suggest
 from fedtree_secure.report.audit_files import (
     FAIL,
@@ -52,6 +54,8 @@ class Limits:
     Attributes:
         max_epsilon: Largest epsilon of any data set, over all jobs.
         max_delta: Largest delta; below 1/n of declared records it must be anyhow.
+        max_own_epsilon: Largest epsilon whatever all others do, where charges count on other
+            clients' noise; without it no such run passes.
         audits: Those that must have passed.
         simulations: Whether a simulation may pass, whose ledgers began empty.
         manifest_sha256: Of the manifest, as it was kept elsewhere.
@@ -62,8 +66,13 @@ class Limits:
     audits: RequiredAudits = field(default_factory=RequiredAudits)
     simulations: bool = False
     manifest_sha256: str | None = None
+    max_own_epsilon: float | None = None
 
     def __post_init__(self) -> None:
+        if self.max_own_epsilon is not None and not 0.0 < self.max_own_epsilon < math.inf:
+            raise ConfigurationError(
+                f"max-own-epsilon is {self.max_own_epsilon}; it must be above 0"
+            )
         if not 0.0 < self.max_epsilon < math.inf:
             raise ConfigurationError(f"max-epsilon is {self.max_epsilon}; it must be above 0")
         if self.max_delta is not None and not 0.0 < self.max_delta < 1.0:
@@ -172,6 +181,7 @@ def decide(folder: Path, limits: Limits) -> Decision:
         claim = _table(_table(summary, "clients"), client).get("epsilon_spent")
         epsilon[client], more = _budget(folder, client, about, claim, limits)
         troubles += [*more, *_unit(folder, client, about, told)]
+        troubles += _condition(folder, client, about, _table(summary, "guarantee"))
     try:
         audits = {audit.name: audit for audit in read_audits(folder)}
     except FedTreeError as error:
@@ -248,10 +258,11 @@ def _budget(
     """Compute a data set's epsilon from its ledger; compare with budget, limits and claim."""
     try:
         with Ledger.inspect(folder / "ledgers" / f"{about['dataset']}.sqlite") as ledger:
-            events, budget = merge(ledger.events()), ledger.budget
+            charged, budget = ledger.events(), ledger.budget
     except (FedTreeError, KeyError, TypeError) as error:
         return None, [Trouble(Exit.SIGNATURE, f"{client}: its ledger cannot be read: {error}")]
-    said, troubles = f"{client}: epsilon", []
+    events = merge(given_honest(charged))
+    said, troubles = f"{client}: epsilon", _own_budget(client, charged, budget, limits)
     for allowed, whose in ((budget.epsilon, "its own budget"), (limits.max_epsilon, "max-epsilon")):
         if not _within(events, budget.delta, allowed):
             reached = epsilon_of(events, budget.delta)
@@ -275,6 +286,56 @@ def _budget(
             )
         )
     return _spent(events, budget.delta), troubles
+
+
+def _own_budget(
+    client: str, charged: tuple[Event, ...], budget: PrivacyBudget, limits: Limits
+) -> list[Trouble]:
+    """A claim that counts on others passes only where somebody allowed what holds without them."""
+    honest = counted_on(charged)
+    if honest == 1:
+        return []
+    events, found = merge(charged), []
+    own, said = _spent(events, budget.delta), f"{client}: epsilon by its own noise alone"
+    if limits.max_own_epsilon is None:
+        found.append(
+            Trouble(
+                Exit.BUDGET,
+                f"{client}: its epsilon holds only while {condition(honest)}; whatever they do it "
+                f"is {own:.4f}: allow that with max-own-epsilon",
+            )
+        )
+    bounds = [(budget.alone.epsilon, "its own_epsilon")]
+    if limits.max_own_epsilon is not None:
+        bounds.append((limits.max_own_epsilon, "max-own-epsilon"))
+    for allowed, whose in bounds:
+        if not _within(events, budget.delta, allowed):
+            reached = epsilon_of(events, budget.delta)
+            text = f"{said} is {reached:.4f}, above {allowed:g}, {whose}"
+            found.append(Trouble(Exit.BUDGET, text))
+    return found
+
+
+def _condition(
+    folder: Path, client: str, about: Mapping[str, Any], guarantee: Mapping[str, Any]
+) -> Iterator[Trouble]:
+    """What the run's own charges count on must stand in what it says."""
+    try:
+        with Ledger.inspect(folder / "ledgers" / f"{about['dataset']}.sqlite") as ledger:
+            honest = counted_on(ledger.events())
+    except (FedTreeError, KeyError, TypeError):
+        return  # `_budget` says so
+    told = _table(guarantee, "shared").get("honest")
+    if honest > 1 and not (
+        isinstance(told, int)
+        and told >= honest
+        and _table(guarantee, "shared").get("condition") == condition(told)
+    ):
+        yield Trouble(
+            Exit.SIGNATURE,
+            f"{client}: its ledger counts on {honest - 1} honest others in every sum, and "
+            "summary.json does not say so",
+        )
 
 
 def unit_told(job: Mapping[str, Any], guarantee: Mapping[str, Any] | None = None) -> Any:

@@ -19,6 +19,7 @@ class Hazard:
         tests: Names of tests, or beginnings of names.
         audits: Audits that look for it.
         of_units: What is done where a job protects units, ``{}`` their name; the same if empty.
+        of_shared: What is done where noise is shared; the same if empty.
     """
 
     name: str
@@ -26,6 +27,7 @@ class Hazard:
     tests: tuple[str, ...] = ()
     audits: tuple[str, ...] = ()
     of_units: str = ""
+    of_shared: str = ""
 
 
 HAZARDS = (
@@ -113,6 +115,9 @@ HAZARDS = (
         "sums over a minimum group only.",
         ("test_hostile_unsigned_requests", "test_hostile_invented_distances"),
         ("hostile_server", "secagg_transcript", "disclosure"),
+        of_shared="What a client adds to a sum protects it at own_epsilon without trusting "
+        "anybody. That it is protected at epsilon assumes honest others in every sum; a server "
+        "can choose neither how many nor how much each adds.",
     ),
     Hazard(
         "raw data that is badly kept",
@@ -127,6 +132,11 @@ HAZARDS = (
     ),
 )
 
+_OF_NOISE = (
+    "Each client's program is trusted by that client. A client that lies about its own rows or "
+    "noise harms the accuracy of all and its own protection, not the protection of others."
+)
+
 LIMITS = (
     (
         "Protection is for single rows. Whoever has many rows here is protected less, and what is "
@@ -136,10 +146,7 @@ LIMITS = (
         "Epsilon bounds what a row changes in anybody's guess. It says nothing about what can be "
         "concluded from facts that hold without that row."
     ),
-    (
-        "Each client's program is trusted by that client. A client that lies about its own rows or "
-        "noise harms the accuracy of all and its own protection, not the protection of others."
-    ),
+    _OF_NOISE,
     (
         "Metrics on private test rows are exact figures. They are not covered by epsilon, and "
         "should not be published without thought."
@@ -167,19 +174,34 @@ _LIMITS_OF_UNITS = (
 )
 
 
-def hazards_of(unit: str | None) -> tuple[Hazard, ...]:
-    """Return the hazards with what is done about them, for a unit's name; None for rows."""
-    if unit is None:
-        return HAZARDS
-    return tuple(
-        replace(hazard, measure=(hazard.of_units or hazard.measure).replace("{}", unit))
-        for hazard in HAZARDS
-    )
+_LIMIT_OF_SHARED = (
+    "Each client's program is trusted by that client, and by the others of its sums to add its "
+    "part of the noise: one that adds none leaves them with less, down to own_epsilon."
+)
 
 
-def limits_of(unit: str | None) -> tuple[str, ...]:
-    """Return the limits in plain words, for a unit's name; None for rows."""
+def hazards_of(unit: str | None, *, shared: bool = False) -> tuple[Hazard, ...]:
+    """Return the hazards with what is done about them, for a unit's name; None for rows.
+
+    Args:
+        unit: See above.
+        shared: Whether noise is shared.
+    """
+    found: tuple[Hazard, ...] = HAZARDS
+    if unit is not None:
+        found = tuple(
+            replace(hazard, measure=(hazard.of_units or hazard.measure).replace("{}", unit))
+            for hazard in HAZARDS
+        )
+    if not shared:
+        return found
+    return tuple(replace(h, measure=h.of_shared or h.measure) for h in found)
+
+
+def limits_of(unit: str | None, *, shared: bool = False) -> tuple[str, ...]:
+    """Return the limits in plain words, for a unit's name; None for rows. `shared` as above."""
+    limits = tuple(_LIMIT_OF_SHARED if shared and text == _OF_NOISE else text for text in LIMITS)
     if unit is None:
-        return LIMITS
+        return limits
     said = tuple(text.replace("{}", unit) for text in _LIMITS_OF_UNITS)
-    return said + LIMITS[len(said) :]
+    return said + limits[len(said) :]

@@ -8,8 +8,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from fedtree_dp import Ledger, LedgerError, epsilon_of
+from fedtree_dp import Event, Ledger, LedgerError, PrivacyBudget, epsilon_of, given_honest
 from fedtree_dp.account.accounting import PLANNING_DISCRETIZATION
+from fedtree_dp.account.shared import counted_on
 from fedtree_dp.ledger.entries import budget_key
 from fedtree_secure.errors import ConfigurationError
 
@@ -28,6 +29,7 @@ class LedgerCheck:
         epsilon: Spent, at most.
         allowed, delta: Its budget.
         key: That changes of the budget need, hexadecimal; empty while none was signed.
+        own, own_allowed: The same whatever all others do, where charges count on them; else None.
     """
 
     dataset: str
@@ -37,11 +39,14 @@ class LedgerCheck:
     allowed: float = 0.0
     delta: float = 0.0
     key: str = ""
+    own: float | None = None
+    own_allowed: float = 0.0
 
     @property
     def kept(self) -> bool:
         """Whether the budget is kept."""
-        return not self.problem and self.epsilon <= self.allowed
+        own = self.own is None or self.own <= self.own_allowed
+        return not self.problem and own and self.epsilon <= self.allowed
 
 
 def check_ledgers(folder: Path) -> Iterator[LedgerCheck]:
@@ -69,14 +74,18 @@ def _check(path: Path) -> LedgerCheck:
         if checkpoints.is_file():
             ledger.verify_kept(checkpoints)
         events, budget = ledger.events(), ledger.budget
-        epsilon = epsilon_of(events, budget.delta, discretization=PLANNING_DISCRETIZATION)
-        if epsilon > budget.epsilon:
-            epsilon = epsilon_of(events, budget.delta)
         return LedgerCheck(
             ledger.dataset,
             lines=len(ledger.entries()),
-            epsilon=epsilon,
+            epsilon=_spent(given_honest(events), budget),
             allowed=budget.epsilon,
             delta=budget.delta,
             key=budget_key(ledger.entries()) or "",
+            own=_spent(events, budget.alone) if counted_on(events) > 1 else None,
+            own_allowed=budget.alone.epsilon,
         )
+
+
+def _spent(events: tuple[Event, ...], budget: PrivacyBudget) -> float:
+    epsilon = epsilon_of(events, budget.delta, discretization=PLANNING_DISCRETIZATION)
+    return epsilon if epsilon <= budget.epsilon else epsilon_of(events, budget.delta)

@@ -50,10 +50,22 @@ def front_matter(statement: Statement, client: ClientStatement) -> dict[str, Any
             "sampling": statement.guarantee["sampling"],
             "releases": [dict(release) for release in client.releases],
             f"declared_{statement.counted}s": client.records,
+            **_conditional(statement, client),
             "simulated": statement.simulated,
             "run": statement.run,
             "model_sha256": statement.model_sha256,
         },
+    }
+
+
+def _conditional(statement: Statement, client: ClientStatement) -> dict[str, Any]:
+    """What epsilon assumes of others, where it assumes anything."""
+    if statement.shared is None:
+        return {}
+    return {
+        "condition": statement.shared["condition"],
+        "own_epsilon": client.own_epsilon,
+        "honest_others": [dict(row) for row in client.honest_others],
     }
 
 
@@ -71,6 +83,11 @@ def _privacy(statement: Statement, client: ClientStatement) -> str:
         if statement.simulated
         else ""
     )
+    if statement.shared is not None:
+        simulated = (
+            f"\nThis ε is conditional: it holds while {statement.shared['condition']}. Whatever "
+            f"all others do, ε is at most {client.own_epsilon or client.epsilon:.4f}.\n{simulated}"
+        )
     what = statement.unit or "row"
     return f"""{_TITLE}
 Trained with differential privacy: ε = {client.epsilon:.4f} at δ = {client.delta:g}, of a budget of

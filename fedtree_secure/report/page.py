@@ -36,7 +36,7 @@ def render(statement: Statement) -> str:
     ]
     return environment.get_template("report.html.j2").render(
         s=statement,
-        kept=sum(client.epsilon <= client.allowed for client in clients),
+        kept=sum(_kept(client) for client in clients),
         smallest=min(opened, default=None),
         audits_said=said,
         audit_class=kind,
@@ -51,9 +51,15 @@ def render(statement: Statement) -> str:
         tree=Markup(drawings.tree(statement)),  # noqa: S704
         verdicts=_CLASSES,
         found={audit.name: audit.verdict for audit in statement.audits},
-        hazards=hazards_of(statement.unit),
-        limits=limits_of(statement.unit),
+        hazards=hazards_of(statement.unit, shared=statement.shared is not None),
+        limits=limits_of(statement.unit, shared=statement.shared is not None),
+        widest=max((c.honest_others for c in clients), key=len, default=()),
     )
+
+
+def _kept(client: ClientStatement) -> bool:
+    own = client.own_epsilon is None or client.own_epsilon <= (client.own_allowed or 0.0)
+    return own and client.epsilon <= client.allowed
 
 
 def _burn(client: ClientStatement) -> Markup:

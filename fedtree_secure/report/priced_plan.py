@@ -3,15 +3,17 @@ the unknown one.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rich.table import Table
 
 from fedtree_dp import Event, Gaussian, PrivacyBudget
+from fedtree_dp.account import shared
 from fedtree_dp.account.planner import Axis, Plan, PlanRow, Unknown, plan_table, solve, sweep
+from fedtree_dp.account.statements import condition
 from fedtree_dp.account.unit import name_of
-from fedtree_secure.agreed.noise_plan import plan_noise, stages
+from fedtree_secure.agreed.noise_plan import events_of, part_of, plan_noise, stages
 from fedtree_secure.config import Job
 from fedtree_secure.errors import ConfigurationError
 from fedtree_secure.job_file import ClientFiles, load_job
@@ -74,6 +76,9 @@ class PricedPlan:
         stages: Noise multiplier of each stage by name, the rounds' among them.
         allowed: Epsilon of the budget; None where epsilon was the unknown.
         counted: What n counts: records, or the job's units.
+        honest_others: Where noise is shared: epsilon by the number of honest others in every sum,
+            from what `epsilon` counts on down to none; else empty.
+        part: Where noise is shared: the noise multiplier that one member of a sum adds.
     """
 
     title: str
@@ -82,6 +87,8 @@ class PricedPlan:
     stages: dict[str, float]
     allowed: float | None
     counted: str = "record"
+    honest_others: tuple[shared.Assumed, ...] = ()
+    part: float | None = None
 
     @property
     def epsilon(self) -> float:
@@ -95,8 +102,12 @@ class PricedPlan:
 
     @property
     def noise_to_clip(self) -> float:
-        """Norm of the noise in an averaged step over the clipping norm."""
-        return self.row.signal_ratio
+        """Norm of the noise in an averaged step over the clipping norm; of one client's part, where
+        noise is shared.
+        """
+        if self.part is None:
+            return self.row.signal_ratio
+        return self.row.signal_ratio * self.part / self.row.noise_multiplier
 
     def curves(
         self, factors: Iterable[float] = (0.25, 0.5, 1.0, 2.0, 4.0)
@@ -129,6 +140,13 @@ class PricedPlan:
         table.caption = (
             f"first row: {self.unknown} solved for, by PLD; noise multipliers by stage: {noises}"
         )
+        if self.part is not None:
+            found = ", ".join(f"{row.others}: {row.epsilon:.4g}" for row in self.honest_others)
+            honest = len(self.honest_others)
+            table.caption += (
+                f". Noise is shared: each member adds {self.part:.4g}; epsilon holds while "
+                f"{condition(honest)}. By number of honest others: {found}"
+            )
         return table
 
 
@@ -185,6 +203,11 @@ def price_job_file(
     job, clients = load_job(path)
     if not job.rounds:
         raise ConfigurationError(f"{path} has no rounds; there is nothing to plan")
+    if job.noise == "shared" and unknown != "noise":
+        raise ConfigurationError(
+            f'solve is {unknown!r}; allowed with noise = "shared": noise, because all clients add '
+            "the same part, which follows from the job's epsilon and own_epsilon"
+        )
     if parameters is None:
         parameters = trained_values(job)
     groups: dict[tuple[PrivacyBudget, int], list[ClientFiles]] = {}
@@ -193,6 +216,10 @@ def price_job_file(
         groups.setdefault(key, []).append(client)
     found = []
     for (budget, records), members in groups.items():
+        if job.noise == "shared":
+            title = ", ".join(client.id for client in members)
+            found.append(_price_shared(job, budget, (), parameters, title))
+            continue
         plan = plan_of_job(job, budget, records, parameters)
         title = ", ".join(client.id for client in members)
         found.append(
@@ -240,6 +267,8 @@ def price_job(job: Job, records: int, spent: Sequence[Event] = ()) -> PricedPlan
     """
     if not job.rounds:
         raise ConfigurationError("the job has no rounds; there is nothing to plan")
+    if job.noise == "shared":
+        return _price_shared(job, job.privacy, spent, trained_values(job), "plan")
     plan = plan_of_job(job, job.privacy, records, trained_values(job))
     if not spent:
         return price(
@@ -248,6 +277,40 @@ def price_job(job: Job, records: int, spent: Sequence[Event] = ()) -> PricedPlan
     noise = plan_noise(job, job.privacy, spent).rounds
     return price(
         plan, job.privacy, unknown="epsilon", noise_multiplier=noise, title="plan", job=job
+    )
+
+
+def _price_shared(
+    job: Job, budget: PrivacyBudget, spent: Sequence[Event], parameters: int, title: str
+) -> PricedPlan:
+    """Price a job with shared noise: its noise is that of all clients, and what it assumes stands
+    beside it.
+    """
+    noise = plan_noise(job, budget, spent)
+    released = (Gaussian(noise.fingerprint),) if noise.fingerprint else ()
+    relative = {
+        name: replace(step, noise_multiplier=getattr(noise, name) / noise.rounds)
+        for name, step in stages(job).items()
+    }
+    relative.pop("rounds")
+    plan = Plan(
+        records=job.training.records,
+        sample_rate=job.training.sample_rate,
+        rounds=job.rounds,
+        steps_per_round=1,
+        parameters=parameters,
+        releases=released,
+        stages=tuple(relative.values()),
+    )
+    found = price(
+        plan, budget, unknown="epsilon", noise_multiplier=noise.rounds, title=title, job=job
+    )
+    return replace(
+        found,
+        unknown="noise",
+        allowed=budget.epsilon,
+        honest_others=shared.table((*spent, *events_of(job, noise)), budget.delta),
+        part=part_of(job, noise.rounds),
     )
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from fedtree_dp import Event, Ledger, epsilon_of
+from fedtree_dp import Event, Ledger, epsilon_of, given_honest
 from fedtree_dp.account.accounting import PLANNING_DISCRETIZATION
 from fedtree_dp.ledger.entries import Entry
 from fedtree_secure.errors import RunFolderError
@@ -55,6 +55,10 @@ class ClientStatement:
         baseline: Of the majority class, or of the untrained model.
         labels: Names of the head's outputs; empty for language models.
         bytes_sent, bytes_received: On the wire.
+        own_epsilon, own_allowed: Where noise is shared: what was spent and is allowed whatever all
+            others do; else None.
+        honest_others: Where noise is shared: ``epsilon`` by the number of honest others, from what
+            it counts on down to none; else empty.
     """
 
     name: str
@@ -72,6 +76,9 @@ class ClientStatement:
     labels: tuple[str, ...]
     bytes_sent: int
     bytes_received: int
+    own_epsilon: float | None = None
+    own_allowed: float | None = None
+    honest_others: tuple[Mapping[str, Any], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -165,6 +172,18 @@ class Statement:
         """The name of the unit that is protected; None for single rows."""
         unit = self.guarantee.get("of")
         return None if unit is None else str(unit["name"])
+
+    @property
+    def shared(self) -> Mapping[str, Any] | None:
+        """What epsilon assumes of others; None where it assumes nothing."""
+        found: Mapping[str, Any] | None = self.guarantee.get("shared")
+        return found
+
+    @property
+    def own_epsilon(self) -> float | None:
+        """The largest of any client whatever all others do, where noise is shared."""
+        found = [c.own_epsilon for c in self.clients if c.own_epsilon is not None]
+        return max(found, default=None)
 
     @property
     def counted(self) -> str:
@@ -291,11 +310,16 @@ def _client(
         labels=tuple(map(str, report["labels"] or ())),
         bytes_sent=int(report["bytes_sent"]),
         bytes_received=int(report["bytes_received"]),
+        own_epsilon=_number(report.get("own_epsilon_spent")),
+        own_allowed=_number(report.get("own_epsilon_allowed")),
+        honest_others=tuple(formal.get("honest_others", ())),
     )
 
 
 def burn_down(lines: Iterable[Entry], run: str, delta: float) -> tuple[Charge, ...]:
-    """Return how epsilon grew: a point for each charge of a run, one for others in a row."""
+    """Return how epsilon grew: a point for each charge of a run, one for others in a row. Of shared
+    noise it is what holds while others are honest.
+    """
     events: list[Event] = []
     found: list[Charge] = []
     for line in lines:
@@ -306,7 +330,7 @@ def burn_down(lines: Iterable[Entry], run: str, delta: float) -> tuple[Charge, .
         if not own and found and found[-1].purpose == OTHER_JOBS:
             found.pop()
         purpose = line.purpose or "" if own else OTHER_JOBS
-        found.append(Charge(purpose, quick_epsilon(tuple(events), delta)))
+        found.append(Charge(purpose, quick_epsilon(given_honest(events), delta)))
     return tuple(found)
 
 

@@ -15,6 +15,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table as RichTable
 
+from fedtree_dp.account.statements import condition
 from fedtree_dp.account.unit import RECORD_NEIGHBOURS, name_of
 from fedtree_secure.config import Job
 from fedtree_secure.errors import suggest
@@ -101,12 +102,8 @@ def guarantee(job: Job, reports: Mapping[str, Any]) -> dict[str, Any]:
         "unit": ROW if unit is None else unit.text,
         "adjacency": RECORD_NEIGHBOURS if unit is None else unit.neighbours,
         **({} if unit is None else {"of": unit.to_dict()}),
-        "observers": (
-            "server, other clients and outsiders see post-processing of the client's own DP-SGD "
-            "run; each client's noise protects it without trusting anybody. Masking is a second "
-            f"wall: the server sees sums over at least {job.masking.min_group} clients, up to "
-            f"{job.masking.colluders} colluding"
-        ),
+        "observers": _observers(job, honest := _counted_on(job, reports)),
+        **({} if honest == 1 else {"shared": _shared(job, honest)}),
         "sampling": "Poisson",
         "accountant": "privacy loss distribution (dp_accounting)",
         "declared_public": [
@@ -119,6 +116,48 @@ def guarantee(job: Job, reports: Mapping[str, Any]) -> dict[str, Any]:
         "not_released": (
             "metrics below were computed at home on each client's own test rows and sent to nobody"
         ),
+    }
+
+
+def _counted_on(job: Job, reports: Mapping[str, Any]) -> int:
+    """Honest members that the claim counts on: of this job, and of earlier ones on a data set."""
+    rows = (len(report["statement"].get("honest_others", ())) for report in reports.values())
+    own = job.masking.honest if job.noise == "shared" else 1
+    return max([own, *rows])
+
+
+def _observers(job: Job, honest: int) -> str:
+    masking = job.masking
+    if job.noise == "shared":
+        return (
+            "server, other clients and outsiders see sums of clipped gradients over at least "
+            f"{masking.min_group} clients. In each sum {masking.honest} members, the client among "
+            "them, are counted on to add the noise that epsilon asks for, each a part; everything "
+            f"else has the client's own full noise. Epsilon holds while at least {honest - 1} "
+            "others of every opened sum are honest and add their noise; own_epsilon "
+            f"{job.privacy.own_epsilon:g} holds whatever all others do"
+        )
+    said = (
+        "server, other clients and outsiders see post-processing of the client's own DP-SGD "
+        "run; each client's noise protects it without trusting anybody. Masking is a second "
+        f"wall: the server sees sums over at least {masking.min_group} clients, up to "
+        f"{masking.colluders} colluding"
+    )
+    if honest == 1:
+        return said
+    return (
+        f"{said}. Earlier jobs on a data set shared noise, and epsilon counts them: it holds while "
+        f"at least {honest - 1} others of every sum that they opened were honest"
+    )
+
+
+def _shared(job: Job, honest: int) -> dict[str, Any]:
+    """What epsilon assumes of others, for machines."""
+    return {
+        "honest": honest,
+        "colluders": job.masking.colluders,
+        "own_epsilon": job.privacy.own_epsilon,
+        "condition": condition(honest),
     }
 
 
@@ -185,10 +224,27 @@ def remarks(data: Mapping[str, Any]) -> list[str]:
         _comparison(data["clients"], key, found)
         for key, found in data.get("references", {}).items()
     ]
+    lines += _assumed(data)
     lines += _accuracy(data)
     lines += [f"Auditable: {cost}." for cost in data.get("auditable", {}).get("costs", ())]
     advice = [f"Advice: {found.text}." for found in advice_of(data)]
     return [*lines, *_heads(data), *_tree(data), *advice]
+
+
+def _assumed(data: Mapping[str, Any]) -> list[str]:
+    """What epsilon assumes of others, where noise is shared, and what holds with fewer."""
+    reports = [r for r in data["clients"].values() if "own_epsilon_spent" in r]
+    if not reports:
+        return []
+    worst = max(reports, key=lambda r: r["own_epsilon_spent"])
+    rows = [f"{row['others']}: {row['epsilon']:.2f}" for row in worst["statement"]["honest_others"]]
+    return [
+        (
+            "Noise is shared: ε holds while, in every opened sum, others are honest and add their "
+            f"noise. By number of honest others: {', '.join(rows)} (of own_epsilon "
+            f"{worst['own_epsilon_allowed']:g})."
+        )
+    ]
 
 
 def _accuracy(data: Mapping[str, Any]) -> list[str]:

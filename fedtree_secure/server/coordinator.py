@@ -30,6 +30,7 @@ from fedtree_secure.agreed.round_plan import (
     tree_without_distances,
     vote_bytes,
 )
+from fedtree_secure.agreed.shared_noise import shared_clip
 from fedtree_secure.agreed.stages import FIRST, MERGE, Exchange, in_round
 from fedtree_secure.agreed.terms import Terms
 from fedtree_secure.agreed.transport import Transport
@@ -181,6 +182,8 @@ class Coordinator:
             self._channel.exchange(in_round(number, Exchange.PREPARE), late, needed=False)
 
     def _bound(self, reply: wire.Joined, *, merge: bool) -> float:
+        if self.job.noise == "shared" and not merge:
+            return shared_clip(self.terms)
         return largest_change(self.job, reply.noise_multiplier, reply.records, merge=merge)
 
     def _fix_clips(self) -> None:

@@ -16,13 +16,22 @@ from typing import Any
 import msgspec
 import rfc8785
 
-from fedtree_dp import Event, Gaussian, Ledger, PoissonGaussian, PrivacyBudget, epsilon_of
+from fedtree_dp import (
+    Event,
+    Gaussian,
+    Ledger,
+    PoissonGaussian,
+    PrivacyBudget,
+    epsilon_of,
+    given_honest,
+)
 from fedtree_dp.account.accounting import PLANNING_DISCRETIZATION
 from fedtree_dp.account.unit import name_of
 from fedtree_secagg import Identity
 from fedtree_secure.agreed.noise_plan import NoisePlan, plan_noise, stages
 from fedtree_secure.agreed.terms import Terms
 from fedtree_secure.config import Job
+from fedtree_secure.errors import ConfigurationError
 from fedtree_secure.job_file import build
 from fedtree_secure.key_file import verifies
 from fedtree_secure.roster_file import RosterFile
@@ -80,7 +89,9 @@ def planned_budget(job: Job, budget: PrivacyBudget) -> PrivacyBudget:
     set's own, in epsilon and in delta.
     """
     return PrivacyBudget(
-        epsilon=min(job.privacy.epsilon, budget.epsilon), delta=min(job.privacy.delta, budget.delta)
+        epsilon=min(job.privacy.epsilon, budget.epsilon),
+        delta=min(job.privacy.delta, budget.delta),
+        own_epsilon=budget.own_epsilon,
     )
 
 
@@ -97,7 +108,8 @@ def spent_of(ledger: Ledger, more: Sequence[Event] = ()) -> float:
     events = [*ledger.events(), *more]
     if not events:
         return 0.0
-    return epsilon_of(events, ledger.budget.delta, discretization=PLANNING_DISCRETIZATION)
+    assumed = given_honest(events)  # what the budget's epsilon speaks of
+    return epsilon_of(assumed, ledger.budget.delta, discretization=PLANNING_DISCRETIZATION)
 
 
 def plan_for(job: Job, ledger: Ledger) -> NoisePlan:
@@ -106,7 +118,12 @@ def plan_for(job: Job, ledger: Ledger) -> NoisePlan:
     Raises:
         BudgetExceeded: What is left allows no useful plan.
         LedgerError: The data set's charges protect another unit than the job's would.
+        ConfigurationError: The job shares noise, which deployments do not yet.
     """
+    if job.noise == "shared":
+        raise ConfigurationError(
+            'noise is "shared"; in a deployment each site adds its own full noise: allowed is own'
+        )
     ledger.check_unit(job.privacy_unit)
     return plan_noise(job, planned_budget(job, ledger.budget), ledger.events())
 

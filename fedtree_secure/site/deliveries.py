@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from fedtree_dp import Ledger, statement
-from fedtree_dp.account.accounting import merge
+from fedtree_dp.account.shared import merged
 from fedtree_secure.client.adapter import Outcome, save_adapter
 from fedtree_secure.client.participant import Participant
 from fedtree_secure.report.summary import guarantee
@@ -50,7 +50,7 @@ def deliver_run(
         "epsilon_spent": said.epsilon,
         "epsilon_allowed": ledger.budget.epsilon,
         "delta": ledger.budget.delta,
-        "events": [event.to_dict() for event in merge(ledger.events())],
+        "events": [event.to_dict() for event in merged(ledger.events())],
         "statement": said.to_dict(),
         "metric": metric,
         "majority": data.majority,

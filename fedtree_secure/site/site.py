@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fedtree_dp import BudgetExceeded, Ledger, LedgerError
+from fedtree_dp import BudgetExceeded, Ledger, LedgerError, given_honest
 from fedtree_secagg import Identity
 from fedtree_secure.agreed import messages as wire
 from fedtree_secure.agreed import who
@@ -185,7 +185,7 @@ class Site:
             ``epsilon_allowed`` and ``delta``.
         """
         with self._lock:
-            allowed, events = self.ledger.budget, tuple(self.ledger.events())
+            allowed, events = self.ledger.budget, given_honest(self.ledger.events())
             return {
                 "dataset": self.settings.dataset,
                 "epsilon_spent": round(quick_epsilon(events, allowed.delta), 4),

@@ -50,6 +50,8 @@ from fedtree_secagg.rounds.states import (
     Uploaded,
 )
 
+_UPDATES = (np.float32, np.float64, np.int64)
+
 __all__ = [
     "Advertised",
     "Confirmed",
@@ -182,7 +184,10 @@ def upload(state: Opened, vector: npt.NDArray[Any], *, randomness: bytes) -> tup
     Args:
         state: from `receive`.
         vector: shape (plan.length,), float32 or float64, each value within the quantiser's clip;
-            only the coordinates of this client's nodes are read.
+            only the coordinates of this client's nodes are read. Or int64: whole numbers of grid
+            steps, for an application that rounds and adds noise on the grid itself. They are taken
+            as they are, modulo 2^w, neither refused nor cut: a sum of values that were cut one by
+            one would be no function of the sum.
         randomness: 32 fresh bytes.
 
     Returns:
@@ -306,8 +311,8 @@ def _sealed(state: Shared, dealt: dict[str, Bundle], stream: keys.Stream) -> byt
 
 
 def _check_vector(vector: npt.NDArray[Any], plan: Plan) -> None:
-    if not isinstance(vector, np.ndarray) or vector.dtype not in (np.float32, np.float64):
-        raise ConfigurationError("the update must be a numpy vector of float32 or float64")
+    if not isinstance(vector, np.ndarray) or vector.dtype not in _UPDATES:
+        raise ConfigurationError("the update must be a numpy vector of float32, float64 or int64")
     if vector.shape != (plan.length,):
         raise ConfigurationError(
             f"the update has shape {vector.shape}, the plan asks for ({plan.length},)"
@@ -370,7 +375,11 @@ def _write_masked(out: Words, state: Opened, vector: npt.NDArray[Any], stream: k
     at = 0
     for node, seed in zip(cohort.nodes_of(state.name), state.seeds, strict=True):
         part = out[at : at + node.width]
-        plan.quantiser.quantise_into(part, node.gather(vector), stream(32))
+        key = stream(32)
+        if vector.dtype == np.int64:
+            part[:] = node.gather(vector).astype(part.dtype)  # keeps the low bits
+        else:
+            plan.quantiser.quantise_into(part, node.gather(vector), key)
         masks = [(keys.self_mask_key(seed.reveal(), cohort.id, state.name, node.name), 1)]
         for peer in cohort.peers(state.name, node, state.sharers):
             if peer not in agreed:

@@ -64,12 +64,18 @@ REASONS = {
         "doubled sampling rate": "sampling rate",
         "shuffling called Poisson": "batch sizes",
         "a clip a record called a clip a unit": "sensitivity",
+        "shared: h counted too high": "noise that nobody knows in the smallest sums",
+        "shared: noise split over too many": "part of c000",
+        "shared: a dropout that leaves too little": "smallest sum",
+        "shared: a member that adds none": "part of c001",
+        "shared: one part for all": "noise between members",
     },
     "adapter_release": {"trained without DP": "final weights: noncentral t"},
     "canary_client": {
         "a group of one": "external expert: sum of a group",
         "no noise": "trunk: own noise",
         "half the noise": "own cluster: sum of a group",
+        "shared noise split over too many": "own cluster: sum of a group",
     },
     "canary_whitebox": {
         "no noise": "per step",

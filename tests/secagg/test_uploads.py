@@ -98,3 +98,31 @@ def test_overflow_sums_that_were_half_opened_when_the_step_was_broken_off_are_ne
         server.open_sums(agreed, reveals)
     with refused("run another attempt"):
         server.open_sums(agreed, reveals)
+
+
+# Whole numbers of grid steps
+
+
+def test_whole_numbers_are_summed_as_they_are_and_one_client_s_are_never_cut():
+    """Noise that was added on the grid: one value may be beyond the clip while the sum is not."""
+    world = World.of(flat_plan(n=5, length=64))
+    most = world.plan.quantiser.max_integer
+    rng = np.random.default_rng(3)
+    for name in world.updates:
+        world.updates[name] = rng.integers(-most, most + 1, 64)
+    first, second = list(world.updates)[:2]
+    world.updates[first][:3] = 3 * most + 5, -3 * most - 5, most + 1
+    world.updates[second][:3] = -3 * most, 3 * most, -1
+    (opened,) = world.run().opened.values()
+    wanted = np.sum(list(world.updates.values()), axis=0)
+    assert opened.ring.tolist() == wanted.tolist()
+
+
+@pytest.mark.parametrize("kind", [np.int32, np.uint64, np.float16, np.bool_])
+def test_updates_of_other_types_are_refused(kind):
+    world = World.of(flat_plan())
+    run = world.run(upto="shares")
+    _, inboxes = server.route_shares(run.server_states["adverts"], run.sent["shares"])
+    update = np.zeros(world.plan.length, dtype=kind)
+    with refused("float32, float64 or int64", error=ConfigurationError):
+        client.mask(run.states["shares"]["c00"], inboxes["c00"], update, randomness=FRESH)

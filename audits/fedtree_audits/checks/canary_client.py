@@ -16,8 +16,9 @@ each coordinate (`sums_behind`).
 Two claims are tested. The client's own: epsilon at its noise multiplier, against everybody. And
 that of masking: no sum over fewer than `min_group` clients is opened, so that beside the onlooker's
 own noise, which it knows, that of at least min_group - 1 others is in everything it is sent: a
-noise multiplier of sqrt(min_group - 1) times a client's. Two methods, pooled over rounds and
-one-run f-DP, in three views share the error of 5% (Bonferroni).
+noise multiplier of sqrt(min_group - 1) times a client's. Where noise is shared the second one is
+what the run claims, and the first what holds whatever others do. Two methods, pooled over rounds
+and one-run f-DP, in three views share the error of 5% (Bonferroni).
 """
 
 from __future__ import annotations
@@ -40,17 +41,19 @@ from fedtree_audits.rigs.broken import BUILDS, any_group_opens
 from fedtree_audits.rigs.engines import Build
 from fedtree_audits.rigs.federated import Attack, Held, Planted, run_federation, two_clusters
 from fedtree_audits.rigs.parties import ample, scratch
+from fedtree_audits.rigs.shared_sums import parts_of_nothing, split_over_ten
 from fedtree_audits.rigs.tiny import write_model
 from fedtree_audits.run_folder import RunFolder
 from fedtree_audits.statistics import estimators as est
 from fedtree_audits.statistics.scores import Bools, Floats
 from fedtree_audits.statistics.verdict import POWER, Check, Power, Result
 from fedtree_dp import NoiseSource, PoissonGaussian, epsilon_of
-from fedtree_secure.testing import Backbone, Job, Masking, Training
+from fedtree_secure.testing import Backbone, Job, Masking, Training, part_of
 
 QUESTION = "What does another participant learn from what it is sent?"
 VIEWS = ("trunk", "own cluster", "external expert")
 ROUNDS, CANARIES, MOST_CANARIES = 10, 1600, 2400
+FEW = 400  # are enough where a third of the noise is there
 METHODS = 2
 CONFIDENCE = 1 - 0.05 / (METHODS * len(VIEWS))
 GUESSED = 0.2  # share of canaries that are guessed about, fixed here
@@ -66,11 +69,13 @@ class Setup:
     Attributes:
         build: engine and sampler.
         alone: whether the other cluster is one client.
+        shared: whether the clients share their noise: the event's is then each one's part.
         opening: entered around the run; a self-test removes a guard here.
     """
 
     build: Build = field(default_factory=Build)
     alone: bool = False
+    shared: bool = False
     opening: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext
 
 
@@ -128,13 +133,16 @@ def look(
     with scratch() as place:
         job = Job(
             backbone=str(write_model(place / "model", "llama", layers=LAYERS, hidden=WIDTH)),
-            privacy=ample(1e-6),
+            privacy=ample(1e-6, shared=setup.shared),
+            noise="shared" if setup.shared else "own",
             rounds=ROUNDS,
             task="causal-lm",
             masking=Masking(min_group=min_group, colluders=1),
             training=Training(records=RECORDS, sample_rate=event.sample_rate, max_length=16),
         )
         backbone = Backbone(job, device="cpu")
+        noise = event.noise_multiplier  # the noise plan speaks of the honest members' together
+        noise *= math.sqrt(job.masking.honest) if setup.shared else 1.0
         layout = backbone.layout()
         cut = layout.layers[TRUNK][0]
         places = dict(
@@ -163,7 +171,7 @@ def look(
                 tree,
                 place / "run",
                 key,
-                Attack(event.noise_multiplier, planted, setup.build, names[0]),
+                Attack(noise, planted, setup.build, names[0]),
             )
     return {
         view: _view(held, view, planted[hosts[view]], places[view], job.training.learning_rate)
@@ -216,7 +224,7 @@ def audit_setup(
     found, figures = _attack(seen, event, masked, delta, claims)
     controls = {}
     if control:
-        bare = look(Setup(BUILDS["no noise"]), event, min_group, key, canaries)
+        bare = look(_without_noise(setup), event, min_group, key, canaries)
         controls["clients without noise"] = not all(
             c.holds for c in _attack(bare, event, masked, delta, claims)[0]
         )
@@ -255,12 +263,21 @@ def audit_setup(
     )
 
 
+def _without_noise(setup: Setup) -> Setup:
+    """Return what must be caught: clients that add nothing."""
+    if setup.shared:
+        return Setup(shared=True, opening=parts_of_nothing)
+    return Setup(BUILDS["no noise"])
+
+
 def audit_run(run: RunFolder) -> Result:
     """Attack a federation with the run's settings, and look at the groups that the run
     itself opened.
     """
     job = run.job
-    noise = [plan.rounds for plan in map(run.noise_plan, sorted(run.clients)) if plan.rounds]
+    shared = job.noise == "shared"
+    plans = map(run.noise_written if shared else run.noise_plan, sorted(run.clients))
+    noise = [part_of(job, p.rounds) if shared else p.rounds for p in plans if p.rounds]
     if not noise:
         raise MissingEvidence(
             f"the noise plans in {run.path} have no rounds: participants were sent no sum"
@@ -270,7 +287,7 @@ def audit_run(run: RunFolder) -> Result:
         min(noise), job.training.sample_rate, job.rounds * job.training.local_steps
     )
     return audit_setup(
-        Setup(),
+        Setup(shared=shared),
         event,
         job.privacy.delta,
         least,
@@ -402,13 +419,13 @@ def _enough(event: PoissonGaussian, min_group: int) -> int:
     return int(min(MOST_CANARIES, max(CANARIES, 2 * draws / (event.sample_rate * (ROUNDS - 1)))))
 
 
-def _variant(setup: Setup) -> Variant:
+def _variant(setup: Setup, canaries: int = CANARIES) -> Variant:
     event = PoissonGaussian(1.0, 0.25, ROUNDS)
 
     def variant(seed: int) -> Result:
         key = hashlib.sha256(f"canary_client/{seed}".encode()).digest()
         return audit_setup(
-            setup, event, 1e-5, 3, key, control=False
+            setup, event, 1e-5, 3, key, canaries=canaries, control=False
         )  # the control is a variant of its own here
 
     return variant
@@ -418,11 +435,14 @@ AUDIT = Audit(
     name="canary_client",
     question=QUESTION,
     on_run=audit_run,
-    correct=_variant(Setup()),
+    correct=lambda seed: _variant(Setup(shared=seed % 3 == 2))(seed),
     mutants={
         "a group of one": _variant(Setup(alone=True, opening=any_group_opens)),
         "no noise": _variant(Setup(BUILDS["no noise"])),
         "half the noise": _variant(Setup(BUILDS["half the noise"])),
+        "shared noise split over too many": _variant(
+            Setup(shared=True, opening=split_over_ten), canaries=FEW
+        ),
     },
 )
 

@@ -21,6 +21,7 @@ from dataclasses import replace
 import numpy as np
 from scipy import stats
 
+from fedtree_audits.checks import shared_noise
 from fedtree_audits.command import Audit, Variant, main
 from fedtree_audits.rigs.broken import BUILDS, OF_UNITS
 from fedtree_audits.rigs.engines import (
@@ -109,7 +110,11 @@ def audit_build(
 
 
 def audit_run(run: RunFolder) -> Result:
-    """Audit with the settings of the run's least noisy stage and fresh randomness."""
+    """Audit with the settings of the run's least noisy stage and fresh randomness; where noise is
+    shared, what its members add and what is opened (`shared_noise`).
+    """
+    if run.job.noise == "shared":
+        return shared_noise.audit_run(run)
     training = run.job.training
     plans = [run.noise_plan(client) for client in sorted(run.clients)]
     noise = min(plan.rounds or plan.head for plan in plans)
@@ -236,7 +241,9 @@ def _variant(build: Build, unit: PrivacyUnit | None = None) -> Variant:
 
 
 def _correct(seed: int) -> Result:
-    """The shipped build, for records and for units in turns."""
+    """The shipped build, for records, for units and for shared noise in turns."""
+    if seed % 3 == 2:
+        return shared_noise.variant()(seed)
     return _variant(Build(), PATIENT if seed % 2 else None)(seed)
 
 
@@ -251,6 +258,7 @@ AUDIT = Audit(
     mutants={
         **{name: _variant(build) for name, build in BUILDS.items()},
         **{name: _variant(build, PATIENT) for name, build in OF_UNITS.items()},
+        **shared_noise.MUTANTS,
     },
 )
 

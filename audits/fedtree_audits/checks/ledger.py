@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 import shutil
 import sqlite3
 import sys
@@ -34,9 +35,12 @@ from fedtree_dp import (
     LedgerError,
     LedgerTampered,
     PoissonGaussian,
+    SharedPoissonGaussian,
     epsilon_of,
+    given_honest,
 )
 from fedtree_dp.account.accounting import merge
+from fedtree_dp.account.shared import counted_on, merged
 from fedtree_dp.account.unit import text_of
 from fedtree_secure.testing import MERGE, node_name
 
@@ -88,9 +92,15 @@ def required(run: RunFolder, client: str) -> dict[str, Event]:
     """Return what the client must have charged at least, by purpose: stages whose result is known
     to have left.
     """
-    job, plan, rounds = run.job, run.noise_plan(client), _rounds_of(run, client)
+    job, plan, rounds = run.job, run.noise_written(client), _rounds_of(run, client)
     training, journal = job.training, run.journal(client) or {}
+    steps: PoissonGaussian | SharedPoissonGaussian
     steps = PoissonGaussian(1.0, training.sample_rate, training.local_steps)
+    due = plan.rounds
+    if job.noise == "shared" and _in_a_sum(run, client):
+        honest = job.masking.min_group - max(job.masking.colluders, 1)
+        steps = SharedPoissonGaussian(1.0, training.sample_rate, 1, honest)
+        due = plan.rounds / math.sqrt(honest)
     known: dict[str, Event] = {}
     if plan.warm_up:
         known["warm-up"] = PoissonGaussian(
@@ -102,8 +112,7 @@ def required(run: RunFolder, client: str) -> dict[str, Event]:
         known["head"] = PoissonGaussian(plan.head, training.head_sample_rate, job.head_steps)
     if plan.rounds:
         known |= {
-            f"round {n}": replace(steps, noise_multiplier=plan.rounds)
-            for n in range(1, job.rounds + 1)
+            f"round {n}": replace(steps, noise_multiplier=due) for n in range(1, job.rounds + 1)
         }
     left = set(journal.get("releases", {})) | {f"round {n}" for n in rounds if n != MERGE}
     left |= {"warm-up", "fingerprint"} if rounds else set()
@@ -113,12 +122,13 @@ def required(run: RunFolder, client: str) -> dict[str, Event]:
 def _audit_client(run: RunFolder, client: str) -> tuple[list[Check], float]:
     with Ledger.inspect(run.ledger(client)) as ledger:
         entries, events, delta = ledger.entries(), ledger.events(), ledger.budget.delta
-        allowed, dataset, unit = ledger.budget.epsilon, ledger.dataset, ledger.unit
+        budget, dataset, unit = ledger.budget, ledger.dataset, ledger.unit
     report = run.summary["clients"].get(client)
     if report is None:
         raise MissingEvidence(f"summary.json says nothing of client {client}")
-    exact = epsilon_of(events, delta)
-    second = _second(merge(events), delta)
+    assumed, allowed = given_honest(events), budget.epsilon
+    exact, own = epsilon_of(assumed, delta), epsilon_of(events, delta)
+    second = _second(merge(assumed), delta)
     claimed, head = float(report["epsilon_spent"]), entries[-1].hash[:12]
     charged: dict[str, list[Event]] = {}
     for entry in entries:
@@ -128,7 +138,7 @@ def _audit_client(run: RunFolder, client: str) -> tuple[list[Check], float]:
             and entry.purpose is not None
         ):
             charged.setdefault(entry.purpose, []).append(entry.event)
-    told = [event.to_dict() for event in merge(events)]
+    told = [event.to_dict() for event in merged(events)]
     close = abs(second - exact) <= ACCOUNTANTS_AGREE * max(1.0, exact)
     return [
         Check(f"{client}: chain", holds=True, detail=f"{len(entries)} lines, head {head}"),
@@ -149,6 +159,7 @@ def _audit_client(run: RunFolder, client: str) -> tuple[list[Check], float]:
         ),
         Check(f"{client}: second accountant", close, f"PLD {exact:.4f}, PRV {second:.4f}"),
         Check(f"{client}: budget", exact <= allowed + TOLERANCE, f"{exact:.4f} of {allowed:g}"),
+        *_own(client, report, own, budget.alone.epsilon, counted_on(events)),
         Check(
             f"{client}: events",
             told == report["events"],
@@ -156,6 +167,33 @@ def _audit_client(run: RunFolder, client: str) -> tuple[list[Check], float]:
         ),
         _compare(client, required(run, client), charged),
     ], exact
+
+
+def _in_a_sum(run: RunFolder, client: str) -> bool:
+    groups = [group for layer in run.summary["layers"] for group in layer["released"]]
+    return any(client in group for group in [*groups, *run.summary.get("heads", [])])
+
+
+def _own(
+    client: str, report: dict[str, Any], own: float, allowed: float, honest: int
+) -> list[Check]:
+    """Where charges count on others: what holds without them, and that the summary says so."""
+    if honest == 1:
+        return []
+    claimed = float(report.get("own_epsilon_spent", 0.0))
+    rows = report["statement"].get("honest_others", [])
+    return [
+        Check(
+            f"{client}: own noise",
+            abs(claimed - own) <= TOLERANCE and own <= allowed + TOLERANCE,
+            f"claimed {claimed:.4f}, ledger {own:.4f} of {allowed:g}",
+        ),
+        Check(
+            f"{client}: condition",
+            [row["others"] for row in rows] == list(range(honest - 1, -1, -1)),
+            f"the charges count on {honest - 1} honest others; the summary has {len(rows)} rows",
+        ),
+    ]
 
 
 def _checkpoint(run: RunFolder, client: str) -> list[Check]:

@@ -35,6 +35,7 @@ from fedtree_secure.testing import (
     Workings,
     Writing,
     initial_state,
+    part_of,
     prepare,
 )
 
@@ -143,7 +144,8 @@ def open_parties(
     server = Identity.generate(next(fresh))
     identities = {name: Identity.generate(next(fresh)) for name in casting.rows}
     roster = Roster({name: identity.public_bytes for name, identity in identities.items()})
-    terms = Terms(job, roster, server.public_bytes, RUN)
+    part = part_of(job, casting.noise.rounds) if job.noise == "shared" else None
+    terms = Terms(job, roster, server.public_bytes, RUN, shared_noise=part)
     participants = {}
     for name, rows in casting.rows.items():
         client = Client(name, train=rows)
@@ -173,11 +175,11 @@ def scratch() -> Iterator[Path]:
         yield Path(place)
 
 
-def ample(delta: float) -> PrivacyBudget:
+def ample(delta: float, *, shared: bool = False) -> PrivacyBudget:
     """Return a budget that no audit of no texts exhausts; the claim is computed from what is
-    charged.
+    charged. With ``shared``, one for noise that is shared.
     """
-    return PrivacyBudget(epsilon=1e4, delta=delta)
+    return PrivacyBudget(epsilon=1e4, delta=delta, own_epsilon=1e5 if shared else None)
 
 
 def _keys(key: bytes) -> Iterator[bytes]:

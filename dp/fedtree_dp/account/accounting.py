@@ -23,7 +23,13 @@ from dataclasses import replace
 from typing import Any, Literal
 
 from fedtree_dp import checks
-from fedtree_dp.account.events import Event, Gaussian, PoissonGaussian, TruncatedPoissonGaussian
+from fedtree_dp.account.events import (
+    Event,
+    Gaussian,
+    PoissonGaussian,
+    SharedPoissonGaussian,
+    TruncatedPoissonGaussian,
+)
 from fedtree_dp.account.single_step import gaussian_step
 from fedtree_dp.errors import ConfigurationError
 
@@ -50,7 +56,8 @@ def merge(events: Iterable[Event]) -> tuple[Event, ...]:
 
     Equal Poisson steps add up. Full-batch steps (`sample_rate` 1) are Gaussian releases, and
     Gaussian releases with multipliers s_i are together one with `(sum of s_i^-2)^-1/2`: exact, not
-    a bound.
+    a bound. Steps of shared noise count with their own noise alone; who may count on others says so
+    first (`fedtree_dp.account.shared.given_honest`).
     """
     steps: Counter[PoissonGaussian | TruncatedPoissonGaussian] = Counter()
     full: Counter[float] = Counter()
@@ -66,8 +73,12 @@ def merge(events: Iterable[Event]) -> tuple[Event, ...]:
     return tuple(merged)
 
 
-def _one_step(event: Event) -> Event:
-    """Return one step of the event, in its simplest equal form."""
+def _one_step(event: Event) -> Gaussian | PoissonGaussian | TruncatedPoissonGaussian:
+    """Return one step of the event, in its simplest equal form; of shared noise, what holds
+    whatever others do.
+    """
+    if isinstance(event, SharedPoissonGaussian):
+        event = event.own
     if isinstance(event, TruncatedPoissonGaussian) and event.cap >= event.records:
         event = PoissonGaussian(event.noise_multiplier, event.sample_rate, event.steps)
     if isinstance(event, PoissonGaussian) and event.sample_rate == 1.0:

@@ -19,9 +19,12 @@ class PrivacyBudget:
     that is released.
 
     Attributes:
-        epsilon: finite and above 0, in nats.
+        epsilon: finite and above 0, in nats. Where noise is shared with other clients it holds
+            while as many of them as each charge counts on are honest.
         delta: above 0 and below 1; meaningful only below one over the number of records
             (`check_records`).
+        own_epsilon: what may be spent whatever all others do, by the client's own noise alone; at
+            least `epsilon`. None: the same as `epsilon`, so that nothing may count on others.
 
     Raises:
         ConfigurationError: a value outside these ranges.
@@ -32,10 +35,24 @@ class PrivacyBudget:
 
     epsilon: float
     delta: float
+    own_epsilon: float | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "epsilon", checks.real("epsilon", self.epsilon, above=0.0))
         object.__setattr__(self, "delta", checks.real("delta", self.delta, above=0.0, below=1.0))
+        if self.own_epsilon is not None:
+            own = checks.real("own_epsilon", self.own_epsilon, at_least=self.epsilon)
+            object.__setattr__(self, "own_epsilon", own)
+
+    def __repr__(self) -> str:
+        own = "" if self.own_epsilon is None else f", own_epsilon={self.own_epsilon}"
+        return f"PrivacyBudget(epsilon={self.epsilon}, delta={self.delta}{own})"
+
+    @property
+    def alone(self) -> PrivacyBudget:
+        """What may be spent by own noise alone, as a budget."""
+        own = self.epsilon if self.own_epsilon is None else self.own_epsilon
+        return PrivacyBudget(epsilon=own, delta=self.delta)
 
     def check_records(self, records: int) -> None:
         """Refuse a delta under which publishing one whole record at random would count as private.
@@ -58,5 +75,6 @@ class PrivacyBudget:
             )
 
     def to_dict(self) -> dict[str, float]:
-        """Return `{"epsilon": ..., "delta": ...}`."""
-        return {"epsilon": self.epsilon, "delta": self.delta}
+        """Return `{"epsilon": ..., "delta": ...}`, and `own_epsilon` where it is given."""
+        own = {} if self.own_epsilon is None else {"own_epsilon": self.own_epsilon}
+        return {"epsilon": self.epsilon, "delta": self.delta, **own}

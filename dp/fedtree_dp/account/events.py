@@ -11,6 +11,7 @@ ledgers keep them for years; a different mechanism gets a different name.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import ClassVar
@@ -20,6 +21,7 @@ from fedtree_dp.errors import ConfigurationError
 
 # Far more than any job; beyond it accounting takes minutes.
 _MOST_STEPS = 1_000_000
+_MOST_SHARE = 65_535  # clients of one masking plan
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,10 +141,70 @@ class TruncatedPoissonGaussian:
         return _to_dict(self)
 
 
-Event = PoissonGaussian | Gaussian | TruncatedPoissonGaussian
+@dataclass(frozen=True, slots=True)
+class SharedPoissonGaussian:
+    """DP-SGD steps of which nobody sees more than a sum over several clients, each with noise of
+    its own in it.
+
+    Two guarantees, with different assumptions (`fedtree_dp.account.shared`):
+
+    Formal guarantee (own noise): whatever all others do, that of `PoissonGaussian` with this
+        `noise_multiplier`. It is what every function of this package computes with, unless it is
+        told to assume more.
+    Formal guarantee (shared noise): while every opened sum that holds a step of this client also
+        holds the independent noise, of the same size, of at least `honest` - 1 others, and nobody
+        who looks knows that noise: that of `PoissonGaussian` with `noise_multiplier` times the
+        square root of `honest`.
+
+    Attributes:
+        noise_multiplier: standard deviation of this client's own noise over the clipping norm.
+        sample_rate: as for `PoissonGaussian`.
+        steps: as for `PoissonGaussian`; each is opened as a sum before the next is computed.
+        honest: members of the smallest sum, this client among them, whose noise is counted on; 1
+            to 65,535.
+
+    Raises:
+        ConfigurationError: a value outside these ranges.
+    """
+
+    mechanism: ClassVar[str] = "shared_poisson_gaussian"
+    noise_multiplier: float
+    sample_rate: float
+    steps: int
+    honest: int
+
+    def __post_init__(self) -> None:
+        own = PoissonGaussian(self.noise_multiplier, self.sample_rate, self.steps)
+        for name in ("noise_multiplier", "sample_rate", "steps"):
+            object.__setattr__(self, name, getattr(own, name))
+        object.__setattr__(self, "honest", checks.count("honest", self.honest, at_most=_MOST_SHARE))
+
+    @property
+    def own(self) -> PoissonGaussian:
+        """The same steps by this client's own noise alone."""
+        return PoissonGaussian(self.noise_multiplier, self.sample_rate, self.steps)
+
+    def together(self, honest: int | None = None) -> PoissonGaussian:
+        """The same steps by the noise of so many members, this client among them.
+
+        Args:
+            honest: at least 1; as many as the event counts on if None. More are not believed.
+        """
+        asked = self.honest if honest is None else checks.count("honest", honest)
+        counted = min(asked, self.honest)
+        noise = self.noise_multiplier * math.sqrt(counted)
+        return PoissonGaussian(noise, self.sample_rate, self.steps)
+
+    def to_dict(self) -> dict[str, str | float | int]:
+        """Return the canonical form, `from_dict`'s inverse."""
+        return _to_dict(self)
+
+
+Event = PoissonGaussian | Gaussian | TruncatedPoissonGaussian | SharedPoissonGaussian
 
 MECHANISMS: dict[str, type[Event]] = {
-    kind.mechanism: kind for kind in (PoissonGaussian, Gaussian, TruncatedPoissonGaussian)
+    kind.mechanism: kind
+    for kind in (PoissonGaussian, Gaussian, TruncatedPoissonGaussian, SharedPoissonGaussian)
 }
 
 

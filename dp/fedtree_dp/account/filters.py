@@ -33,7 +33,7 @@ def renyi_divergence(event: Event, order: int) -> float:
     Gaussian's divergence is a finite sum, and the larger of the two directions.
 
     Args:
-        event: `Gaussian` or `PoissonGaussian`.
+        event: `Gaussian`, `PoissonGaussian`, or shared noise, of which the own part counts.
         order: whole number from 2.
 
     Raises:

@@ -13,6 +13,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 
+from fedtree_dp.account import shared
 from fedtree_dp.account.accounting import STATEMENT_DISCRETIZATION, epsilon_of, merge, times_of
 from fedtree_dp.account.events import Event, Gaussian, TruncatedPoissonGaussian
 from fedtree_dp.account.unit import RECORD_NEIGHBOURS, PrivacyUnit, name_of, text_of
@@ -37,6 +38,10 @@ _SAMPLING = (
     "and is not shown to anyone"
 )
 _PUBLIC_SIZE = "the exact number of records is public"
+_HONEST = (
+    "every opened sum that holds a step of this client also holds the noise of at least {} other "
+    "client{} that {} honest and add{} it; epsilon with fewer stands beside it"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +62,8 @@ class Statement:
         accountants: libraries and their versions.
         releases: the events, equal ones merged, in their canonical form.
         assumptions: what has to be true.
+        honest_others: where noise is shared, `epsilon` for each number of other honest members of
+            every sum, from the number that `epsilon` counts on down to none; else empty.
     """
 
     unit: str
@@ -70,18 +77,28 @@ class Statement:
     accountants: dict[str, str]
     releases: tuple[dict[str, str | float | int], ...]
     assumptions: tuple[str, ...]
+    honest_others: tuple[shared.Assumed, ...] = ()
 
     def to_dict(self) -> dict[str, object]:
         """Return plain values for a report; an infinite epsilon becomes the string `"inf"`, which
-        JSON can hold.
+        JSON can hold. `honest_others` is left out where it is empty.
         """
-        return {key: "inf" if value == math.inf else value for key, value in asdict(self).items()}
+        values = {k: v for k, v in asdict(self).items() if k != "honest_others"}
+        if self.honest_others:
+            values["honest_others"] = [
+                {"others": row.others, "epsilon": "inf" if row.epsilon == math.inf else row.epsilon}
+                for row in self.honest_others
+            ]
+        return {key: "inf" if value == math.inf else value for key, value in values.items()}
 
 
 def statement(
     events: Iterable[Event], delta: float, *, prv: bool = True, unit: PrivacyUnit | None = None
 ) -> Statement:
     """Return what a formal statement about these events has to say.
+
+    Where noise is shared its epsilons are those that hold while others are honest; that they have
+    to be is among its assumptions, and what holds with fewer stands in `honest_others`.
 
     Args:
         events: everything that was released about one data set (`Ledger.events`).
@@ -92,7 +109,8 @@ def statement(
     Raises:
         ConfigurationError: delta out of range, or truncated batches of units.
     """
-    merged = merge(events)
+    given = tuple(events)
+    merged, honest = merge(shared.given_honest(given)), shared.counted_on(given)
     cut = any(isinstance(event, TruncatedPoissonGaussian) for event in merged)
     sampled = any(not isinstance(event, Gaussian) for event in merged)
     if cut and unit is not None:
@@ -111,13 +129,26 @@ def statement(
         epsilon_prv=epsilon_of(merged, delta, accountant="prv") if "opacus" in libraries else None,
         discretization=STATEMENT_DISCRETIZATION,
         accountants={name: version(name) for name in libraries},
-        releases=tuple(event.to_dict() for event in merged),
+        releases=tuple(event.to_dict() for event in shared.merged(given)),
         assumptions=(
             *_ASSUMPTIONS,
             *((_SAMPLING.format(name_of(unit)),) if sampled else ()),
             *((_PUBLIC_SIZE,) if cut else ()),
+            *((condition(honest),) if honest > 1 else ()),
         ),
+        honest_others=shared.table(given, delta) if honest > 1 else (),
     )
+
+
+def condition(honest: int) -> str:
+    """Return what has to hold of others for a claim that counts on so many members of each sum.
+
+    >>> condition(2).split(";")[0][-41:]
+    '1 other client that is honest and adds it'
+    """
+    others = honest - 1
+    one = others == 1
+    return _HONEST.format(others, *(("", "is", "s") if one else ("s", "are", "")))
 
 
 def _neighbours(unit: PrivacyUnit | None, *, cut: bool) -> str:

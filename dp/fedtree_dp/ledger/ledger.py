@@ -59,7 +59,8 @@ class Ledger(LedgerView):
     describes it, and the events were fixed before they ran, all releases together are (epsilon,
     delta)-differentially private for neighbours that differ by one record added or removed, with
     the current budget's epsilon and delta. Where a unit was named (`use_unit`), neighbours differ
-    by one whole unit.
+    by one whole unit. Charges of shared noise keep epsilon while others are honest, and the
+    budget's own_epsilon (epsilon, where there is none) whatever they do.
     """
 
     def __init__(
@@ -163,9 +164,9 @@ class Ledger(LedgerView):
         if budget is not None and budget != self.budget:
             raise LedgerError(
                 f"{self.path}: its budget is epsilon {self.budget.epsilon:g} at delta "
-                f"{self.budget.delta:g}, not "
-                f"{budget.epsilon:g} at {budget.delta:g}. Ask for the recorded one, or change it "
-                "with set_budget"
+                f"{self.budget.delta:g}{_own(self.budget)}, not "
+                f"{budget.epsilon:g} at {budget.delta:g}{_own(budget)}. Ask for the recorded one, "
+                "or change it with set_budget"
             )
 
     def _begin(self) -> None:
@@ -382,6 +383,10 @@ class Ledger(LedgerView):
         if self._held is not None:
             os.close(self._held)
             self._held = None
+
+
+def _own(budget: PrivacyBudget) -> str:
+    return "" if budget.own_epsilon is None else f" with own_epsilon {budget.own_epsilon:g}"
 
 
 def _existing(path: Path) -> Path:

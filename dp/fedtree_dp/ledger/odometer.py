@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from fedtree_dp.account.accounting import epsilon_of
+from fedtree_dp.account.shared import given_honest
 from fedtree_dp.ledger.entries import Entry
 
 
@@ -16,7 +17,8 @@ class Reading:
     Attributes:
         job: its name.
         events: number of its charges.
-        epsilon: of its events alone, at the budget's delta.
+        epsilon: of its events alone, at the budget's delta; of shared noise while others are
+            honest, as `Ledger.spent`.
         total: of everything charged up to its last charge; epsilons of jobs do not add up to it.
     """
 
@@ -33,7 +35,7 @@ def readings(entries: Iterable[Entry], delta: float) -> tuple[Reading, ...]:
         ConfigurationError: delta outside 1e-12 to 1.
     """
     charges = [
-        (entry.job, entry.event)
+        (entry.job, given_honest([entry.event])[0])
         for entry in entries
         if entry.job is not None and entry.event is not None
     ]

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from fedtree_dp.account.accounting import PLANNING_DISCRETIZATION, epsilon_of
 from fedtree_dp.account.budget import PrivacyBudget
 from fedtree_dp.account.events import Event
+from fedtree_dp.account.shared import given_honest
 from fedtree_dp.account.unit import PrivacyUnit
 from fedtree_dp.errors import (
     BudgetExceeded,
@@ -113,8 +114,12 @@ class LedgerView:
 
     def spent(self) -> float:
         """Return epsilon of everything charged, at the budget's delta, by PLD on the grid of
-        statements.
+        statements. Of shared noise it holds while others are honest; see `own_spent`.
         """
+        return epsilon_of(given_honest(self.events()), self.budget.delta)
+
+    def own_spent(self) -> float:
+        """Return the same whatever all others do: by this client's own noise alone."""
         return epsilon_of(self.events(), self.budget.delta)
 
     @property
@@ -270,8 +275,14 @@ class LedgerView:
     # --- inside -----------------------------------------------------------------------------------
 
     def _excess(self, events: tuple[Event, ...]) -> float | None:
-        """Return the epsilon that these events would bring the total to, if that is too much."""
-        budget, total = self.budget, (*self.events(), *events)
+        """Return the epsilon that these events would bring the total to, if that is too much.
+
+        Both promises are kept: `epsilon` while others are honest, `own_epsilon` whatever they do.
+        """
+        assumed = self._above(self.budget, given_honest((*self.events(), *events)))
+        return assumed or self._above(self.budget.alone, (*self.events(), *events))
+
+    def _above(self, budget: PrivacyBudget, total: tuple[Event, ...]) -> float | None:
         # Both grids only overstate, so the quick one may accept; only the fine one may refuse.
         if (
             epsilon_of(total, budget.delta, discretization=PLANNING_DISCRETIZATION)
@@ -282,16 +293,26 @@ class LedgerView:
         return reached if reached > budget.epsilon else None
 
     def _refuse_excess(self, *events: Event) -> None:
-        reached = self._excess(events)
-        if reached is None:
-            return
-        budget, spent = self.budget, self.spent()
+        budget, total = self.budget, (*self.events(), *events)
+        reached = self._above(budget, given_honest(total))
+        if reached is not None:
+            raise self._exceeded(reached, budget, self.spent(), "epsilon", "")
+        alone = self._above(budget.alone, total)
+        if alone is not None:
+            hint = "; set own_epsilon" if budget.own_epsilon is None else ""
+            raise self._exceeded(
+                alone, budget.alone, self.own_spent(), "the epsilon of its own noise alone", hint
+            )
+
+    def _exceeded(
+        self, reached: float, budget: PrivacyBudget, spent: float, what: str, hint: str
+    ) -> BudgetExceeded:
         left = max(0.0, budget.epsilon - spent)
-        raise BudgetExceeded(
-            f"{self.path}: data set {self.dataset!r}: this would bring epsilon to {reached:.4f} "
+        return BudgetExceeded(
+            f"{self.path}: data set {self.dataset!r}: this would bring {what} to {reached:.4f} "
             f"of {budget.epsilon:g} allowed at delta {budget.delta:g}; {spent:.4f} is spent, "
             f"{left:.4f} is left. Nothing was charged. Plan more noise or fewer steps, or stop "
-            "here",
+            f"here{hint}",
             spent=spent,
             requested_total=reached,
             allowed=budget.epsilon,

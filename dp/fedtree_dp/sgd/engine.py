@@ -43,6 +43,7 @@ from fedtree_dp.randomness.noise import NoiseSource
 from fedtree_dp.sgd import guards
 from fedtree_dp.sgd.capture import Capture, HookCapture
 from fedtree_dp.sgd.fused import FusedCapture
+from fedtree_dp.sgd.grid import Grid, Ints
 from fedtree_dp.sgd.guards import Batch, Loss
 from fedtree_dp.sgd.optimizer import Clipped, PrivateOptimizer
 from fedtree_dp.sgd.units import UnitSums
@@ -179,6 +180,21 @@ class DPSGD:
             raise
         _set_modes(model)
         _open_models.add(model)
+
+    def release_on(self, grid: Grid, parameters: Sequence[nn.Parameter]) -> None:
+        """Let the sums of some parameters leave on a grid, with exact noise that other clients
+        complete; they do not move. See `PrivateOptimizer.release_on`.
+
+        Formal guarantee: one step releases, of these parameters, their clipped sum rounded to the
+        grid plus discrete Gaussian noise; with the grid's deviation from
+        `fedtree_dp.account.shared.deviation_for`, and all other noise larger by its margin, it is
+        one `SharedPoissonGaussian` step.
+        """
+        self.optimizer.release_on(grid, parameters)
+
+    def take_released(self) -> Ints:
+        """Return what the last step released on the grid, once; see `PrivateOptimizer`."""
+        return self.optimizer.take_released()
 
     def rehearse(self, batch: Batch) -> None:
         """Run every guard on public dummy records under the current weights; weights and optimizer

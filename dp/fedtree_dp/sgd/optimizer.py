@@ -17,6 +17,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from opacus.optimizers import DPOptimizer
@@ -25,6 +26,7 @@ from torch import Tensor
 from fedtree_dp.checks import real
 from fedtree_dp.errors import ConfigurationError
 from fedtree_dp.randomness.noise import NoiseSource
+from fedtree_dp.sgd.grid import Grid, Ints, released
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,7 +52,7 @@ class PrivateOptimizer(DPOptimizer):  # type: ignore[misc]
         joint L2 norm, over
     all parameters, of at most `max_grad_norm`; the sum then receives independent Gaussian noise of
     standard deviation `noise_multiplier * max_grad_norm` in each coordinate, once, and is divided
-    by a public constant.
+    by a public constant. What is released on a grid (`release_on`) gets the grid's noise instead.
 
     Args:
         optimizer: what takes the noisy gradient; its parameters that require gradients are those
@@ -90,6 +92,37 @@ class PrivateOptimizer(DPOptimizer):  # type: ignore[misc]
             loss_reduction="mean",
         )
         self._noise = noise
+        self._grid: tuple[Grid, Sequence[Tensor]] | None = None
+        self._released: Ints | None = None
+
+    def release_on(self, grid: Grid, parameters: Sequence[Tensor]) -> None:
+        """Let the sums of some parameters leave on a grid, see `fedtree_dp.sgd.grid`: they get the
+        grid's noise in place of `noise_multiplier`'s, are fetched with `take_released`, and these
+        parameters do not move.
+
+        Raises:
+            ConfigurationError: a parameter that this optimizer does not clip, or one given twice.
+        """
+        known, given = {id(p) for p in self.params}, [id(p) for p in parameters]
+        if not given or not set(given) <= known or len(set(given)) != len(given):
+            raise ConfigurationError(
+                "only parameters that this optimizer clips are released on a grid, each once"
+            )
+        self._grid = (grid, tuple(parameters))
+
+    def take_released(self) -> Ints:
+        """Return what the last step released on the grid, and forget it.
+
+        Returns:
+            Whole numbers of grid steps, noise included: the parameters' values one after another.
+
+        Raises:
+            ConfigurationError: no step was taken since, or nothing is released on a grid.
+        """
+        found, self._released = self._released, None
+        if found is None:
+            raise ConfigurationError("no step has released anything on a grid since")
+        return found
 
     def clip_and_accumulate(self) -> None:
         """Clip the `grad_sample` of every parameter and add the result to `summed_grad` (Opacus'
@@ -137,7 +170,9 @@ class PrivateOptimizer(DPOptimizer):  # type: ignore[misc]
     @torch.no_grad()
     def add_noise(self) -> None:
         """Add noise to every parameter's clipped sum, drawn once for all parameters."""
-        params = self.params
+        params = self._without_released()
+        if not params:
+            return
         wide = torch.float64 if any(p.dtype == torch.float64 for p in params) else torch.float32
         std = self.noise_multiplier * self.max_grad_norm
         sizes = [p.numel() for p in params]
@@ -145,6 +180,19 @@ class PrivateOptimizer(DPOptimizer):  # type: ignore[misc]
         for p, draw in zip(params, draws, strict=True):
             noisy = draw.view(p.shape).to(p.device, _wide_dtype(p.dtype))
             p.summed_grad = noisy if p.summed_grad is None else noisy + p.summed_grad
+
+    def _without_released(self) -> list[Any]:
+        """Release on the grid what leaves on it; return the other parameters."""
+        if self._grid is None:
+            return list(self.params)
+        grid, parameters = self._grid
+        held = [(p.numel(), getattr(p, "summed_grad", None)) for p in parameters]
+        sums = [size if total is None else total for size, total in held]
+        self._released = released(grid, sums, self._noise)
+        for p in parameters:
+            p.summed_grad = torch.zeros_like(p, dtype=_wide_dtype(p.dtype))  # type: ignore[attr-defined]
+        gone = {id(p) for p in parameters}
+        return [p for p in self.params if id(p) not in gone]
 
     @torch.no_grad()
     def scale_grad(self) -> None:

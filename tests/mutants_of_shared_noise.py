@@ -1,0 +1,252 @@
+"""The guards of noise that clients share; see `mutants.py`."""
+
+from mutant import Mutant
+
+M = Mutant
+ACCOUNT, EVENTS, GRID = "account/shared.py", "account/events.py", "sgd/grid.py"
+OPTIMIZER, VIEW, MERGE = "sgd/optimizer.py", "ledger/view.py", "account/accounting.py"
+OF_DP, OF_GRID = "test_shared.py", "test_grid.py"
+
+SHARED_IN_DP = (
+    M(
+        "shared: every reading assumes honest others",
+        MERGE,
+        "        event = event.own\n",
+        "        event = event.together()\n",
+        "nothing_assumes or table",
+        OF_DP,
+    ),
+    M(
+        "shared: more honest members than charged are believed",
+        EVENTS,
+        "        counted = min(asked, self.honest)\n",
+        "        counted = asked\n",
+        "more_honest",
+        OF_DP,
+    ),
+    M(
+        "shared: rounding is not paid for",
+        ACCOUNT,
+        "noise * steps * (1.0 + margin), KERNEL)",
+        "noise * steps, KERNEL)",
+        "rounding_and_the_kernel",
+        OF_DP,
+    ),
+    M(
+        "shared: any grid will do",
+        ACCOUNT,
+        "    if margin > MOST_ROUNDING or deviation < LEAST_DEVIATION:\n",
+        "    if False:\n",
+        "too_coarse",
+        OF_DP,
+    ),
+    M(
+        "shared: a ledger keeps epsilon alone",
+        VIEW,
+        "        alone = self._above(budget.alone, total)\n",
+        "        alone = None\n",
+        "keeps_both or counts_on_nobody",
+        OF_DP,
+    ),
+    M(
+        "shared: a ledger affords by epsilon alone",
+        VIEW,
+        "        return assumed or self._above(self.budget.alone, (*self.events(), *events))\n",
+        "        return assumed\n",
+        "keeps_both or counts_on_nobody",
+        OF_DP,
+    ),
+    M(
+        "shared: own_epsilon may be below epsilon",
+        "account/budget.py",
+        'checks.real("own_epsilon", self.own_epsilon, at_least=self.epsilon)',
+        'checks.real("own_epsilon", self.own_epsilon, above=0.0)',
+        "own_epsilon_is_part",
+        OF_DP,
+    ),
+    M(
+        "shared: reports merge the condition away",
+        ACCOUNT,
+        "    return (*rest, *(replace(event, steps=shared[event]) for event in ordered))\n",
+        "    return (*rest, *(event.own for event in ordered))\n",
+        "reports_keep",
+        OF_DP,
+    ),
+    M(
+        "grid: weights move by a part of the noise",
+        OPTIMIZER,
+        "            p.summed_grad = torch.zeros_like(p, dtype=_wide_dtype(p.dtype))",
+        "            pass",
+        "did_not_move",
+        OF_GRID,
+    ),
+    M(
+        "grid: no noise",
+        GRID,
+        "    return whole + discrete_gaussian(len(whole), grid.deviation, noise)\n",
+        "    return whole\n",
+        "noise_is_the_grid",
+        OF_GRID,
+    ),
+    M(
+        "grid: noise is cut, too",
+        GRID,
+        "    return whole + discrete_gaussian(len(whole), grid.deviation, noise)\n",
+        "    return np.clip(\n        whole + discrete_gaussian(len(whole), grid.deviation, noise),"
+        " -grid.limit, grid.limit\n    )\n",
+        "noise_never_is",
+        OF_GRID,
+    ),
+)
+
+PARTY, ROUNDS, PARTS = "client/party.py", "client/round_requests.py", "client/parts.py"
+CONFIG, PLAN, NOISE = "config.py", "agreed/noise_plan.py", "agreed/shared_noise.py"
+GATE, CLIENTS, TERMS = "report/gate.py", "client/clients.py", "agreed/terms.py"
+HOSTILE, RUNS = "test_hostile_thin_noise.py", "test_shared_noise.py"
+
+SHARED_IN_THE_PRODUCT = (
+    M(
+        "shared: a server chooses the grid",
+        PARTY,
+        '        if self.job.noise == "shared" and not merge:\n            return clip == own\n',
+        "",
+        "another_grid",
+        HOSTILE,
+    ),
+    M(
+        "shared: h is not compared with the plan",
+        ROUNDS,
+        "    if honest_in(plan) < event.honest:\n",
+        "    if False:\n",
+        "fewer_honest",
+        HOSTILE,
+    ),
+    M(
+        "shared: h counted too high",
+        CONFIG,
+        "        return self.min_group - max(self.colluders, 1)\n",
+        "        return self.min_group\n",
+        "curious_member",
+        RUNS,
+    ),
+    M(
+        "shared: a curious member is forgotten",
+        CONFIG,
+        "        return self.min_group - max(self.colluders, 1)\n",
+        "        return self.min_group - self.colluders\n",
+        "curious_member",
+        RUNS,
+    ),
+    M(
+        "shared: members with nothing to add add no noise",
+        PARTS,
+        "    return _placed(released, noise.copy(), layout, shares)\n",
+        "    return _placed(released, 0 * noise, layout, shares)\n",
+        "nothing_to_put",
+        HOSTILE,
+    ),
+    M(
+        "shared: what stays at home has a part of the noise",
+        NOISE,
+        "    at_home = event.together().noise_multiplier * (1.0 + noise.margin)\n",
+        "    at_home = event.noise_multiplier\n",
+        "nothing_to_put",
+        HOSTILE,
+    ),
+    M(
+        "shared: a client of no sum counts on others",
+        PARTY,
+        '        if self.job.noise == "shared" and self.nodes():\n',
+        '        if self.job.noise == "shared":\n',
+        "no_sum_shares",
+        HOSTILE,
+    ),
+    M(
+        "shared: other terms, the same digest",
+        TERMS,
+        "            + self._noise_bytes()\n",
+        "",
+        "larger_group",
+        HOSTILE,
+    ),
+    M(
+        "shared: no floor of a member's own noise",
+        PLAN,
+        '    if found["rounds"] <= plan.rounds:\n        return plan\n',
+        "    return plan\n",
+        "is_a_floor",
+        RUNS,
+    ),
+    M(
+        "shared: a data set need not afford the agreed noise",
+        PLAN,
+        "        _check_afforded(job, plan, budget, spent)\n        return plan\n",
+        "        return plan\n",
+        "second_job",
+        RUNS,
+    ),
+    M(
+        "shared: local steps",
+        CONFIG,
+        "            self.training.local_steps == 1,\n",
+        "            True,\n",
+        "would_show_a_part",
+        RUNS,
+    ),
+    M(
+        "shared: a sketch of gradients",
+        CONFIG,
+        '            self.topology.cut != "noise_aware",\n',
+        "            True,\n",
+        "would_show_a_part",
+        RUNS,
+    ),
+    M(
+        "shared: auto sketches gradients",
+        CONFIG,
+        '        wanted = self.topology.cut != "silhouette" and self.noise == "own"\n',
+        '        wanted = self.topology.cut != "silhouette"\n',
+        "same_words or never_sketches",
+        RUNS,
+    ),
+    M(
+        "shared: no own_epsilon",
+        CONFIG,
+        "        if self.privacy.own_epsilon is None:\n",
+        "        if False:\n",
+        "would_show_a_part",
+        RUNS,
+    ),
+    M(
+        "shared: a divisor of its own",
+        CLIENTS,
+        "client.records not in (None, job.training.records):\n",
+        "False:\n",
+        "runs_that_would",
+        RUNS,
+    ),
+    M(
+        "shared: canaries on single uploads",
+        "embedded/run.py",
+        '    if job.noise == "shared" and options.canaries:\n',
+        "    if False:\n",
+        "runs_that_would",
+        RUNS,
+    ),
+    M(
+        "shared: the gate passes a conditional claim",
+        GATE,
+        "    if honest == 1:\n        return []\n",
+        "    return []\n",
+        "gate_passes",
+        RUNS,
+    ),
+    M(
+        "shared: a summary may hide the condition",
+        GATE,
+        '        troubles += _condition(folder, client, about, _table(summary, "guarantee"))\n',
+        "",
+        "hides_the_condition",
+        RUNS,
+    ),
+)
