@@ -45,8 +45,8 @@ def wheel():
 def environment(wheel, tmp_path_factory):
     """The folder of programs of an environment that has the wheel, and no package of the demo."""
     place = tmp_path_factory.mktemp("elsewhere")
-    linked = place / "dependencies"
-    linked.mkdir()
+    linked = place / "linked" / "site-packages"  # dill goes by this name to know a library
+    linked.mkdir(parents=True)
     for entry in Path(sysconfig.get_path("purelib")).iterdir():
         if entry.suffix != ".pth" and not entry.name.startswith(NOT_LINKED):
             (linked / entry.name).symlink_to(entry)
