@@ -9,6 +9,8 @@ FLOWER := .venv-flower
 FLOWER_STAMP := $(FLOWER)/.installed
 FLOWER_PIP := $(FLOWER)/bin/python -m pip --disable-pip-version-check -q
 
+DOCS_STAMP := $(VENV)/.docs-installed
+
 RELEASE := .venv-release
 RELEASE_STAMP := $(RELEASE)/.installed
 
@@ -76,6 +78,8 @@ check: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/codespell
+	$(BIN)/python tests/prose.py
 
 mutants: $(STAMP)
 	$(BIN)/python tests/mutants.py
@@ -83,9 +87,15 @@ mutants: $(STAMP)
 audit-self-test: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m fedtree_audits.self_test --seeds 20 --workers 2
 
-docs: $(STAMP)
-	$(BIN)/python -m pdoc -o docs/api fedtree_secure.federation fedtree_secure.config fedtree_secure.client.data fedtree_secure.report.summary \
-	  fedtree_secagg fedtree_dp.account.budget fedtree_dp.ledger.ledger fedtree_dp.sgd.engine fedtree_dp.account.calibration fedtree_audits
+# The site's own packages go into the same environment, because the API's pages import the code.
+$(DOCS_STAMP): $(STAMP) pyproject.toml constraints.txt
+	$(PIP) install -c constraints.txt -e '.[docs]'
+	@touch $(DOCS_STAMP)
+
+docs: $(DOCS_STAMP)
+	FEDTREE_TINY=1 $(BIN)/python docs/notebooks/execute.py
+	$(BIN)/python -m sphinx -q -E -W --keep-going -b html docs docs/_build/html
+	@echo "docs/_build/html/index.html"
 
 bench: $(STAMP)
 	@for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
@@ -94,4 +104,4 @@ utility: $(STAMP)
 	$(BIN)/python benchmarks/utility
 
 clean:
-	rm -rf $(VENV) $(FLOWER) $(RELEASE) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage*
+	rm -rf $(VENV) $(FLOWER) $(RELEASE) build dist docs/_build .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage*

@@ -28,7 +28,7 @@ PATH = re.compile(r"`((?:[\w-]+/)+[\w-]+\.(?:py|md|toml)|(?:[\w-]+/)+)`")
 LINK = re.compile(r"\]\((?!https?:)([^)#]+)(?:#[^)]*)?\)")
 TEST = re.compile(r"`(test_\w+?)(_?\.\.\.)?`")
 # Folders and files that a run or a command makes.
-MADE = ("runs/", "docs/api", "ledgers/", "references/", "server/state", "mutants_of")
+MADE = ("runs/", "docs/_build", "ledgers/", "references/", "server/state", "mutants_of")
 
 
 @pytest.fixture(scope="module")
