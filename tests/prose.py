@@ -16,9 +16,9 @@ DOCUMENTS = ("*.md", "docs/*.md", "secagg/*.md", "dp/*.md", "audits/*.md")
 # A word or phrase in lower case as a regular expression, and what to write instead.
 WORDS = {
     r"anonym\w*": "say what is protected, and how much",
-    r"(military|bank)[- ]grade|unbreakable|bullet-?proof|100 ?% (secure|private)": "say what holds",
+    r"(military|bank)-grade|unbreakable|bullet-?proof|100\s?% (secure|private)": "say what holds",
     r"state[- ]of[- ]the[- ]art|seamless(ly)?|cutting[- ]edge|revolutionary|blazing\w*": "a figure",
-    r"(?<!not )\b(simply|obviously|trivially)\b": "leave it out",
+    r"simply|obviously|trivially": "leave it out",
     r"belongings": "client state",
     r"outlook": "priced plan",
     r"knows? nobody|knows? nothing of the": "imports no",
@@ -30,8 +30,11 @@ WORDS = {
     r"todo|fixme|xxx": "an issue",
     r"/(root|work|home/\w+)/\S*": "no path of a machine",
 }
-_WORDS = {re.compile(rf"(?<![\w/-])(?:{w})(?![\w-])", re.IGNORECASE): i for w, i in WORDS.items()}
-_TWICE = re.compile(r"\b([a-z]+) \1\b(?! \1)")
+_WORDS = {
+    re.compile(rf"(?<![\w/-])(?:{w.replace(' ', chr(92) + 's+')})(?![\w-])", re.IGNORECASE): instead
+    for w, instead in WORDS.items()
+}
+_TWICE = re.compile(r"\b([a-z]+)\s\1\b(?!\s\1)")
 _ALLOWED_TWICE = {"that", "had", "very", "one"}
 _ITEM = re.compile(r"^(\s*)([-*]|\d+\.)\s+")
 _FENCE = re.compile(r"^\s*(```|~~~|:::)")
@@ -57,7 +60,7 @@ def _outside_code(text: str) -> Iterator[tuple[int, str]]:
 
 def problems(text: str, *, wrapped: bool = True) -> list[str]:
     """Say what is wrong in a document, each with its line; its width too, if it is ``wrapped``."""
-    found, first = [], 0
+    found, first, plain = [], 0, {}
     for number, line in _outside_code(text):
         table = line.lstrip().startswith(("|", "<!--"))
         indented = line.startswith("    ") and not line.strip().startswith(("-", "*"))
@@ -67,18 +70,26 @@ def problems(text: str, *, wrapped: bool = True) -> list[str]:
             found.append(f"line {number}: blanks at its end")
         if re.match(r"#\s", line):
             first += 1
-        plain = "" if indented or line.startswith("<!--") else _INLINE.sub(" ", line)
-        for pattern, instead in _WORDS.items():
-            if hit := pattern.search(plain):
-                found.append(f"line {number}: {hit[0]!r}; instead: {instead}")
-        for hit in _TWICE.finditer(plain):
-            if hit[1] not in _ALLOWED_TWICE:
-                found.append(f"line {number}: {hit[0]!r} twice")
+        plain[number] = "" if indented or line.startswith("<!--") else _INLINE.sub("~", line)
+    found += _of_words([plain.get(n, "") for n in range(1, text.count("\n") + 2)])
     if first != 1:
         found.append(f"{first} headings of the first level; one")
     if not text.endswith("\n") or text.endswith("\n\n"):
         found.append("the end: exactly one line end")
     return found
+
+
+def _of_words(lines: list[str]) -> Iterator[str]:
+    """What is said that should not be, over the ends of lines as well."""
+    whole = "\n".join(lines)
+    for pattern, instead in _WORDS.items():
+        for hit in pattern.finditer(whole):
+            said = " ".join(hit[0].split())
+            yield f"line {whole.count(chr(10), 0, hit.start()) + 1}: {said!r}; instead: {instead}"
+    for hit in _TWICE.finditer(whole):
+        if hit[1] not in _ALLOWED_TWICE:
+            said = " ".join(hit[0].split())
+            yield f"line {whole.count(chr(10), 0, hit.start()) + 1}: {said!r} twice"
 
 
 def _breakable(line: str) -> bool:
