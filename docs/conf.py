@@ -2,8 +2,12 @@
 
 import os
 import re
+import sys
 import tomllib
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
+from notebook_pages import page_of
 
 ROOT = Path(__file__).parents[1]
 _PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
@@ -69,6 +73,8 @@ def _rewrite(_app: object, page: str, source: list[str]) -> None:
     include = re.fullmatch(r"```\{include\} (\S+)\n```\n", text)
     if include:
         text = ((ROOT / "docs" / page).parent / include[1]).read_text("utf-8")
+    if notebook := re.fullmatch(r"```\{notebook\} (\S+)\n```\n", text):
+        text = page_of((ROOT / "docs" / page).parent / notebook[1])
     source[0] = _LINK.sub(lambda m: _link(page, m[1], m[2], m[3] or ""), text)
 
 

@@ -1,6 +1,6 @@
-"""Execute the notebooks: `python docs/notebooks/execute.py [--keep]`; a cell that fails ends it.
+"""Execute the notebooks: `python docs/notebooks/execute.py [--keep] [NAMES]`.
 
-With ``--keep`` they are written back with what they printed, which is how they are committed.
+A cell that fails ends it. With ``--keep`` they are written back with what they printed, which is how they are committed.
 """
 
 import sys
@@ -21,6 +21,8 @@ def execute(path: Path, *, keep: bool) -> float:
     if keep:
         for cell in book.cells:
             cell.metadata.pop("execution", None)  # times of this machine
+            if cell.cell_type == "code":
+                cell.outputs = [o for o in cell.outputs if o.get("name") != "stderr"]  # bars
         nbformat.write(book, path)
     return time.monotonic() - began
 
@@ -28,7 +30,10 @@ def execute(path: Path, *, keep: bool) -> float:
 def main() -> None:
     """Execute every notebook of this folder."""
     keep = "--keep" in sys.argv[1:]
+    wanted = [argument for argument in sys.argv[1:] if argument != "--keep"]
     for path in sorted(HERE.glob("*.ipynb")):
+        if wanted and path.stem not in wanted:
+            continue
         print(f"{path.name}: {execute(path, keep=keep):.0f} s")
 
 

@@ -73,7 +73,7 @@ class Result:
         )
 
     def __str__(self) -> str:
-        console = Console(file=io.StringIO(), width=120, record=True)
+        console = Console(file=io.StringIO(), width=120, record=True, force_jupyter=False)
         self.summary(console)
         return console.export_text().rstrip()
 
