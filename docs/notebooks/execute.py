@@ -1,6 +1,7 @@
 """Execute the notebooks: `python docs/notebooks/execute.py [--keep] [NAMES]`.
 
-A cell that fails ends it. With ``--keep`` they are written back with what they printed, which is how they are committed.
+A cell that fails ends it. With ``--keep`` they are written back with what they printed, which is
+how they are committed.
 """
 
 import sys
