@@ -19,8 +19,8 @@ def _cell(cell: dict[str, Any]) -> list[str]:
     text = "".join(cell["source"])
     if cell["cell_type"] == "markdown":
         return [re.sub(r"^# Part", "## Part", text)]
-    said = [_output(output) for output in cell["outputs"]]
-    return [_block("python", text), *(_block("text", each) for each in said if each)]
+    said = [said for output in cell["outputs"] if (said := _output(output))]
+    return [_block("python", text), *([_block("text", "\n".join(said))] if said else [])]
 
 
 def _output(output: dict[str, Any]) -> str:

@@ -25,6 +25,7 @@ TEST = re.compile(r"`(test_\w+?)(_?\.\.\.)?`")
 # Folders and files that a run or a command makes.
 MADE = (
     "runs/",
+    "adapters/NAME/",
     "report/no-names/",
     "docs/_build",
     "ledgers/",

@@ -113,4 +113,4 @@ def test_the_document_lists_what_is_tested():
         ("Refused", REFUSED),
     ):
         listed = re.findall(r"^\| `([\w-]+)` \|", sections[title], re.MULTILINE)
-        assert listed == sorted(kinds), title
+        assert listed[1:] == sorted(kinds), title  # below the head of the table
