@@ -1,5 +1,6 @@
 """The site's pages: each block of ours is run here, or the page says which test runs it."""
 
+import importlib
 import io
 import re
 import runpy
@@ -78,6 +79,19 @@ def test_the_python_of_a_page_runs_in_its_order(name, tmp_path, monkeypatch, tin
         if after["kind"] == "text":
             assert out.getvalue() == after["text"]
     assert ran >= 1
+
+
+@pytest.mark.parametrize("package", ["fedtree_secure", "fedtree_dp", "fedtree_secagg"])
+def test_the_api_page_has_every_public_name(package):
+    page = (DOCS / "api.md").read_text("utf-8")
+    listed = set(
+        re.findall(r"^\.\. auto(?:class|function):: (?:[\w.]+\.)?(\w+)$", page, re.MULTILINE)
+    )
+    for members in re.findall(r":members: ([\w, ]+)$", page, re.MULTILINE):
+        listed |= set(members.split(", "))
+    for module in re.findall(r"^\.\. automodule:: ([\w.]+)$", page, re.MULTILINE):
+        listed |= {module.rpartition(".")[2], *vars(importlib.import_module(module))}
+    assert sorted(set(importlib.import_module(package).__all__) - listed) == []
 
 
 def test_the_pictures_are_those_that_their_script_draws(tmp_path):
