@@ -5,13 +5,9 @@ import re
 import tomllib
 from pathlib import Path
 
-import pytest
 import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
-
-from fedtree_secure.demo import packages
-from fedtree_secure.errors import DataError
 
 ROOT = Path(__file__).parents[1]
 WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
@@ -99,19 +95,3 @@ def test_the_matrix_begins_where_the_package_does():
     assert suite == ["3.12", "3.13", "3.14"]
     for version in ("3.11", *suite[:2]):
         assert f"Programming Language :: Python :: {version}" in project()["classifiers"]
-
-
-def test_the_demo_names_every_package_that_is_missing_and_the_command(monkeypatch):
-    monkeypatch.setattr(packages.importlib.util, "find_spec", lambda _name: None)
-    with pytest.raises(DataError) as refused:
-        packages.require()
-    said = str(refused.value)
-    for pin in project()["optional-dependencies"]["demo"]:
-        assert pin in said
-    assert "\n" not in said
-    assert "pip install --no-deps" in said
-
-
-def test_the_demo_needs_no_more_than_the_extra_installs():
-    extra = {Requirement(text).name for text in project()["optional-dependencies"]["demo"]}
-    assert extra == set(packages.CARRIERS.values())
