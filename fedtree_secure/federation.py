@@ -138,7 +138,7 @@ class Federation:
             spent: Events that its ledger holds already.
 
         Returns:
-            Noise multipliers by stage, and ``noise_to_clip``: the norm of the noise in an averaged
+            Noise multipliers by stage, and ``noise_to_clip``, the norm of the noise in an averaged
             step over the clipping norm, which tells whether adapters can learn.
 
         Raises:

@@ -6,15 +6,10 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
+ROOT_DOCUMENTS = ("README.md", "SECURITY.md", "CONTRIBUTING.md", "CHANGELOG.md")
 DOCUMENTS = (
-    "README.md",
-    "SECURITY.md",
-    "CONTRIBUTING.md",
-    "CHANGELOG.md",
-    "docs/architecture.md",
-    "docs/deploy.md",
-    "docs/quickstart.md",
-    "docs/threats.md",
+    *ROOT_DOCUMENTS,
+    *(f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md"))),
 )
 ROOTS = (
     ROOT,
@@ -28,7 +23,16 @@ PATH = re.compile(r"`((?:[\w-]+/)+[\w-]+\.(?:py|md|toml)|(?:[\w-]+/)+)`")
 LINK = re.compile(r"\]\((?!https?:)([^)#]+)(?:#[^)]*)?\)")
 TEST = re.compile(r"`(test_\w+?)(_?\.\.\.)?`")
 # Folders and files that a run or a command makes.
-MADE = ("runs/", "docs/api", "ledgers/", "references/", "server/state", "mutants_of")
+MADE = (
+    "runs/",
+    "adapters/NAME/",
+    "report/no-names/",
+    "docs/_build",
+    "ledgers/",
+    "references/",
+    "server/state",
+    "mutants_of",
+)
 
 
 @pytest.fixture(scope="module")

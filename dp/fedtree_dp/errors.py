@@ -1,11 +1,15 @@
 """Every exception this package raises on purpose.
 
-`DPError` `ConfigurationError` (also a `ValueError`): a value that would make a privacy claim false
-  or undefined `BudgetExceeded`: a release that the budget does not cover; nothing was charged and
-  nothing may leave `LedgerError`: a ledger that cannot be read, written or used for this data set
-    `LedgerTampered`: a ledger whose contents contradict themselves, its head or a checkpoint
-    `LedgerRolledBack`: a ledger or its head was set back to an older copy
-  `TrainingError`: a training step that must not be released
+All of them are a `DPError`:
+
+- `ConfigurationError` (also a `ValueError`): a value that would make a privacy claim false or
+  undefined
+- `BudgetExceeded`: a release that the budget does not cover; nothing was charged and nothing may
+  leave
+- `LedgerError`: a ledger that cannot be read, written or used for this data set; a kind of it are
+  `LedgerTampered`, a ledger whose contents contradict themselves, its head or a checkpoint, and
+  `LedgerRolledBack`, a ledger or its head that was set back to an older copy
+- `TrainingError`: a training step that must not be released
 
 Texts say what was given, what is allowed and what to do. They never hold private values: only
 names, public numbers and file paths.

@@ -25,8 +25,8 @@ def demo(out: Path = Path("runs/demo"), *, resume: bool = False, quiet: bool = F
     show_places(result.folder)
     first = min((result.folder / "ledgers").glob("*.sqlite"))
     console.print(
-        f"Next: [bold]fedtree-secure ledger verify {first}[/bold], or a job of your own: "
-        "[bold]fedtree-secure run examples/job.toml --out runs/first[/bold]",
+        f"Next: [bold]fedtree-secure ledger verify {first}[/bold], or files of your own: "
+        "[bold]fedtree-secure init FOLDER --epsilon 8[/bold]",
         highlight=False,
     )
     return 0

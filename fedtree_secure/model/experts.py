@@ -39,6 +39,12 @@ TARGETS: Mapping[str, tuple[str, ...]] = {
     "distilbert": ("q_lin", "v_lin"),
     "deberta-v2": ("query_proj", "value_proj"),
     "modernbert": ("Wqkv",),
+    "mpnet": ("q", "v"),
+    # One matrix makes query, key and value.
+    "bloom": ("query_key_value",),
+    "falcon": ("query_key_value",),
+    "gpt_neox": ("query_key_value",),
+    "phi3": ("qkv_proj",),
 }
 DEFAULT_TARGETS = ("q_proj", "v_proj")
 
@@ -246,10 +252,24 @@ def check_targets(model: nn.Module, targets: tuple[str, ...], architecture: str)
         if not hits:
             raise BackboneError(
                 f"the backbone ({architecture}) has no linear layer named {target!r} to attach "
-                "LoRA to; its "
-                f"transformer layers have: {', '.join(endings) or 'no torch.nn.Linear at all'}. "
-                "Set lora.targets"
+                f"LoRA to; {_instead(model, endings)}"
             )
+
+
+def _instead(model: nn.Module, endings: list[str]) -> str:
+    """What to do about a target that is not there."""
+    if endings:
+        return f"its transformer layers have: {', '.join(endings)}. Set lora.targets"
+    if any(type(module).__name__ == "Conv1D" for module in model.modules()):
+        return (
+            "its projections are transformers' Conv1D, a transposed layer without a tested "
+            "per-record gradient here. Take a model whose projections are torch.nn.Linear, such "
+            "as one of Llama's, OPT's or GPT-NeoX's architecture"
+        )
+    return (
+        "its transformer layers have no torch.nn.Linear at all. Take a backbone of an architecture "
+        "that docs/models.md lists"
+    )
 
 
 def places(model: nn.Module, targets: tuple[str, ...], last: int | None) -> list[str]:

@@ -58,6 +58,11 @@ def load_checkpoint(job: Job) -> Checkpoint:
         raise BackboneError(
             f"the backbone {job.backbone!r} cannot be loaded for {job.task}: {error}"
         ) from error
+    if model.config.is_encoder_decoder:
+        raise BackboneError(
+            f"the backbone {job.backbone!r} ({model.config.model_type}) is an encoder with a "
+            "decoder, which no task here trains; take an encoder, or a decoder alone"
+        )
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     tokenizer.padding_side = "right"
@@ -170,7 +175,7 @@ def check_length(tokenizer: Any, model: Any, max_length: int) -> None:
     ids = torch.full((1, max_length), token)
     try:
         model(input_ids=ids, attention_mask=torch.ones_like(ids))
-    except (RuntimeError, IndexError) as error:
+    except (RuntimeError, IndexError, ValueError) as error:
         most = getattr(model.config, "max_position_embeddings", None)
         raise BackboneError(
             f"training.max_length is {max_length}, and texts of that length do not pass the model "

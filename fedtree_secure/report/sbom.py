@@ -72,7 +72,7 @@ def _read(found: Iterable[Distribution]) -> dict[str, _Known]:
     known = {}
     for distribution in found:
         metadata = distribution.metadata  # parses the file at each call
-        if name := metadata["Name"]:
+        if "Name" in metadata and (name := metadata["Name"]):
             known[_normal(name)] = _Known(_component(_normal(name), metadata), _needs(distribution))
     return known
 
@@ -108,8 +108,8 @@ def _reference(name: str, version: str) -> str:
 
 def _licences(metadata: PackageMetadata) -> list[dict[str, Any]]:
     """What the distribution says of itself; nothing is guessed."""
-    if expression := metadata["License-Expression"]:
-        return [{"expression": expression}]
+    if "License-Expression" in metadata:  # Python 3.12 warns where it is read and missing
+        return [{"expression": metadata["License-Expression"]}]
     named = [
         line.rpartition(" :: ")[2]
         for line in metadata.get_all("Classifier") or ()

@@ -79,7 +79,7 @@ class Result:
         return tuple(advice_of(self.data))
 
     def __str__(self) -> str:
-        console = Console(file=io.StringIO(), width=120, record=True)
+        console = Console(file=io.StringIO(), width=120, record=True, force_jupyter=False)
         self.summary(console)
         return console.export_text().rstrip()
 

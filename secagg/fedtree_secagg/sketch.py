@@ -211,7 +211,7 @@ def encode(
         vectors: one vector of shape (d_layer,) per layer, float32 or float64, already
             differentially private; the same dimensions at every member.
         size: projections per layer, k.
-        scale: grid steps per unit, the same at every member. |scale * P x| must stay below 2^30,
+        scale: grid steps per unit, the same at every member. `|scale * P x|` must stay below 2^30,
             which for a vector of norm r holds with overwhelming probability up to r * scale of
             10^8.
 

@@ -6,6 +6,22 @@ LOADING, IDENTITY, NAMES = "test_loading.py", "test_identity.py", "test_names.py
 
 MODEL = (
     Mutant(
+        "an encoder with a decoder is loaded",
+        "model/loading.py",
+        "    if model.config.is_encoder_decoder:\n",
+        "    if False:\n",
+        "other_architectures_are_refused",
+        "test_architectures.py",
+    ),
+    Mutant(
+        "a transposed projection gets the advice to set targets",
+        "model/experts.py",
+        '    if any(type(module).__name__ == "Conv1D" for module in model.modules()):\n',
+        "    if False:\n",
+        "other_architectures_are_refused",
+        "test_architectures.py",
+    ),
+    Mutant(
         "a checkpoint's own code is allowed",
         "model/loading.py",
         '        if key == "auto_map" and value:\n',

@@ -134,4 +134,28 @@ PRODUCT = (
         "interval_is_that_of_wilson",
         "test_metrics.py",
     ),
+    Mutant(
+        "a demo deletes an earlier one before it misses its packages",
+        "demo/job.py",
+        "    require()\n",
+        "",
+        "leaves_an_earlier_one",
+        "test_demo_packages.py",
+    ),
+    Mutant(
+        "one missing package of the demo is named, not all",
+        "demo/packages.py",
+        "    missing = [CARRIERS[name] for name in packages if not _is_here(name)]\n",
+        "    missing = [CARRIERS[name] for name in packages[:1] if not _is_here(name)]\n",
+        "every_missing_package",
+        "test_demo_packages.py",
+    ),
+    Mutant(
+        "a notebook shows a printed result twice",
+        "report/summary.py",
+        "record=True, force_jupyter=False)",
+        "record=True)",
+        "notebook_shows_a_printed_result_once",
+        "test_run.py",
+    ),
 )

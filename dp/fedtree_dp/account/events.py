@@ -30,9 +30,9 @@ class PoissonGaussian:
     noised.
 
     Formal guarantee: that of `steps` compositions of the Poisson-subsampled Gaussian mechanism,
-        every step's noised sum
-    released (Abadi et al. 2016; Koskela et al. 2020). It holds for Poisson sampling only: shuffled
-    or fixed-size batches are another mechanism with a larger epsilon (Chua et al. 2403.17673).
+    every step's noised sum released (Abadi et al. 2016; Koskela et al. 2020). It holds for Poisson
+    sampling only: shuffled or fixed-size batches are another mechanism with a larger epsilon (Chua
+    et al. 2403.17673).
 
     Attributes:
         noise_multiplier: noise standard deviation over the clipping norm; 0 means no noise and an
@@ -102,8 +102,7 @@ class TruncatedPoissonGaussian:
     2508.15089).
 
     Formal guarantee: as for `PoissonGaussian`, for neighbours in which one record is replaced by an
-        empty one
-    ("replace special"), so that the number of records is the same, and public.
+    empty one ("replace special"), so that the number of records is the same, and public.
 
     Attributes:
         noise_multiplier: noise standard deviation over the clipping norm.

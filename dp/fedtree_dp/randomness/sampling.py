@@ -22,9 +22,9 @@ class PoissonSampler:
     """Draws each step's batch; one `draw` a step.
 
     Formal guarantee: every record is in a batch independently of all other records and steps, with
-        a probability that
-    is at most `sample_rate` and less than 2^-64 below it. Adding a record changes no other record's
-    probability, because the rate is a public constant and not computed from `size`.
+    a probability that is at most `sample_rate` and less than 2^-64 below it. Adding a record
+    changes no other record's probability, because the rate is a public constant and not computed
+    from `size`.
 
     Args:
         size: number of records, at least 0. Private: it shapes nothing but the number of coins.

@@ -49,10 +49,10 @@ class PrivateOptimizer(DPOptimizer):  # type: ignore[misc]
     """An optimizer whose step is one Gaussian event with sensitivity `max_grad_norm`.
 
     Formal guarantee: between two calls of `noisy_step`, every record enters the sum once with a
-        joint L2 norm, over
-    all parameters, of at most `max_grad_norm`; the sum then receives independent Gaussian noise of
-    standard deviation `noise_multiplier * max_grad_norm` in each coordinate, once, and is divided
-    by a public constant. What is released on a grid (`release_on`) gets the grid's noise instead.
+    joint L2 norm, over all parameters, of at most `max_grad_norm`; the sum then receives
+    independent Gaussian noise of standard deviation `noise_multiplier * max_grad_norm` in each
+    coordinate, once, and is divided by a public constant. What is released on a grid
+    (`release_on`) gets the grid's noise instead.
 
     Args:
         optimizer: what takes the noisy gradient; its parameters that require gradients are those

@@ -103,6 +103,14 @@ def test_the_summary_prints_a_row_for_each_client(finished, capsys):
     assert all(name in shown for name in finished[0].adapters)
 
 
+def test_a_notebook_shows_a_printed_result_once(finished, monkeypatch):
+    displayed = []
+    monkeypatch.setattr("rich.console._is_jupyter", lambda: True)
+    monkeypatch.setattr("rich.jupyter.display", lambda *shown: displayed.append(shown))
+    assert "t0-c0" in str(finished[0])
+    assert displayed == []
+
+
 def test_uploads_are_masked_and_of_one_size(tiny_bert, tmp_path):
     """Uploads of a group have the same length, and their bytes pass for uniform ones (chi-square,
     1e-6).
