@@ -8,6 +8,16 @@ M = Mutant
 HEAD, LEDGER_FILE, STATE = "ledger/head.py", "ledger/ledger.py", "ledger/state.py"
 LEDGER = (
     M(
+        "quick bound: of batches that RDP does not know",
+        "account/accounting.py",
+        """    if any(isinstance(event, TruncatedPoissonGaussian) for event in merged):
+        return math.inf
+    if merged and""",
+        "    if merged and",
+        "quick_bound_accepts_nothing",
+        "test_accounting.py",
+    ),
+    M(
         "older store accepted",
         HEAD,
         "if now.generation < found.generation:",

@@ -214,6 +214,19 @@ def rdp_bound(merged: tuple[Event, ...], delta: float) -> float:
     return _rdp(merged, delta, 0.0, _GUARD_ORDERS) if merged else 0.0
 
 
+def upper_bound(events: Iterable[Event], delta: float) -> float:
+    """Return a quick upper bound of epsilon: RDP at a dozen orders, typically 5 to 30% above PLD.
+
+    `inf` with truncated batches, which RDP does not know.
+    """
+    merged = merge(events)
+    if any(isinstance(event, TruncatedPoissonGaussian) for event in merged):
+        return math.inf
+    if merged and min(event.noise_multiplier for event in merged) < _SMALLEST_NOISE:
+        return math.inf
+    return rdp_bound(merged, delta)
+
+
 @functools.lru_cache(maxsize=256)
 def _rdp(
     merged: tuple[Event, ...],

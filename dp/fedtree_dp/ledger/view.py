@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fedtree_dp.account.accounting import PLANNING_DISCRETIZATION, epsilon_of
+from fedtree_dp.account.accounting import PLANNING_DISCRETIZATION, epsilon_of, upper_bound
 from fedtree_dp.account.budget import PrivacyBudget
 from fedtree_dp.account.events import Event
 from fedtree_dp.account.shared import given_honest
@@ -283,9 +283,10 @@ class LedgerView:
         return assumed or self._above(self.budget.alone, (*self.events(), *events))
 
     def _above(self, budget: PrivacyBudget, total: tuple[Event, ...]) -> float | None:
-        # Both grids only overstate, so the quick one may accept; only the fine one may refuse.
+        # All three only overstate, so the quick ones may accept; only the fine grid may refuse.
         if (
-            epsilon_of(total, budget.delta, discretization=PLANNING_DISCRETIZATION)
+            upper_bound(total, budget.delta) <= budget.epsilon
+            or epsilon_of(total, budget.delta, discretization=PLANNING_DISCRETIZATION)
             <= budget.epsilon
         ):
             return None

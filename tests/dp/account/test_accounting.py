@@ -19,7 +19,7 @@ from fedtree_dp import (
     PrivacyBudget,
     calibrate,
 )
-from fedtree_dp.account.accounting import epsilon_of, merge
+from fedtree_dp.account.accounting import epsilon_of, merge, upper_bound
 from fedtree_dp.account.events import TruncatedPoissonGaussian
 
 MEASURED = PoissonGaussian(noise_multiplier=1, sample_rate=0.01, steps=3000)
@@ -40,6 +40,22 @@ def oracle(events, delta):
         else:
             accountant.compose(gaussian)
     return accountant.get_epsilon(delta)
+
+
+@pytest.mark.parametrize("noise", [0.4, 1.0, 5.0])
+@pytest.mark.parametrize("rate", [0.01, 0.3, 1.0])
+@pytest.mark.parametrize("steps", [1, 30])
+def test_the_quick_bound_is_one(noise, rate, steps):
+    events = [PoissonGaussian(noise, rate, steps), Gaussian(3.0)]
+    for delta in (1e-3, 1e-6):
+        assert epsilon_of(events, delta) <= upper_bound(events, delta) < math.inf
+
+
+def test_the_quick_bound_accepts_nothing_that_it_does_not_know():
+    cut = TruncatedPoissonGaussian(noise_multiplier=5, sample_rate=0.1, steps=1, records=90, cap=12)
+    assert upper_bound([cut], 1e-5) == math.inf
+    assert upper_bound([Gaussian(1e-4)], 1e-5) == math.inf
+    assert upper_bound([], 1e-5) == 0.0
 
 
 def test_measured_figures():
