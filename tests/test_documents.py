@@ -13,6 +13,7 @@ DOCUMENTS = (
     "CHANGELOG.md",
     "docs/architecture.md",
     "docs/deploy.md",
+    "docs/events.md",
     "docs/quickstart.md",
     "docs/threats.md",
 )
