@@ -14,7 +14,7 @@ from network import FORK
 from organisations import Organisations
 from test_transport import ONE, PATIENCE, LooseGrid
 
-from fedtree_dp import Ledger
+from fedtree_dp import Ledger, PrivacyBudget
 from fedtree_secure.cli.app import main
 from fedtree_secure.events import ALWAYS, FACTS, Events
 from fedtree_secure.flower.job_folder import JobFolder
@@ -61,7 +61,8 @@ def watched(tmp_path_factory, tiny, backbone):
     """Everything that a server and its four sites say in a run in which a message is lost."""
     TaskIdentity.task_id = TaskIdentity.run_id = TaskIdentity.node_id = 1
     root = tmp_path_factory.mktemp("watched")
-    clinics = Organisations(root, tiny, tasks=1, each=4, **ONE)
+    loud = PrivacyBudget(epsilon=0.5, delta=1e-3)
+    clinics = Organisations(root, tiny, tasks=1, each=4, privacy=loud, **ONE)
     clinics.ready(backbone.frozen_digest.hex())
     clinics.write_job()
     write_facts(clinics.folder / "model.facts", backbone.facts())
@@ -104,6 +105,14 @@ def test_a_server_tells_its_run_from_the_start_to_the_end(watched):
     assert (end["state"], end["code"], end["round"]) == ("finished", 0, 2)
 
 
+def test_a_server_advises_from_public_facts_alone(watched):
+    report = json.loads((watched[0].folder / "report.json").read_text())
+    shown = [(line["key"], line["text"]) for line in lines(watched, "server", "advice")]
+    assert shown == [(found["key"], found["text"]) for found in report["advice"]]
+    assert [key for key, _ in shown] == ["noise-drowns-adapters"]
+    assert all(found["public"] for found in report["advice"])
+
+
 def test_every_event_has_documented_facts_alone(watched):
     for name, text in watched[1].items():
         for line in map(json.loads, text.splitlines()):
@@ -121,7 +130,7 @@ def test_a_site_tells_what_its_ledger_says(watched):
         assert (
             f'fedtree_epsilon_spent{{dataset="{name}"}} {told["epsilon_spent"]:.15g}' in pages[name]
         )
-        assert f'fedtree_epsilon_allowed{{dataset="{name}"}} 8' in pages[name]
+        assert f'fedtree_epsilon_allowed{{dataset="{name}"}} 0.5' in pages[name]
 
 
 def test_server_and_sites_count_the_same_messages(watched):
