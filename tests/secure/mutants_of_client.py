@@ -429,8 +429,8 @@ ROUNDS_CHECKED = (
         ROUND,
         "    if LAST in party.store.record.finished:\n",
         "    if False:\n",
-        "hostile_other_experts_an_early_finish",
-        "test_hostile_variants.py",
+        "hostile_unsigned_requests_no_round_follows",
+        REQUESTS,
     ),
     M(
         "invented distances: of absurd size",

@@ -14,6 +14,7 @@ from fedtree_secure.agreed import messages as wire
 from fedtree_secure.agreed.envelope import seal
 from fedtree_secure.agreed.messages import Protocol, Refused, encode
 from fedtree_secure.agreed.stages import COUNTER_WINDOW, MOST_ATTEMPTS
+from fedtree_secure.client.step import OutOfOrder
 
 ONE = {
     "topology": Topology(source="one_group"),
@@ -92,7 +93,25 @@ def test_hostile_unsigned_requests_rounds_and_attempts_beyond_the_job(tiny_bert,
         before = state(server)
         for lie in lies:
             assert server.send(VICTIM, changed(requests[VICTIM], **lie)) is None
+            error = server.inner._inner.failures[-1].error
+            assert isinstance(error, OutOfOrder), lie
+            said = "round 0 merges" if lie.get("merge") else ""
+            assert said in str(error), lie
             assert state(server) == before
+
+    hostile(tiny_bert, tmp_path / "run", "round-1/advertise", script, **ONE)
+
+
+def test_hostile_unsigned_requests_no_round_follows_the_last_experts(tiny_bert, tmp_path):
+    """A run that is over for a client stays over, though everything in the request fits."""
+
+    def script(server, requests):
+        begin = requests[VICTIM]
+        assert isinstance(server.send(VICTIM, wire.Finish(begin.experts)), wire.Voted)
+        before = state(server)
+        assert server.send(VICTIM, begin) is None
+        assert isinstance(server.inner._inner.failures[-1].error, OutOfOrder)
+        assert state(server) == before
 
     hostile(tiny_bert, tmp_path / "run", "round-1/advertise", script, **ONE)
 
