@@ -274,10 +274,17 @@ def clipped_sum(backbone, job, rows, state):
 
     class Engine(Summed):
         kept: ClassVar[list] = []
+        widths: ClassVar[set] = set()
 
         def rehearse(self, batch):
             """Weights that no server may send; the guards would refuse them."""
             self._rehearsed = True
+
+        def step(self, batch):
+            for part in batch:
+                lengths, width = part["attention_mask"].sum(dim=1), part["input_ids"].shape[1]
+                self.widths |= {(int(n), width) for n in lengths[part["present"]]}
+            return super().step(batch)
 
     trainer = RoundTrainer(backbone, job, engine=Engine)
     trainer.train(
@@ -288,7 +295,7 @@ def clipped_sum(backbone, job, rows, state):
         NoiseSource(bytes(range(32))),
         upload_gradient=True,
     )
-    return Engine.kept[0].double()
+    return Engine.kept[0].double(), Engine.widths
 
 
 @pytest.mark.parametrize("scale", [1.0, 1e4, 1e6, 1e8, np.inf, np.nan])
@@ -311,9 +318,12 @@ def test_hostile_long_record_moves_the_sum_by_at_most_one_clip(tiny_bert, scale)
         made.own = (values * 0.1 * scale).astype(np.float32)
         return made
 
-    without = clipped_sum(backbone, job, {"text": texts, "label": labels}, state())
+    without, before = clipped_sum(backbone, job, {"text": texts, "label": labels}, state())
     rows = {"text": [*texts, " ".join(WORDS[:28])], "label": [*labels, "class-1"]}
-    moved = float((clipped_sum(backbone, job, rows, state()) - without).norm())
+    with_it, after = clipped_sum(backbone, job, rows, state())
+    moved = float((with_it - without).norm())
+    assert {width for _, width in before} == {16}
+    assert after == before | {(30, 32)}
     assert moved <= job.training.max_grad_norm * (1 + 1e-5)
     if scale == 1.0:
         assert moved > 0.5
