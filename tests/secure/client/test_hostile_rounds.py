@@ -396,6 +396,7 @@ def test_hostile_other_experts_no_sum_of_a_merge_where_there_is_none(tiny_bert, 
         still = OpenedSum(0, node.name, 6, party.own_clip(merge=True), bytes(4 * node.width))
         told = changed(begin, experts=changed(begin.experts, opened=(still,)))
         assert server.send(VICTIM, told) is None
+        assert "no merge round" in str(server.inner._inner.failures[-1].error)
         assert isinstance(server.send(VICTIM, begin), Protocol)
 
     hostile(tiny_bert, tmp_path / "run", "round-1/advertise", script, **ONE)
