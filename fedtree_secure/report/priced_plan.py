@@ -142,7 +142,7 @@ class PricedPlan:
         )
         if self.part is not None:
             found = ", ".join(f"{row.others}: {row.epsilon:.4g}" for row in self.honest_others)
-            honest = len(self.honest_others)
+            honest = self.honest_others[0].others + 1
             table.caption += (
                 f". Noise is shared: each member adds {self.part:.4g}; epsilon holds while "
                 f"{condition(honest)}. By number of honest others: {found}"

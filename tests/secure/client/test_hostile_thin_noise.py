@@ -12,7 +12,9 @@ from shared_jobs import BUDGET, LABELS, SHARED, clients_of, shared_federation
 from small_jobs import make_clients, make_job, scripted
 from takeover import changed, hostile
 
-from fedtree_dp import NoiseSource, SharedPoissonGaussian
+from fedtree_dp import ConfigurationError as DPConfigurationError
+from fedtree_dp import Ledger, NoiseSource, SharedPoissonGaussian
+from fedtree_dp.account import shared
 from fedtree_secagg import Roster
 from fedtree_secure import ConfigurationError, Training
 from fedtree_secure.agreed import messages as wire
@@ -273,6 +275,17 @@ def two_label_sets():
         )
         for c in clients
     ]
+
+
+def test_a_grid_that_is_too_coarse_is_refused_before_anything_is_charged(
+    tiny_bert, tmp_path, monkeypatch
+):
+    """As where thousands share one sum: few bits are left for each."""
+    monkeypatch.setattr(shared, "MOST_ROUNDING", 1e-9)
+    with pytest.raises(DPConfigurationError, match="too coarse a grid"):
+        shared_federation(tiny_bert).run(clients_of(), tmp_path / "run")
+    with Ledger.inspect(next((tmp_path / "state").rglob("store.sqlite"))) as ledger:
+        assert not ledger.events()
 
 
 @pytest.mark.parametrize("wrong", [0.0, -1.0, math.inf, None])
