@@ -129,9 +129,10 @@ def test_the_gate_notices_a_summary_that_hides_the_condition(finished, tmp_path)
 def test_audits_know_shared_noise_or_say_that_they_do_not(finished, tmp_path):
     place = shutil.copytree(finished.folder, tmp_path / "run")
     assert audit(place, "ledger").verdict == "PASS"
-    own = audit(place, "canary_whitebox")
-    assert own.verdict == "INCONCLUSIVE"
-    assert "shares its noise" in own.missing[0]
+    for name in ("canary_whitebox", "accounted", "hostile_server", "lattice"):
+        own = audit(place, name)
+        assert own.verdict == "INCONCLUSIVE"
+        assert "shares its noise" in own.missing[0]
     told = json.loads((place / "summary.json").read_text())
     told["clients"]["t0-c0"]["statement"]["honest_others"].pop()
     told["clients"]["t0-c1"]["own_epsilon_spent"] -= 1
