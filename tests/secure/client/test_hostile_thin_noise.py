@@ -248,15 +248,15 @@ def test_hostile_thin_noise_clients_reveal_nothing_of_a_node_below_the_smallest_
     training = Training(records=60, head_steps=0, max_length=16)
     wrap, _ = scripted(lose=[("round-1/mask", "t1-c2", "before")])
     clients = two_label_sets()
-    result = shared_federation(tiny_bert, training=training).run(
+    result = shared_federation(tiny_bert, rounds=1, training=training).run(
         clients, tmp_path / "run", wrap_transport=wrap
     )
-    first, second = result.data["rounds"]
+    (first,) = result.data["rounds"]
     assert sorted(map(len, first["opened"].values())) == [3, 5]
     assert len(first["closed"]) == 1
-    assert sorted(map(len, second["opened"].values())) == [3, 3, 6]
-    charged = result.data["clients"]["t1-c2"]["events"]
-    assert charged == [dict(charged[0], steps=1)]  # what it never computed was not charged
+    charged = {n: report["events"] for n, report in result.data["clients"].items()}
+    assert charged.pop("t1-c2") == []  # what it never computed was not charged
+    assert all(events[0]["steps"] == 1 for events in charged.values())
 
 
 def two_label_sets():

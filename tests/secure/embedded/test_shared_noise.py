@@ -309,7 +309,6 @@ def test_a_second_job_finds_what_both_promises_left(finished):
             plan_noise(job, budget, spent)
     own = dataclasses.replace(job, noise="own", privacy=wide)
     assert epsilon_of(given_honest(spent), 1e-3) < 8.01  # what a job with own noise is left beside
-    assert plan_noise(own, wide, spent).rounds > 0
     with pytest.raises(BudgetExceeded, match="own noise alone"):
         plan_noise(own, PrivacyBudget(epsilon=12, delta=1e-3, own_epsilon=12.5), spent)
 
