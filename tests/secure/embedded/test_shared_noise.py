@@ -25,6 +25,7 @@ from fedtree_secure.job_file import build, load_public_job
 from fedtree_secure.report.exit_codes import Exit
 from fedtree_secure.report.gate import Limits, decide
 from fedtree_secure.report.ledger_check import check_ledgers
+from fedtree_secure.report.priced_plan import price_job_file
 from fedtree_secure.report.statement import Statement
 
 TOPOLOGY = Topology(sketch_size=64)
@@ -199,6 +200,17 @@ def test_a_plan_says_what_it_assumes(tiny_bert):
     own = federation(tiny_bert, **{**SHARED, "noise": "own"}).plan()
     assert found.noise_to_clip == pytest.approx(own.noise_to_clip / 2**0.5, rel=2e-3)
     assert "By number of honest others: 1:" in str(found.table().caption)
+
+
+@pytest.mark.parametrize("given", [{"unknown": "rounds"}, {"noise_multiplier": 1.0}])
+def test_a_plan_s_noise_follows_from_the_job_alone(tmp_path, given):
+    place = tmp_path / "job.toml"
+    place.write_text(
+        'backbone = "m"\nnoise = "shared"\nprivacy = {epsilon = 8, delta = 1e-3, own_epsilon = 9}\n'
+        '[[clients]]\nid = "a"\ntrain = "a.csv"\n'
+    )
+    with pytest.raises(ConfigurationError, match="solve for the noise alone"):
+        price_job_file(place, parameters=10, **given)
 
 
 def test_replacing_epsilon_keeps_own_epsilon():
