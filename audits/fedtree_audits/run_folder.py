@@ -63,12 +63,20 @@ class RunFolder:
             MissingEvidence: it is missing or damaged; or noise is shared, and no client's rounds
                 have the whole of it.
         """
+        self.require_own_noise()
+        return self.noise_written(client)
+
+    def require_own_noise(self) -> None:
+        """Refuse a run with shared noise, for audits that measure a client's own.
+
+        Raises:
+            MissingEvidence: noise is shared.
+        """
         if self.job.noise == "shared":
             raise MissingEvidence(
                 f"the run in {self.path} shares its noise, and this audit measures a client's own; "
                 "components, canary_client and ledger measure shared noise"
             )
-        return self.noise_written(client)
 
     def noise_written(self, client: str) -> NoisePlan:
         """The same of any job; where noise is shared its rounds are those of the honest members

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 from fedtree_dp import SharedPoissonGaussian
 from fedtree_dp.account.shared import deviation_for
-from fedtree_secagg import Plan
-from fedtree_secure.agreed.round_plan import ROOM_OF_A_MEAN, largest_change
+from fedtree_secagg import Plan, Quantiser
+from fedtree_secure.agreed.round_plan import ROOM_OF_A_MEAN, largest_change, quantiser_of
 from fedtree_secure.agreed.terms import Terms
 
 
@@ -60,11 +60,30 @@ def release_of(terms: Terms, plan: Plan) -> Release:
     Raises:
         fedtree_dp.ConfigurationError: The grid is too coarse.
     """
+    return _release(terms, plan.quantiser, plan.length)
+
+
+def check_grid(terms: Terms, values: int) -> None:
+    """Refuse a job whose largest possible group would have too coarse a grid, before anything is
+    charged.
+
+    Args:
+        terms: See there.
+        values: Of the whole layout.
+
+    Raises:
+        fedtree_dp.ConfigurationError: See above.
+    """
+    everybody = len(terms.names)
+    _release(terms, quantiser_of(terms.job, shared_clip(terms), everybody, merge=False), values)
+
+
+def _release(terms: Terms, quantiser: Quantiser, values: int) -> Release:
     job, event = terms.job, shared_event(terms)
     expected = job.training.sample_rate * job.training.records
-    step = plan.quantiser.step * expected  # the quantiser speaks of means
-    noise = deviation_for(event.noise_multiplier, job.training.max_grad_norm / step, plan.length)
-    limit = math.floor(ROOM_OF_A_MEAN * job.training.max_grad_norm / plan.quantiser.step)
+    step = quantiser.step * expected  # the quantiser speaks of means
+    noise = deviation_for(event.noise_multiplier, job.training.max_grad_norm / step, values)
+    limit = math.floor(ROOM_OF_A_MEAN * job.training.max_grad_norm / quantiser.step)
     at_home = event.together().noise_multiplier * (1.0 + noise.margin)
     return Release(step, noise.deviation, limit, at_home)
 

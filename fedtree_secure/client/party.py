@@ -27,7 +27,7 @@ from fedtree_secure.agreed.round_plan import (
     quantiser_of,
     tree_without_distances,
 )
-from fedtree_secure.agreed.shared_noise import release_of, shared_clip, shared_event
+from fedtree_secure.agreed.shared_noise import check_grid, release_of, shared_clip, shared_event
 from fedtree_secure.agreed.stages import Purpose
 from fedtree_secure.agreed.terms import Terms
 from fedtree_secure.agreed.tree import Tree, tree_of
@@ -149,11 +149,14 @@ class Party:
                 )
 
     def _check_shared_noise(self) -> None:
-        """Refuse another divisor than the others': the same noise would protect this client less
-        under a larger gradient.
+        """Refuse another divisor than the others', under which their noise would protect this
+        client less, and a grid that is too coarse for exact noise.
         """
         declared, agreed = self.records, self.job.training.records
-        if self.job.noise == "shared" and declared != agreed:
+        if self.job.noise == "own":
+            return
+        check_grid(self.terms, self.facts.layout.length)
+        if declared != agreed:
             raise ConfigurationError(
                 f'client {self.id}: it declares {declared} records; with noise = "shared" all have '
                 f"one divisor, training.records = {agreed}: leave out the client's own"

@@ -295,8 +295,8 @@ def _own_budget(
     honest = counted_on(charged)
     if honest == 1:
         return []
-    events, found = merge(charged), []
-    own, said = _spent(events, budget.delta), f"{client}: epsilon by its own noise alone"
+    alone, found = merge(charged), []
+    own, said = _spent(alone, budget.delta), f"{client}: epsilon by its own noise alone"
     if limits.max_own_epsilon is None:
         found.append(
             Trouble(
@@ -309,8 +309,8 @@ def _own_budget(
     if limits.max_own_epsilon is not None:
         bounds.append((limits.max_own_epsilon, "max-own-epsilon"))
     for allowed, whose in bounds:
-        if not _within(events, budget.delta, allowed):
-            reached = epsilon_of(events, budget.delta)
+        if not _within(alone, budget.delta, allowed):
+            reached = epsilon_of(alone, budget.delta)
             text = f"{said} is {reached:.4f}, above {allowed:g}, {whose}"
             found.append(Trouble(Exit.BUDGET, text))
     return found

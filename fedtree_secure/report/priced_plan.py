@@ -142,7 +142,7 @@ class PricedPlan:
         )
         if self.part is not None:
             found = ", ".join(f"{row.others}: {row.epsilon:.4g}" for row in self.honest_others)
-            honest = len(self.honest_others)
+            honest = self.honest_others[0].others + 1
             table.caption += (
                 f". Noise is shared: each member adds {self.part:.4g}; epsilon holds while "
                 f"{condition(honest)}. By number of honest others: {found}"
@@ -203,10 +203,11 @@ def price_job_file(
     job, clients = load_job(path)
     if not job.rounds:
         raise ConfigurationError(f"{path} has no rounds; there is nothing to plan")
-    if job.noise == "shared" and unknown != "noise":
+    if job.noise == "shared" and (unknown != "noise" or noise_multiplier is not None):
+        given = f"solve is {unknown!r}" if unknown != "noise" else f"noise is {noise_multiplier:g}"
         raise ConfigurationError(
-            f'solve is {unknown!r}; allowed with noise = "shared": noise, because all clients add '
-            "the same part, which follows from the job's epsilon and own_epsilon"
+            f'{given}; with noise = "shared" solve for the noise alone: all clients add the same '
+            "part, which follows from the job's epsilon and own_epsilon"
         )
     if parameters is None:
         parameters = trained_values(job)

@@ -135,8 +135,13 @@ def test_a_correct_build_passes(name):
     schema.check(result.to_dict())
 
 
+# Nine seconds; `make audit-self-test` runs it with all others.
+SELF_TEST_ONLY = {("canary_client", "shared noise split over too many")}
+
+
 @pytest.mark.parametrize(
-    ("name", "mutant"), [(n, m) for n, found in REASONS.items() for m in found]
+    ("name", "mutant"),
+    [(n, m) for n, found in REASONS.items() for m in found if (n, m) not in SELF_TEST_ONLY],
 )
 def test_a_broken_build_fails_for_the_right_reason(name, mutant):
     result = audit_named(name).mutants[mutant](1)

@@ -138,7 +138,7 @@ def audit_setup(setup: Setup, key: bytes, hashes: Mapping[str, str] | None = Non
 
 def audit_run(run: RunFolder) -> Result:
     """Follow the installed code; a run adds no evidence but its settings' hash."""
-    _ = run.job
+    run.require_own_noise()
     return audit_setup(Setup(), os.urandom(32), run.hashes("job.json"))
 
 

@@ -98,7 +98,7 @@ def audit_setup(
 
 def audit_run(run: RunFolder) -> Result:
     """Attack the installed code; a run adds no evidence but its settings' hash."""
-    _ = run.job
+    run.require_own_noise()
     return audit_setup(Setup(), os.urandom(32), hashes=run.hashes("job.json"))
 
 

@@ -40,7 +40,7 @@ from fedtree_dp import (
     given_honest,
 )
 from fedtree_dp.account.accounting import merge
-from fedtree_dp.account.shared import counted_on, merged
+from fedtree_dp.account.shared import counted_on, merged, rows_of
 from fedtree_dp.account.unit import text_of
 from fedtree_secure.testing import MERGE, node_name
 
@@ -190,7 +190,7 @@ def _own(
         ),
         Check(
             f"{client}: condition",
-            [row["others"] for row in rows] == list(range(honest - 1, -1, -1)),
+            [row["others"] for row in rows] == [n - 1 for n in rows_of(honest)],
             f"the charges count on {honest - 1} honest others; the summary has {len(rows)} rows",
         ),
     ]

@@ -32,6 +32,8 @@ KERNEL = 8.0
 LEAST_DEVIATION = 256.0
 # Most that rounding to the grid may add to the sensitivity, as a share of it.
 MOST_ROUNDING = 0.1
+# A table has a row for each number of honest members up to so many; of more, all up to _FEW.
+_MOST_ROWS, _FEW = 12, 5
 
 
 def given_honest(events: Iterable[Event], honest: int | None = None) -> tuple[Event, ...]:
@@ -83,7 +85,8 @@ class Assumed:
 def table(
     events: Iterable[Event], delta: float, *, discretization: float = STATEMENT_DISCRETIZATION
 ) -> tuple[Assumed, ...]:
-    """Return epsilon for each number of honest others, from what is counted on down to none.
+    """Return epsilon by the number of honest others, from what is counted on down to none; where
+    many are counted on, of some numbers in between (`rows_of`).
 
     Raises:
         ConfigurationError: as `epsilon_of`.
@@ -94,8 +97,23 @@ def table(
             honest - 1,
             epsilon_of(given_honest(given, honest), delta, discretization=discretization),
         )
-        for honest in range(counted_on(given), 0, -1)
+        for honest in rows_of(counted_on(given))
     )
+
+
+def rows_of(honest: int) -> tuple[int, ...]:
+    """Return the numbers of honest members that a table has rows for, the client among them: all,
+    or the first, the last and halves in between.
+
+    >>> rows_of(3), rows_of(40)
+    ((3, 2, 1), (40, 20, 10, 5, 4, 3, 2, 1))
+    """
+    if honest <= _MOST_ROWS:
+        return tuple(range(honest, 0, -1))
+    halves = [honest]
+    while halves[-1] > _FEW:
+        halves.append(halves[-1] // 2)
+    return tuple(sorted({*halves, *range(1, _FEW + 1)}, reverse=True))
 
 
 def divergence_of_sum(deviation: float, members: int) -> float:

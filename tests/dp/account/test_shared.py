@@ -28,6 +28,7 @@ from fedtree_dp.account.shared import (
     deviation_for,
     divergence_of_sum,
     merged,
+    rows_of,
     table,
 )
 
@@ -113,6 +114,17 @@ def test_the_table_is_what_dp_accounting_says_of_full_batches():
         exact = norm.cdf(a - b) - math.exp(row.epsilon) * norm.cdf(-a - b)
         assert exact <= DELTA * (1 + 1e-9)  # never understated
         assert exact > 0.95 * DELTA
+
+
+def test_a_table_of_many_stays_short_and_has_both_ends():
+    assert rows_of(12) == tuple(range(12, 0, -1))
+    many = rows_of(65_535)
+    assert (many[0], many[-5:]) == (65_535, (5, 4, 3, 2, 1))
+    assert len(many) < 20
+    rows = table([SharedPoissonGaussian(3.0, 1.0, 10, 40)], DELTA)
+    assert [row.others + 1 for row in rows] == list(rows_of(40))
+    found = [row.epsilon for row in rows]
+    assert found == sorted(found)
 
 
 def test_subsampled_shared_steps_agree_with_dp_accounting():

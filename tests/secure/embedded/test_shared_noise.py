@@ -25,6 +25,7 @@ from fedtree_secure.job_file import build, load_public_job
 from fedtree_secure.report.exit_codes import Exit
 from fedtree_secure.report.gate import Limits, decide
 from fedtree_secure.report.ledger_check import check_ledgers
+from fedtree_secure.report.priced_plan import price_job_file
 from fedtree_secure.report.statement import Statement
 
 TOPOLOGY = Topology(sketch_size=64)
@@ -129,9 +130,10 @@ def test_the_gate_notices_a_summary_that_hides_the_condition(finished, tmp_path)
 def test_audits_know_shared_noise_or_say_that_they_do_not(finished, tmp_path):
     place = shutil.copytree(finished.folder, tmp_path / "run")
     assert audit(place, "ledger").verdict == "PASS"
-    own = audit(place, "canary_whitebox")
-    assert own.verdict == "INCONCLUSIVE"
-    assert "shares its noise" in own.missing[0]
+    for name in ("canary_whitebox", "accounted", "hostile_server", "lattice"):
+        own = audit(place, name)
+        assert own.verdict == "INCONCLUSIVE"
+        assert "shares its noise" in own.missing[0]
     told = json.loads((place / "summary.json").read_text())
     told["clients"]["t0-c0"]["statement"]["honest_others"].pop()
     told["clients"]["t0-c1"]["own_epsilon_spent"] -= 1
@@ -198,6 +200,17 @@ def test_a_plan_says_what_it_assumes(tiny_bert):
     own = federation(tiny_bert, **{**SHARED, "noise": "own"}).plan()
     assert found.noise_to_clip == pytest.approx(own.noise_to_clip / 2**0.5, rel=2e-3)
     assert "By number of honest others: 1:" in str(found.table().caption)
+
+
+@pytest.mark.parametrize("given", [{"unknown": "rounds"}, {"noise_multiplier": 1.0}])
+def test_a_plan_s_noise_follows_from_the_job_alone(tmp_path, given):
+    place = tmp_path / "job.toml"
+    place.write_text(
+        'backbone = "m"\nnoise = "shared"\nprivacy = {epsilon = 8, delta = 1e-3, own_epsilon = 9}\n'
+        '[[clients]]\nid = "a"\ntrain = "a.csv"\n'
+    )
+    with pytest.raises(ConfigurationError, match="solve for the noise alone"):
+        price_job_file(place, parameters=10, **given)
 
 
 def test_replacing_epsilon_keeps_own_epsilon():
@@ -308,7 +321,6 @@ def test_a_second_job_finds_what_both_promises_left(finished):
             plan_noise(job, budget, spent)
     own = dataclasses.replace(job, noise="own", privacy=wide)
     assert epsilon_of(given_honest(spent), 1e-3) < 8.01  # what a job with own noise is left beside
-    assert plan_noise(own, wide, spent).rounds > 0
     with pytest.raises(BudgetExceeded, match="own noise alone"):
         plan_noise(own, PrivacyBudget(epsilon=12, delta=1e-3, own_epsilon=12.5), spent)
 
