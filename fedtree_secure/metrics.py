@@ -19,7 +19,7 @@ from fedtree_secure.errors import ConfigurationError
 from fedtree_secure.events import SCHEMA
 
 HOST = "127.0.0.1"
-FORMAT = "text/plain; version=0.0.4; charset=utf-8"
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 NAMES = ("127.0.0.1", "localhost")  # under which it may be asked for: no page of a browser's
 SECONDS = 10.0  # that a connection may take to ask
 
@@ -214,7 +214,7 @@ def _bound(port: int, text: Callable[[], str]) -> Iterator[http.server.Threading
             else:
                 body = text().encode()
                 self.send_response(200)
-                self.send_header("Content-Type", FORMAT)
+                self.send_header("Content-Type", CONTENT_TYPE)
                 self.send_header("Content-Length", str(len(body)))
                 self.end_headers()
                 self.wfile.write(body)

@@ -43,7 +43,7 @@ def variance_is(values, wanted):
     return stats.chi2.ppf(ALARM, values.size) < ratio < stats.chi2.ppf(1 - ALARM, values.size)
 
 
-def test_hostile_thin_noise_another_grid_is_refused_before_any_charge(tiny_bert, tmp_path):
+def test_hostile_thin_noise_another_grid_is_refused_before_any_charge(deep_bert, tmp_path):
     """A wider clip is a coarser grid: rounding would cost more than was charged, and members on
     other grids would add other noise.
     """
@@ -57,10 +57,10 @@ def test_hostile_thin_noise_another_grid_is_refused_before_any_charge(tiny_bert,
         assert server.charges(VICTIM) == []
         assert isinstance(server.send(VICTIM, honest), Protocol)
 
-    attack(tiny_bert, tmp_path / "run", ADVERTISE, script)
+    attack(deep_bert, tmp_path / "run", ADVERTISE, script)
 
 
-def test_hostile_thin_noise_an_opened_sum_on_another_grid_is_refused(tiny_bert, tmp_path):
+def test_hostile_thin_noise_an_opened_sum_on_another_grid_is_refused(deep_bert, tmp_path):
     def script(server, requests):
         honest = requests[VICTIM]
         assert honest.experts.opened
@@ -68,10 +68,10 @@ def test_hostile_thin_noise_an_opened_sum_on_another_grid_is_refused(tiny_bert, 
         told = changed(honest, experts=changed(honest.experts, opened=wide))
         assert server.send(VICTIM, told) == Refused("clip")
 
-    attack(tiny_bert, tmp_path / "run", "round-2/advertise", script)
+    attack(deep_bert, tmp_path / "run", "round-2/advertise", script)
 
 
-def test_hostile_thin_noise_a_larger_group_gets_no_thinner_noise(tiny_bert, tmp_path):
+def test_hostile_thin_noise_a_larger_group_gets_no_thinner_noise(deep_bert, tmp_path):
     """Seven members, and terms that speak of more honest ones: what is charged and drawn follows
     from the smallest sum that opens, and nothing that a server says changes it.
     """
@@ -92,10 +92,10 @@ def test_hostile_thin_noise_a_larger_group_gets_no_thinner_noise(tiny_bert, tmp_
         (charge,) = [e.event for e in server.ledger(VICTIM).entries() if e.event]
         assert charge == event
 
-    attack(tiny_bert, tmp_path / "run", MASK, script, clients=clients_of(each=7))
+    attack(deep_bert, tmp_path / "run", MASK, script, clients=clients_of(each=7))
 
 
-def test_hostile_thin_noise_a_plan_with_fewer_honest_members_is_refused(tiny_bert, tmp_path):
+def test_hostile_thin_noise_a_plan_with_fewer_honest_members_is_refused(deep_bert, tmp_path):
     """What a client computes it also compares with its charge, should the two ever differ."""
 
     def script(server, requests):
@@ -110,10 +110,10 @@ def test_hostile_thin_noise_a_plan_with_fewer_honest_members_is_refused(tiny_ber
         with pytest.raises(Refusal, match="fewer honest members"):
             round_requests._check_honest(party, plan, begin)
 
-    attack(tiny_bert, tmp_path / "run", ADVERTISE, script)
+    attack(deep_bert, tmp_path / "run", ADVERTISE, script)
 
 
-def test_hostile_thin_noise_no_value_at_home_holds_a_part_of_the_noise(tiny_bert, tmp_path):
+def test_hostile_thin_noise_no_value_at_home_holds_a_part_of_the_noise(deep_bert, tmp_path):
     """The upload never moves the client's own experts: a later step that read them would read less
     noise than was charged. They move by opened sums alone.
     """
@@ -133,10 +133,10 @@ def test_hostile_thin_noise_no_value_at_home_holds_a_part_of_the_noise(tiny_bert
         assert not kept.adam
         assert kept.first is None
 
-    attack(tiny_bert, tmp_path / "run", MASK, script, clients=clients_of(declared=True), **labels)
+    attack(deep_bert, tmp_path / "run", MASK, script, clients=clients_of(declared=True), **labels)
 
 
-def test_hostile_thin_noise_who_has_nothing_to_put_into_a_sum_puts_its_noise(tiny_bert, tmp_path):
+def test_hostile_thin_noise_who_has_nothing_to_put_into_a_sum_puts_its_noise(deep_bert, tmp_path):
     """A server that loses a member's merge keeps its head out of the group's; the others of that
     sum count on its noise all the same.
     """
@@ -165,7 +165,7 @@ def test_hostile_thin_noise_who_has_nothing_to_put_into_a_sum_puts_its_noise(tin
         assert how.at_home >= party.round_event().together().noise_multiplier
 
     attack(
-        tiny_bert, tmp_path / "run", ADVERTISE, script, clients=clients_of(declared=True), **labels
+        deep_bert, tmp_path / "run", ADVERTISE, script, clients=clients_of(declared=True), **labels
     )
 
 
@@ -177,7 +177,7 @@ def party_plan(party, requests):
     )
 
 
-def test_hostile_thin_noise_each_member_s_part_is_what_was_charged(tiny_bert, tmp_path):
+def test_hostile_thin_noise_each_member_s_part_is_what_was_charged(deep_bert, tmp_path):
     """With so little budget the noise drowns the signal: its size is that of the charge, of one
     member and of the sum; a half or twice as much is told apart.
     """
@@ -198,10 +198,10 @@ def test_hostile_thin_noise_each_member_s_part_is_what_was_charged(tiny_bert, tm
         assert math.sqrt(honest_in(plan)) * how.deviation >= least
 
     drowned = {"privacy": dataclasses.replace(BUDGET, epsilon=0.05, own_epsilon=0.2)}
-    attack(tiny_bert, tmp_path / "run", ADVERTISE, script, **drowned)
+    attack(deep_bert, tmp_path / "run", ADVERTISE, script, **drowned)
 
 
-def test_a_release_is_what_own_noise_would_upload_but_for_the_noise(tiny_bert, tmp_path):
+def test_a_release_is_what_own_noise_would_upload_but_for_the_noise(deep_bert, tmp_path):
     """With next to no noise: the same step against the same gradient, in steps of the grid."""
 
     def script(server, requests):
@@ -218,10 +218,10 @@ def test_a_release_is_what_own_noise_would_upload_but_for_the_noise(tiny_bert, t
         "privacy": dataclasses.replace(BUDGET, epsilon=1e5, own_epsilon=1e6),
         "training": Training(records=60, head_steps=0, head="frozen", max_length=16),
     }
-    attack(tiny_bert, tmp_path / "run", ADVERTISE, script, **loud)
+    attack(deep_bert, tmp_path / "run", ADVERTISE, script, **loud)
 
 
-def test_hostile_thin_noise_a_breakdown_is_noise_alone(tiny_bert, tmp_path, monkeypatch):
+def test_hostile_thin_noise_a_breakdown_is_noise_alone(deep_bert, tmp_path, monkeypatch):
     """An engine that raises on rows leaves the full part of the noise, and an answer."""
     release = RoundTrainer.release
 
@@ -236,11 +236,11 @@ def test_hostile_thin_noise_a_breakdown_is_noise_alone(tiny_bert, tmp_path, monk
         alone = party.round_release(bytes(32), plan)
         assert variance_is(alone, release_of(party.terms, plan).deviation ** 2)
 
-    attack(tiny_bert, tmp_path / "run", ADVERTISE, script)
+    attack(deep_bert, tmp_path / "run", ADVERTISE, script)
 
 
 def test_hostile_thin_noise_clients_reveal_nothing_of_a_node_below_the_smallest_sum(
-    tiny_bert, tmp_path
+    deep_bert, tmp_path
 ):
     """One of the three that share a head drops out after it got its shares: the layers' sum opens
     over five, the head's would hold one honest part of the noise and stays closed.
@@ -248,7 +248,7 @@ def test_hostile_thin_noise_clients_reveal_nothing_of_a_node_below_the_smallest_
     training = Training(records=60, head_steps=0, max_length=16)
     wrap, _ = scripted(lose=[("round-1/mask", "t1-c2", "before")])
     clients = two_label_sets()
-    result = shared_federation(tiny_bert, rounds=1, training=training).run(
+    result = shared_federation(deep_bert, rounds=1, training=training).run(
         clients, tmp_path / "run", wrap_transport=wrap
     )
     (first,) = result.data["rounds"]
@@ -278,12 +278,12 @@ def two_label_sets():
 
 
 def test_a_grid_that_is_too_coarse_is_refused_before_anything_is_charged(
-    tiny_bert, tmp_path, monkeypatch
+    deep_bert, tmp_path, monkeypatch
 ):
     """As where thousands share one sum: few bits are left for each."""
     monkeypatch.setattr(shared, "MOST_ROUNDING", 1e-9)
     with pytest.raises(DPConfigurationError, match="too coarse a grid"):
-        shared_federation(tiny_bert).run(clients_of(), tmp_path / "run")
+        shared_federation(deep_bert).run(clients_of(), tmp_path / "run")
     with Ledger.inspect(next((tmp_path / "state").rglob("store.sqlite"))) as ledger:
         assert not ledger.events()
 
@@ -297,7 +297,7 @@ def test_terms_without_a_part_for_each_member_are_refused(wrong):
         Terms(make_job("m"), roster, bytes(32), "run", (), 1.0)
 
 
-def test_a_client_of_no_sum_shares_its_noise_with_nobody(tiny_bert, tmp_path):
+def test_a_client_of_no_sum_shares_its_noise_with_nobody(deep_bert, tmp_path):
     """Its rounds at home keep the whole noise, and are charged as such."""
 
     def script(server, requests):
@@ -308,4 +308,4 @@ def test_a_client_of_no_sum_shares_its_noise_with_nobody(tiny_bert, tmp_path):
         assert own.noise_multiplier == party.member.noise_plan.rounds
         assert own.mechanism == "poisson_gaussian"
 
-    attack(tiny_bert, tmp_path / "run", ADVERTISE, script)
+    attack(deep_bert, tmp_path / "run", ADVERTISE, script)

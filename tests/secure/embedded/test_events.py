@@ -126,7 +126,7 @@ def test_a_stage_is_told_before_and_after_it(lines):
 def test_the_tree_is_told_by_sizes(lines):
     for found in of(lines, "tree"):
         layers = found["layers"]
-        assert layers == [{"layer": f"layer {n}", "groups": [4], "home": 0} for n in range(4)]
+        assert layers == [{"layer": f"layer {n}", "groups": [4], "home": 0} for n in range(2)]
 
 
 def test_advice_from_public_facts_is_told_and_no_other(told, lines):

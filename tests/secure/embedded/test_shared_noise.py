@@ -3,6 +3,8 @@
 import dataclasses
 import json
 import shutil
+import tomllib
+from pathlib import Path
 
 import pytest
 import yaml
@@ -242,6 +244,16 @@ def test_a_job_file_says_it_in_the_same_words():
     assert (job.noise, job.privacy.own_epsilon, job.weighs_noise) == ("shared", 20.0, False)
     with pytest.raises(ConfigurationError, match=r"noise.*allowed: own, shared"):
         build(Job, given | {"noise": "common"}, "")
+
+
+def test_the_settings_of_the_page_are_a_job_that_counts_on_three():
+    from fedtree_secure.config import Job
+
+    page = (Path(__file__).parents[3] / "docs" / "shared-noise.md").read_text("utf-8")
+    settings = page.split("```toml\n")[1].split("```")[0]
+    job = build(Job, {"backbone": "m", **tomllib.loads(settings)}, "")
+    assert job.masking.honest == 3
+    assert job.privacy.own_epsilon == 6
 
 
 def test_references_of_a_client_alone_have_own_noise():

@@ -16,11 +16,16 @@ from fedtree_dp import Gaussian, Ledger, LedgerError, PrivacyUnit
 from fedtree_secure import DataError, Federation, Topology
 from fedtree_secure.client.data_sets import DataSets
 from fedtree_secure.embedded import references
+from fedtree_secure.embedded.forecast import Forecast, parts_of
+from fedtree_secure.embedded.progress import Silent
 from fedtree_secure.embedded.shared import Shared
+from fedtree_secure.embedded.watching import Watch
+from fedtree_secure.events import Events
 from fedtree_secure.report.card import card_text
 from fedtree_secure.report.gate import Limits, decide
 from fedtree_secure.report.page import render
 from fedtree_secure.report.statement import Statement
+from fedtree_secure.server.telemetry import RoundMeter
 
 PATIENT = PrivacyUnit("patient_id", 4)
 
@@ -173,7 +178,9 @@ def test_simulated_heads_without_noise_are_those_of_units(tiny_bert, monkeypatch
     seen = []
     monkeypatch.setattr(references, "train_head", lambda *given: seen.append(given[-1]))
     shared = Shared()
-    references._heads_without_dp(unit_job(tiny_bert), unit_clients(each=1), shared)
+    job = unit_job(tiny_bert)
+    watch = Watch("a", job, Silent(), Forecast(parts_of("a", job, [20])), Events(), RoundMeter())
+    references._heads_without_dp(job, unit_clients(each=1), shared, watch)
     (members,) = seen
     assert len(members) == 20
     assert max(map(len, members)) == 4
