@@ -180,13 +180,14 @@ def mask(party: Party, session: Session, message: Mask) -> Step:
         finite = np.nan_to_num(change.astype(np.float64), nan=0.0, posinf=0.0, neginf=0.0)
         return sent(finite)
 
-    def sent(update: "np.ndarray[Any, Any]") -> tuple[Session, Reply]:
-        state, masked = masking.upload(opened, update, randomness=party.fresh())
+    def sent(update: "np.ndarray[Any, Any]", *, on_grid: bool = False) -> tuple[Session, Reply]:
+        fresh = party.fresh()
+        state, masked = masking.upload(opened, update, randomness=fresh, on_grid=on_grid)
         return RoundUploaded(state), Protocol(masked)
 
     def trained(seed: bytes) -> tuple[Session, Reply]:
         if party.job.noise == "shared":
-            return sent(party.round_release(seed, opened.session.plan))
+            return sent(party.round_release(seed, opened.session.plan), on_grid=True)
         return upload(party.round_change(seed))
 
     if session.merge:

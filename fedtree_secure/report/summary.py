@@ -121,7 +121,8 @@ def guarantee(job: Job, reports: Mapping[str, Any]) -> dict[str, Any]:
 
 def _counted_on(job: Job, reports: Mapping[str, Any]) -> int:
     """Honest members that the claim counts on: of this job, and of earlier ones on a data set."""
-    rows = (report["statement"].get("honest_others", ()) for report in reports.values())
+    said = (report.get("statement", {}) for report in reports.values())  # a site has none
+    rows = (found.get("honest_others", ()) for found in said)
     own = job.masking.honest if job.noise == "shared" else 1
     return max([own, *(int(found[0]["others"]) + 1 for found in rows if found)])
 

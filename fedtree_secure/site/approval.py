@@ -26,6 +26,7 @@ from fedtree_dp import (
     given_honest,
 )
 from fedtree_dp.account.accounting import PLANNING_DISCRETIZATION
+from fedtree_dp.account.shared import counted_on
 from fedtree_dp.account.unit import name_of
 from fedtree_secagg import Identity
 from fedtree_secure.agreed.noise_plan import NoisePlan, plan_noise, stages
@@ -118,11 +119,17 @@ def plan_for(job: Job, ledger: Ledger) -> NoisePlan:
     Raises:
         BudgetExceeded: What is left allows no useful plan.
         LedgerError: The data set's charges protect another unit than the job's would.
-        ConfigurationError: The job shares noise, which deployments do not yet.
+        ConfigurationError: The job, or an earlier one on the data set, shares noise, which
+            deployments do not yet.
     """
     if job.noise == "shared":
         raise ConfigurationError(
             'noise is "shared"; in a deployment each site adds its own full noise: allowed is own'
+        )
+    if counted_on(ledger.events()) > 1:
+        raise ConfigurationError(
+            f"data set {ledger.dataset!r} was charged with noise that it shared; a deployment's "
+            "report does not say yet what that assumes: use another data set"
         )
     ledger.check_unit(job.privacy_unit)
     return plan_noise(job, planned_budget(job, ledger.budget), ledger.events())

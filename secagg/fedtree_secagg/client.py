@@ -50,8 +50,6 @@ from fedtree_secagg.rounds.states import (
     Uploaded,
 )
 
-_UPDATES = (np.float32, np.float64, np.int64)
-
 __all__ = [
     "Advertised",
     "Confirmed",
@@ -175,7 +173,9 @@ def receive(state: Shared, inbox: bytes) -> Opened:
         return _received(state, inbox)
 
 
-def upload(state: Opened, vector: npt.NDArray[Any], *, randomness: bytes) -> tuple[Uploaded, bytes]:
+def upload(
+    state: Opened, vector: npt.NDArray[Any], *, randomness: bytes, on_grid: bool = False
+) -> tuple[Uploaded, bytes]:
     """Quantise the update, mask it and sign it: the one upload of the attempt.
 
     Once that has left, the update is burnt: it must not be uploaded again in any other round or
@@ -184,11 +184,11 @@ def upload(state: Opened, vector: npt.NDArray[Any], *, randomness: bytes) -> tup
     Args:
         state: from `receive`.
         vector: shape (plan.length,), float32 or float64, each value within the quantiser's clip;
-            only the coordinates of this client's nodes are read. Or int64: whole numbers of grid
-            steps, for an application that rounds and adds noise on the grid itself. They are taken
-            as they are, modulo 2^w, neither refused nor cut: a sum of values that were cut one by
-            one would be no function of the sum.
+            only the coordinates of this client's nodes are read.
         randomness: 32 fresh bytes.
+        on_grid: the vector is int64, whole numbers of grid steps, of an application that rounds and
+            adds noise on the grid itself. They are taken as they are, modulo 2^w, neither refused
+            nor cut: a sum of values that were cut one by one would be no function of the sum.
 
     Returns:
         The state for `confirm`, and the upload: about 140 bytes and the ring's 2 or 4 per value.
@@ -199,12 +199,17 @@ def upload(state: Opened, vector: npt.NDArray[Any], *, randomness: bytes) -> tup
     """
     stream = keys.Stream(check_randomness(randomness), b"mask")
     with state:
-        _check_vector(vector, state.session.plan)
+        _check_vector(vector, state.session.plan, on_grid=on_grid)
         return _uploaded(state, vector, stream)
 
 
 def mask(
-    state: Shared, inbox: bytes, vector: npt.NDArray[Any], *, randomness: bytes
+    state: Shared,
+    inbox: bytes,
+    vector: npt.NDArray[Any],
+    *,
+    randomness: bytes,
+    on_grid: bool = False,
 ) -> tuple[Uploaded, bytes]:
     """Do `receive` and `upload` in one step, for a vector that is there already.
 
@@ -214,7 +219,7 @@ def mask(
     Args:
         state: from `share`.
         inbox: see `receive`.
-        vector: see `upload`.
+        vector, on_grid: see `upload`.
         randomness: 32 fresh bytes.
 
     Returns:
@@ -227,7 +232,7 @@ def mask(
     """
     stream = keys.Stream(check_randomness(randomness), b"mask")
     with state:
-        _check_vector(vector, state.session.plan)
+        _check_vector(vector, state.session.plan, on_grid=on_grid)
         return _uploaded(_received(state, inbox), vector, stream)
 
 
@@ -310,9 +315,11 @@ def _sealed(state: Shared, dealt: dict[str, Bundle], stream: keys.Stream) -> byt
     )
 
 
-def _check_vector(vector: npt.NDArray[Any], plan: Plan) -> None:
-    if not isinstance(vector, np.ndarray) or vector.dtype not in _UPDATES:
-        raise ConfigurationError("the update must be a numpy vector of float32, float64 or int64")
+def _check_vector(vector: npt.NDArray[Any], plan: Plan, *, on_grid: bool) -> None:
+    kinds = (np.int64,) if on_grid else (np.float32, np.float64)
+    if not isinstance(vector, np.ndarray) or vector.dtype not in kinds:
+        named = " or ".join(kind.__name__ for kind in kinds)
+        raise ConfigurationError(f"the update must be a numpy vector of {named}")
     if vector.shape != (plan.length,):
         raise ConfigurationError(
             f"the update has shape {vector.shape}, the plan asks for ({plan.length},)"

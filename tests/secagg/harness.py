@@ -155,9 +155,9 @@ class Run:
 
     def _mask(self, state: Any, inbox: bytes, name: str) -> tuple[Any, bytes]:
         self.mask_randomness[name] = self.world.random()
-        return client.mask(
-            state, inbox, self.world.updates[name], randomness=self.mask_randomness[name]
-        )
+        update, fresh = self.world.updates[name], self.mask_randomness[name]
+        whole = {"on_grid": True} if update.dtype == np.int64 else {}
+        return client.mask(state, inbox, update, randomness=fresh, **whole)
 
     def _previous(self, stage: str) -> str:
         return STAGES[STAGES.index(stage) - 1]

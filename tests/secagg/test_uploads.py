@@ -118,11 +118,17 @@ def test_whole_numbers_are_summed_as_they_are_and_one_client_s_are_never_cut():
     assert opened.ring.tolist() == wanted.tolist()
 
 
-@pytest.mark.parametrize("kind", [np.int32, np.uint64, np.float16, np.bool_])
-def test_updates_of_other_types_are_refused(kind):
+@pytest.mark.parametrize(
+    ("kind", "on_grid"),
+    [(np.int32, False), (np.int64, False), (np.float16, False), (np.float64, True), (bool, True)],
+)
+def test_updates_of_other_types_are_refused(kind, on_grid):
+    """Whole numbers are taken for grid steps only where the caller says that they are."""
     world = World.of(flat_plan())
     run = world.run(upto="shares")
     _, inboxes = server.route_shares(run.server_states["adverts"], run.sent["shares"])
     update = np.zeros(world.plan.length, dtype=kind)
-    with refused("float32, float64 or int64", error=ConfigurationError):
-        client.mask(run.states["shares"]["c00"], inboxes["c00"], update, randomness=FRESH)
+    with refused("int64" if on_grid else "float32 or float64", error=ConfigurationError):
+        client.mask(
+            run.states["shares"]["c00"], inboxes["c00"], update, randomness=FRESH, on_grid=on_grid
+        )
