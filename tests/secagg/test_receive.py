@@ -115,7 +115,7 @@ def test_upload_refuses_the_callers_own_mistakes_only_and_can_be_called_again():
     run, shown = inboxes()
     update = run.world.updates["c00"]
     opened = client.receive(run.states["shares"]["c00"], shown["c00"])
-    for bad in (update[:-1], update.astype(np.int32), update * np.nan, update * 1e9, [0.0] * 80):
+    for bad in (update[:-1], update.astype(np.int64), update * np.nan, update * 1e9, [0.0] * 80):
         with pytest.raises(ConfigurationError):
             client.upload(opened, bad, randomness=FRESH)
     with pytest.raises(ConfigurationError, match="randomness"):

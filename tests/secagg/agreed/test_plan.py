@@ -101,7 +101,7 @@ def test_a_client_outside_the_plan_cannot_advertise():
 
 
 @pytest.mark.parametrize(
-    "bad", [np.zeros(79), np.zeros((80, 1)), np.zeros(80, np.int32), [0.0] * 80]
+    "bad", [np.zeros(79), np.zeros((80, 1)), np.zeros(80, np.int64), [0.0] * 80]
 )
 def test_vectors_of_another_shape_or_type_are_refused(bad):
     run = World.nested().run(upto="shares")
