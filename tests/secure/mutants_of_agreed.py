@@ -240,7 +240,7 @@ AGREED = (
         PLAN,
         '        + (b"merge" if merge else b"round")\n',
         "",
-        "plan_is_bound",
+        "merge_is_no_round",
         OF_PLANS,
     ),
     M(

@@ -127,7 +127,7 @@ def test_hostile_gradients_where_the_job_needs_none(tiny_bert, tmp_path):
         ask = wire.GradientHello(party.terms.names, 1, experts)
         assert server.send(VICTIM, ask) == Refused("sketch")
 
-    topology = Topology(sketch_size=64, cut="silhouette")
+    topology = Topology(source="one_group")  # so no vote refuses it first
     hostile(
         tiny_bert, tmp_path / "run", "round-1/advertise", script, **{**QUIET, "topology": topology}
     )
