@@ -10,6 +10,8 @@ import sys
 import tempfile
 from pathlib import Path
 
+import pytest
+
 sys.path.insert(0, str(Path(__file__).parent))
 for threads in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
     os.environ.setdefault(threads, "1")  # tests run beside one another; as `make test` says it
@@ -34,8 +36,14 @@ _write_in_memory()
 COVERING = [Path(__file__).parent / f for f in ("secagg", "dp", "secure/client", "secure/agreed")]
 
 
-def pytest_collection_modifyitems(config, items):
-    if config.pluginmanager.hasplugin("_cov"):
-        for item in items:
-            if not any(item.path.is_relative_to(folder) for folder in COVERING):
-                item.add_marker("no_cover")
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_protocol(item):
+    """Pause coverage for a whole test, its fixtures included, where it does not cover."""
+    coverage = getattr(item.config.pluginmanager.getplugin("_cov"), "cov_controller", None)
+    if coverage is None or any(item.path.is_relative_to(folder) for folder in COVERING):
+        return (yield)
+    coverage.pause()
+    try:
+        return (yield)
+    finally:
+        coverage.resume()
