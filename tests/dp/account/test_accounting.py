@@ -42,9 +42,7 @@ def oracle(events, delta):
     return accountant.get_epsilon(delta)
 
 
-@pytest.mark.parametrize("noise", [0.4, 1.0, 5.0])
-@pytest.mark.parametrize("rate", [0.01, 0.3, 1.0])
-@pytest.mark.parametrize("steps", [1, 30])
+@pytest.mark.parametrize(("noise", "rate", "steps"), [(0.6, 0.01, 30), (1.0, 0.3, 1), (5.0, 1, 9)])
 def test_the_quick_bound_is_one(noise, rate, steps):
     events = [PoissonGaussian(noise, rate, steps), Gaussian(3.0)]
     for delta in (1e-3, 1e-6):
