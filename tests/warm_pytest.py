@@ -79,6 +79,7 @@ def run_each(tasks: Iterator[Task], jobs: int) -> Iterator[tuple[Task, Outcome]]
 
 
 def _import_libraries() -> None:
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")  # read once, at import; see conftest.py
     for name in LIBRARIES:
         importlib.import_module(name)
     loaded = sorted(name for name in sys.modules if name.startswith(OURS))

@@ -183,7 +183,8 @@ def test_everything_private_is_its_owners_alone(tiny_bert, tmp_path, stores):
     """0600 in 0700 folders (rule R9)."""
     out = tmp_path / "run"
     federation(tiny_bert, **ONE).run(make_clients(), out)
-    private = [*stores.rglob("*"), *(tmp_path / "heads").rglob("*")]
+    heads = tmp_path / "heads"
+    private = [heads, *stores.rglob("*"), *heads.rglob("*")]
     private += [out / "server", *(out / "server").glob("*"), *(out / "clients").glob("*")]
     private += list((out / "clients").glob("*/identity.key"))
     assert len(private) > 30
