@@ -55,6 +55,11 @@ def test_every_block_of_ours_is_run_somewhere(name):
     assert lacking == []
 
 
+def test_every_page_is_in_the_contents():
+    listed = (DOCS / "index.md").read_text("utf-8").splitlines()
+    assert [name for name in pages() if name != "index.md" and name[:-3] not in listed] == []
+
+
 @pytest.mark.parametrize("name", pages())
 def test_the_tests_that_pages_name_exist(name):
     named = [path for block in blocks(name) for path in shown_elsewhere(block)]
