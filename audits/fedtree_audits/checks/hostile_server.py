@@ -37,7 +37,14 @@ from fedtree_secure.testing import Backbone
 QUESTION = "Does a server that lies learn or move anything that it may not?"
 ROUNDS = 20
 Attack = Callable[[Stage, Path, int], list[Check]]
-_ATTACKS: tuple[Attack, ...] = (*(replies, out_of_reach, counters, shares, trees, other_experts),)
+_ATTACKS: tuple[Attack, ...] = (
+    replies,
+    out_of_reach,
+    counters,
+    shares,
+    trees,
+    other_experts,
+)
 
 
 def audit_setup(
@@ -46,7 +53,7 @@ def audit_setup(
     *,
     rounds: int = ROUNDS,
     hashes: Mapping[str, str] | None = None,
-    attacks: Sequence[Attack] | None = None,
+    attacks: Sequence[Attack] = _ATTACKS,
 ) -> Result:
     """Audit one build.
 
@@ -55,7 +62,7 @@ def audit_setup(
         key: 32 bytes that all randomness comes from; its hash is reported.
         rounds: With the target, and as many without it, of the attacks on replies.
         hashes: Of files that were read.
-        attacks: To be carried out, all of them if None.
+        attacks: To be carried out.
     """
     with scratch() as place:
         model = needle.write_needle_model(place / "model")
@@ -63,11 +70,7 @@ def audit_setup(
         (place / "jobs").mkdir()
         stage = Stage(backbone, place / "jobs", setup, key)
         with setup.opening():
-            checks = [
-                check
-                for attack in (_ATTACKS if attacks is None else attacks)
-                for check in attack(stage, model, rounds)
-            ]
+            checks = [check for attack in attacks for check in attack(stage, model, rounds)]
     return Result(
         audit="hostile_server",
         question=QUESTION,
@@ -107,7 +110,7 @@ def _variant(setup: Setup, *attacks: Attack) -> Variant:
 
     def variant(seed: int) -> Result:
         key = hashlib.sha256(f"hostile_server/{seed}".encode()).digest()
-        return audit_setup(setup, key, rounds=6, attacks=attacks or None)
+        return audit_setup(setup, key, rounds=6, attacks=attacks or _ATTACKS)
 
     return variant
 
