@@ -1,6 +1,7 @@
 """The accuracy table's command: short cuts change no result, cells keep the budget, it resumes."""
 
 import dataclasses
+import functools
 import importlib.util
 import json
 import sys
@@ -193,6 +194,7 @@ def test_federations_have_cells_by_column_and_a_table_of_their_own(
     for name, value in {
         **small,
         "first_wave": lambda count: dataclasses.replace(shipped(count), head_steps=5),
+        "Federation": functools.partial(federated.Federation, rounds=2),
         "PrivacyBudget": lambda epsilon, _: PrivacyBudget(epsilon, 1e-4),
     }.items():
         monkeypatch.setattr(federated, name, value)

@@ -416,7 +416,8 @@ def _set_modes(model: nn.Module) -> None:
     """Set evaluation mode everywhere, but training flags on the layers that checkpoint (on
     themselves alone).
     """
-    model.eval()
+    if any(module.training for module in model.modules()):  # a walk costs less than setting flags
+        model.eval()
     for module in model.modules():
         if getattr(module, "gradient_checkpointing", False):
             module.training = True

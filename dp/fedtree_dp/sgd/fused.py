@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from fedtree_dp.errors import TrainingError
+from fedtree_dp.sgd import guards
 from fedtree_dp.sgd.capture import complete
 
 Forward = Callable[..., Any]
@@ -68,10 +69,11 @@ class FusedCapture:
         self._parameters = list(parameters)
         self._sink = _Sink()
         self._patched: list[nn.Module] = []
+        trained = {module for _, module in guards.trained_modules(model)}
         for module in model.modules():
             if type(module) is LoraLinear and "forward" not in vars(module):
                 self._patch(module, _lora_forward)
-            elif any(p.requires_grad for p in module.parameters(recurse=False)):
+            elif module in trained:
                 self._patch(
                     module, _linear_forward if type(module) is nn.Linear else _other_forward
                 )
