@@ -50,7 +50,8 @@ def replies(stage: Stage, model: Path, rounds: int) -> list[Check]:
         ("a step that breaks down", None, fragile),
     )
     each = max(2, -(-rounds // len(attacks)))
-    job = base_job(model, "fingerprint", each + 1, learning_rate=ABSURD)
+    # Coins as ever, but a target that no round draws would show nothing: here once in a million.
+    job = base_job(model, "fingerprint", each + 1, learning_rate=ABSURD, sample_rate=0.999)
     checks = []
     for name, coordinate, engine in attacks:
         without, with_it = (
