@@ -151,7 +151,8 @@ def write_report(
     write_summary(folder, summary)
     # read again, so that the result says exactly what the file says
     summary = read_json(folder / "summary.json")
-    draw_tree(tree, [f"layer {i}" for i in backbone.experts.indices], folder / "tree.png")
+    names = [f"layer {i}" for i in backbone.experts.indices]
+    draw_tree(tree, names, folder / "tree.png", [layer["why"] for layer in summary["layers"]])
     return Result(folder, dict(adapters), summary)
 
 

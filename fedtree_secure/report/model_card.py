@@ -5,7 +5,7 @@ block, the page that was there, and what the privacy claim means.
 from pathlib import Path
 from typing import Any
 
-import yaml
+from huggingface_hub import ModelCard, ModelCardData
 
 from fedtree_secure.report.statement import ClientStatement, Statement
 
@@ -25,9 +25,9 @@ def write_model_card(folder: Path, statement: Statement, client: ClientStatement
     """
     path = folder / README
     body = _body(path.read_text("utf-8")) if path.is_file() else "# Adapter\n"
-    front = yaml.safe_dump(front_matter(statement, client), sort_keys=False, allow_unicode=True)
-    text = f"{_FENCE}{front}{_FENCE}\n{body.strip()}\n\n{_privacy(statement, client)}"
-    path.write_text(text, "utf-8")
+    front = ModelCardData(**front_matter(statement, client)).to_yaml()
+    text = f"{_FENCE}{front}\n{_FENCE}\n{body.strip()}\n\n{_privacy(statement, client)}"
+    ModelCard(text).save(path)
     return path
 
 

@@ -89,11 +89,13 @@ class LayerStatement:
         layer: Its number in the backbone.
         groups: Members of each cluster.
         opened: For each cluster, whether its sum is opened; else the layer stays at home.
+        why: A sentence on why it is cut so; empty where cuts were not weighed.
     """
 
     layer: int
     groups: tuple[tuple[str, ...], ...]
     opened: tuple[bool, ...]
+    why: str = ""
 
 
 @dataclass(frozen=True)
@@ -343,7 +345,8 @@ def quick_epsilon(events: tuple[Event, ...], delta: float) -> float:
 def _layer(layer: Mapping[str, Any]) -> LayerStatement:
     opened = {tuple(group) for group in layer["released"]}
     groups = tuple(tuple(group) for group in layer["clusters"])
-    return LayerStatement(int(layer["layer"]), groups, tuple(group in opened for group in groups))
+    shared = tuple(group in opened for group in groups)
+    return LayerStatement(int(layer["layer"]), groups, shared, str(layer.get("why", "")))
 
 
 def _traffic(path: Path) -> tuple[Traffic, ...]:

@@ -9,18 +9,28 @@ PALETTE = ("#3b6ea5", "#c8553d", "#588157", "#8e6c8a", "#d4a373", "#4f7cac", "#9
 LOCAL = "#9a9a9a"
 
 
-def draw_tree(tree: Tree, layers: Sequence[str], path: Path) -> None:
+_REASONS = 4.6  # inches beside the tree
+
+
+def draw_tree(tree: Tree, layers: Sequence[str], path: Path, whys: Sequence[str] = ()) -> None:
     """Write a PNG. Filled circles are groups whose sum is opened, with their size; grey dots stay
     at home.
+
+    Args:
+        tree: Who shares what.
+        layers: Names, shallow to deep.
+        path: Of the picture.
+        whys: For each layer a sentence that says why it is cut as it is; none where cuts were not
+            weighed.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     order = _leaf_order(tree, len(layers))
     place = {name: i for i, name in enumerate(order)}
-    figure = Figure(
-        figsize=(max(6.0, 0.75 * len(order) + 2.5), max(4.0, 0.55 * len(layers) + 2.0)), dpi=120
-    )
+    width = max(6.0, 0.75 * len(order) + 2.5)
+    beside = _REASONS if any(whys) else 0.0
+    figure = Figure(figsize=(width + beside, max(4.0, 0.55 * len(layers) + 2.0)), dpi=120)
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     colour = _colours(tree, len(layers), order)
@@ -59,10 +69,15 @@ def draw_tree(tree: Tree, layers: Sequence[str], path: Path) -> None:
         fontsize=9,
         y=-0.08,
     )
+    for part, why in enumerate(whys):
+        # the layer and who shares it stand beside it already
+        said = why.partition(": ")[2] or why
+        text = axes.text(len(order) - 0.1, part, said, va="center", fontsize=8)
+        text.set_in_layout(False)  # the room beside the tree is kept free below
     for side in axes.spines.values():
         side.set_visible(False)
     axes.tick_params(length=0)
-    figure.tight_layout()
+    figure.tight_layout(rect=(0, 0, width / (width + beside), 1))
     figure.savefig(path)
 
 

@@ -48,6 +48,9 @@ def test_the_first_round_is_charged_once_and_sums_what_was_sketched(tiny_bert, t
     from fedtree_secure.server.state import StateFolder
 
     result = run(tiny_bert, tmp_path / "run")
+    page = (result.folder / "report.html").read_text()
+    for layer in result.data["layers"]:  # why it is cut so stands below the tree
+        assert layer["why"].removeprefix("l") in page
     assert set(gradients) == {client.id for client in make_clients()}
     for name in gradients:
         assert purposes(result, name) == ["fingerprint", "head", "round 1", "round 2"]

@@ -35,7 +35,13 @@ pytestmark = pytest.mark.skipif(BROWSER is None, reason="no Chromium on this mac
 
 def browse(page, *arguments, cwd):
     """Return what Chromium prints for a page, and what it logs."""
-    command = [BROWSER, "--headless", "--no-sandbox", "--hide-scrollbars", "--enable-logging=stderr"]
+    command = [
+        BROWSER,
+        "--headless",
+        "--no-sandbox",
+        "--hide-scrollbars",
+        "--enable-logging=stderr",
+    ]
     profile = f"--user-data-dir={cwd / 'profile'}"
     call = [*command, profile, *arguments, page.as_uri()]
     done = subprocess.run(call, capture_output=True, text=True, timeout=300, check=True, cwd=cwd)
