@@ -49,11 +49,12 @@ def leaks(haystacks: Mapping[str, bytes], secrets: Sequence[Secret]) -> list[str
     windows = [(s.name, window) for s in secrets for window in distinct_windows(s.value)]
     for place, given in haystacks.items():
         wide = widened(given)
+        written = numbers_in(wide)
         for secret in secrets:
             for form, needle in needles(secret.value):
                 if needle in wide:
                     found.add(f"{secret.name} ({form}) in {place}")
-            if is_array(secret.value) and in_text(wide, secret.value):
+            if is_array(secret.value) and in_text(written, secret.value):
                 found.add(f"{secret.name} (decimal) in {place}")
         found |= {f"{name} (linear) in {place}" for name in correlated(wide, windows)}
     return sorted(found)
@@ -114,9 +115,13 @@ def to_bfloat16(values: "np.ndarray", order: str = "<") -> bytes:
     return (values.astype("<f4").view("<u4") >> 16).astype(f"{order}u2").tobytes()
 
 
-def in_text(given: bytes, value: "np.ndarray") -> bool:
-    """Whether a run of the values is written out, to three digits or more."""
-    numbers = np.array([float(n) for n in NUMBER.findall(given) if len(n) < 40])
+def numbers_in(given: bytes) -> "np.ndarray":
+    """The numbers that are written out, in order."""
+    return np.array([float(n) for n in NUMBER.findall(given) if len(n) < 40])
+
+
+def in_text(numbers: "np.ndarray", value: "np.ndarray") -> bool:
+    """Whether a run of the values is among written numbers, to three digits or more."""
     flat = value.reshape(-1).astype(np.float64)[: SOUGHT * WINDOW]
     if len(flat) < RUN or len(numbers) < RUN:
         return False
@@ -149,6 +154,7 @@ def correlated(given: bytes, windows: "Sequence[tuple[str, np.ndarray]]") -> set
     if not windows:
         return set()
     names, sought = [name for name, _ in windows], np.stack([w for _, w in windows], axis=1)
+    sought = sought.astype(np.float32)
     found: set[str] = set()
     for numbers in views(given):
         if len(numbers) < WINDOW:
@@ -164,11 +170,12 @@ def correlated(given: bytes, windows: "Sequence[tuple[str, np.ndarray]]") -> set
 def _normalised(runs: "np.ndarray") -> "np.ndarray":
     with np.errstate(all="ignore"):
         largest = np.abs(runs).max(axis=1, keepdims=True)
-        runs = runs[(largest > 0)[:, 0] & np.isfinite(largest)[:, 0]]
-        runs = runs / np.abs(runs).max(axis=1, keepdims=True)
+        keep = (largest > 0)[:, 0] & np.isfinite(largest)[:, 0]
+        runs = runs[keep]
+        runs = (runs / largest[keep]).astype(np.float32)  # at most 1 now: enough for CORRELATED
         runs = runs - runs.mean(axis=1, keepdims=True)
         norm = np.sqrt((runs**2).sum(axis=1, keepdims=True))
-        kept = (norm > 1e-6)[:, 0]
+        kept = (norm > 1e-5)[:, 0]
         return runs[kept] / norm[kept]
 
 
