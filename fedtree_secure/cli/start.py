@@ -61,6 +61,12 @@ def init(
     for c in found:
         table.add_row(c.id, str(c.rows), str(c.test_rows or "-"), c.text, c.label, _few(c.labels))
     console.print(table)
+    if not any(c.label for c in found):
+        _say(
+            "No column looks like a label: a language model is trained. For a classifier say "
+            "--label COLUMN.",
+            style="yellow",
+        )
     without = [c.id for c in found if c.test is None]
     if without:
         console.print(

@@ -13,6 +13,11 @@ from typing import Any
 from fedtree_secure.errors import DataError
 
 Columns = dict[str, list[Any]]
+_OTHERS = {
+    ";": "semicolons",
+    "\t": "tabs",
+    "|": "bars",
+}  # what spreadsheets write instead of commas
 
 
 def read_rows(path: Path, client: str) -> Any:
@@ -54,6 +59,11 @@ def _csv(path: Path) -> Columns:
         header = next(lines, None)
         if not header or len(set(header)) != len(header):
             raise DataError("its first line must name the columns, each once")
+        if len(header) == 1 and (other := [mark for mark in _OTHERS if mark in header[0]]):
+            raise DataError(
+                f"its only column would be {header[0]!r}; separate columns by commas, not by "
+                f"{_OTHERS[other[0]]}"
+            )
         rows = []
         for row in lines:
             if row and len(row) != len(header):
@@ -82,12 +92,12 @@ def _records(records: Any) -> Columns:
 
 
 def _jsonl(path: Path) -> Columns:
-    lines = path.read_text("utf-8").splitlines()
+    lines = path.read_text("utf-8-sig").split("\n")  # a text may hold other ends of lines
     return _records([json.loads(line) for line in lines if line.strip()])
 
 
 def _json(path: Path) -> Columns:
-    return _records(json.loads(path.read_text("utf-8")))
+    return _records(json.loads(path.read_text("utf-8-sig")))
 
 
 def _parquet(path: Path) -> Columns:

@@ -135,6 +135,8 @@ def _client(name: str, files: Mapping[str, Path], wanted: Wanted) -> Found:
         )
     first = _columns(train, name)
     text = _text_column(first, wanted.text, train)
+    if odd := {type(value).__name__ for value in first[text]} - {"str", "NoneType"}:
+        raise DataError(f"{train}: column {text!r} holds {min(odd)}, no texts; say --text COLUMN")
     label = _label_column(first, text, wanted.label, train)
     test = files.get("test")
     second = _columns(test, name) if test else {}

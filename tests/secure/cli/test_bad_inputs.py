@@ -251,6 +251,8 @@ BAD = {
     "a column twice": (rows("text,text\na,b\n"), "each once"),
     "commas without quotes": (added("bad news, worse news,class-0"), "double quotes"),
     "a quote that does not end": (added('"bad news,class-0'), "cannot be read"),
+    "semicolons for commas": (rows("text;label\nbadu;a\n"), "not by semicolons"),
+    "tabs for commas": (rows("text\tlabel\nbadu\ta\n"), "not by tabs"),
     "rows that are no UTF-8": (rows(b"text,label\nm\xe8re,a\n"), "save it as UTF-8"),
     "another name of the text": (first('text = "note"'), "it has text, label"),
     "another name of the label": (first('label = "code"'), "no column 'code'"),

@@ -10,6 +10,7 @@ from small_jobs import make_job, rows
 
 from fedtree_secure import Client, DataError, PrivacyBudget
 from fedtree_secure.client.data import load_clients, prepare
+from fedtree_secure.client.files import read_rows
 from fedtree_secure.job_file import ClientFiles
 from fedtree_secure.model.rows import tokenise
 
@@ -197,3 +198,17 @@ def test_language_modelling_ends_each_text(tiny_llama, tmp_path):
     assert all(row[-1] == 3 for row in data.train.tokens)
     assert data.train.labels is None
     assert data.majority is None
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".json"])
+def test_byte_order_marks_and_line_separators_are_no_trouble(tmp_path, suffix):
+    """Spreadsheets write the first; a text of a record may hold U+2028, which ends no line."""
+    path, text = tmp_path / f"rows{suffix}", "one\u2028two\u0085three"
+    rows = [{"text": text, "label": "a"}, {"text": "four", "label": "b"}]
+    written = {
+        ".csv": f"text,label\n{text},a\nfour,b\n",
+        ".jsonl": "\r\n".join(json.dumps(row, ensure_ascii=False) for row in rows),
+        ".json": json.dumps(rows, ensure_ascii=False),
+    }
+    path.write_text(written[suffix], "utf-8-sig")
+    assert read_rows(path, "a").to_list() == rows

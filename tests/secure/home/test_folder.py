@@ -99,6 +99,7 @@ def test_labels_are_names_as_they_stand_in_the_file(tmp_path):
         ({"a.csv": {"x": ["aaaa"] * 4, "y": ["bbbb"] * 4}}, "--text"),
         ({"a.csv": {"text": ["t"] * 4, "x": ["a", "b"] * 2, "y": ["c", "d"] * 2}}, "--label"),
         ({"a.jsonl": {"x": [1, 2]}}, "no column of text"),
+        ({"a.jsonl": {"note": [{"t": "a"}] * 4}}, "'note' holds dict, no texts"),
         ({"a-train.csv": FEW, "a-test.csv": {"note": ["a"]}}, "no column 'code'"),
     ],
 )
