@@ -25,7 +25,7 @@ from fedtree_secure.errors import ConfigurationError
 from fedtree_secure.job_file import load_public_job
 from fedtree_secure.key_file import read_identity
 from fedtree_secure.model.facts import ModelFacts
-from fedtree_secure.model.facts_file import read_facts
+from fedtree_secure.model.facts_file import check_heads, read_facts
 from fedtree_secure.names import check_name
 from fedtree_secure.roster_file import RosterFile, read_roster
 from fedtree_secure.storage import SecretBox, write_atomically, write_json
@@ -107,7 +107,7 @@ class JobFolder:
     @property
     def terms(self) -> Terms:
         """What all parties pinned."""
-        return Terms(self.job, self.roster.roster, self.roster.server_key, self.run)
+        return self.roster.terms(self.job, self.run)
 
     @property
     def state(self) -> Path:
@@ -121,7 +121,8 @@ class JobFolder:
 
     def check(self) -> None:
         """Look at everything that a start needs; raises what is wrong with it."""
-        _ = self.job, self.roster, self.key, self.facts, self.terms
+        _ = self.job, self.roster, self.key
+        check_heads(self.facts, self.terms.outputs_of_heads, self.path / "model.facts")
 
     def outcome(self) -> Outcome | None:
         """How the last start ended; None if none did."""

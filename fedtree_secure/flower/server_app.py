@@ -138,6 +138,7 @@ def _report(folder: JobFolder, coordinator: Coordinator) -> dict[str, Any]:
             }
             for at, (name, why) in enumerate(zip(folder.facts.layer_names, whys, strict=True))
         ],
+        "heads": [list(group.members) for group in coordinator.terms.heads],
         "rounds": [vars(record) for record in coordinator.records],
         "fetched": sorted(coordinator.finished),
     }

@@ -5,12 +5,19 @@ from typing import Any
 
 from fedtree_dp import Ledger, statement
 from fedtree_dp.account.shared import merged
-from fedtree_secure.client.adapter import Outcome, save_adapter
+from fedtree_secure.client.adapter import save_adapter
+from fedtree_secure.client.costs import outcome_of, own_noise_report
 from fedtree_secure.client.participant import Participant
 from fedtree_secure.report.summary import guarantee
 from fedtree_secure.roster_file import RosterFile
 from fedtree_secure.site.approval import Approval
 from fedtree_secure.storage import PRIVATE_FILE, write_json
+
+
+def head_sharers(participant: Participant) -> tuple[str, ...]:
+    """Members of the group that shares this site's head, itself among them; empty if none does."""
+    groups = participant.party.terms.heads
+    return next((group.members for group in groups if participant.id in group.members), ())
 
 
 def deliver_run(
@@ -33,9 +40,9 @@ def deliver_run(
     data, client = party.member.data, party.member.client
     with participant.at_backbone():
         metric = party.backbone.evaluate(data)
-        said = statement(ledger.events(), ledger.budget.delta, prv=False, unit=ledger.unit)
-        outcome = Outcome(said.epsilon, ledger.budget.delta, metric)
+        outcome = outcome_of(ledger, metric)
         save_adapter(party.backbone, place / "adapter", data.label_set, outcome)
+    said = statement(ledger.events(), ledger.budget.delta, prv=False, unit=ledger.unit)
     report: dict[str, Any] = {
         "format": 1,
         "site": participant.id,
@@ -44,10 +51,11 @@ def deliver_run(
         "approval": approval.id,
         "job": party.terms.job.to_dict(),
         "guarantee": guarantee(
-            party.terms.job, {client.id: {"labels_declared": data.labels_declared}}
+            party.terms.job,
+            {client.id: {"labels_declared": data.labels_declared, "statement": said.to_dict()}},
         ),
         "dataset": client.dataset or client.id,
-        "epsilon_spent": said.epsilon,
+        "epsilon_spent": outcome.epsilon,
         "epsilon_allowed": ledger.budget.epsilon,
         "delta": ledger.budget.delta,
         "events": [event.to_dict() for event in merged(ledger.events())],
@@ -56,6 +64,8 @@ def deliver_run(
         "majority": data.majority,
         "labels": list(data.label_set),
         "labels_declared": data.labels_declared,
+        "head_shared_with": list(head_sharers(participant)),
+        **own_noise_report(ledger),
         "record": party.store.record.public(),
         "model_sha256": party.backbone.digest.hex(),
     }

@@ -32,7 +32,8 @@ def test_three_organisations_from_keys_to_a_finished_run(tmp_path, tiny, capfd):
     assert "Finished after round 2" in shown
     report = json.loads((place / "coordinator" / "report.json").read_text())
     assert report["fetched"] == sorted(CLINICS)
-    assert [len(next(iter(r["opened"].values()))) for r in report["rounds"]] == [3, 3]
+    assert report["heads"] == [sorted(CLINICS)]
+    assert [len(next(iter(r["opened"].values()))) for r in report["rounds"]] == [3, 3, 3]
     for clinic in CLINICS:
         (found,) = (place / clinic / "runs").glob("*/report.json")
         assert 0 < json.loads(found.read_text())["epsilon_spent"] <= 8
