@@ -114,7 +114,7 @@ def status(site: Path) -> int:
         for run in ledger.names(APPROVED):
             stored = ledger.get(run, "record")
             number = "-" if stored is None else str(msgspec.json.decode(stored)["round"])
-            delivered = (settings.runs / run / "report.json").exists()
+            delivered = (settings.runs / run / "manifest.json").exists()
             approval = (ledger.get(APPROVED, run) or b"").decode()
             table.add_row(run, approval, number, "yes" if delivered else "no")
         console.print(table)

@@ -34,6 +34,7 @@ from fedtree_secure.errors import ConfigurationError, DataError, FedTreeError, S
 from fedtree_secure.key_file import read_identity
 from fedtree_secure.model.backbone import Backbone
 from fedtree_secure.names import check_name
+from fedtree_secure.report.manifest import NAME as MANIFEST
 from fedtree_secure.report.statement import quick_epsilon
 from fedtree_secure.roster_file import RosterFile, read_roster
 from fedtree_secure.site.approval import APPROVED, Approval, plan_for, read_approvals
@@ -226,7 +227,7 @@ class Site:
             log.warning("run %s is refused (budget): %s", run, error)
             return wire.encode(wire.Refused("budget"))
         reply = known.participant.handle(request)
-        if known.participant.delivered and not (self.settings.runs / run / "report.json").exists():
+        if known.participant.delivered and not (self.settings.runs / run / MANIFEST).exists():
             self._due = sorted({*self._due, run})
         return reply
 
