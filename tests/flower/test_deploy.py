@@ -54,6 +54,17 @@ def test_the_document_names_every_block_that_stays():
     assert stays == ["superlink", *(f"node-{clinic}" for clinic in CLINICS)]
 
 
+def test_more_clinics_join_every_list_of_the_document():
+    found = example().blocks(["eyes", "lungs"])
+    stays = [block.stays for block in found if block.stays]
+    assert stays[-2:] == ["node-eyes", "node-lungs"]
+    (eyes,) = (block.text for block in found if block.stays == "node-eyes")
+    assert "node eyes --superlink $SUPERLINK --root-certificates eyes/ca.crt" in eyes
+    told = "".join(block.text for block in found if not block.stays)
+    assert told.count("heart bones skin") == told.count("heart bones skin eyes lungs") > 5
+    assert "skin/card.json eyes/card.json lungs/card.json" in told
+
+
 def test_serving_a_folder_that_holds_no_job_leaves_no_trace(tmp_path, capsys):
     missing = tmp_path / "none"
     with pytest.raises(SystemExit) as stopped:
