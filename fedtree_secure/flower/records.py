@@ -6,7 +6,7 @@ messages hold them. The server's signature covers both records.
 """
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from flwr.app import ConfigRecord, Message, RecordDict
@@ -55,6 +55,13 @@ def parcels_of(run: str, stage: str, requests: Mapping[int, bytes]) -> dict[int,
         else Parcel(run, stage, requests[node])
         for node, (head, body) in parts.items()
     }
+
+
+def crossing(parcels: Iterable[Parcel]) -> int:
+    """Return how many of our bytes cross to the SuperLink for these messages of one exchange."""
+    given = list(parcels)
+    once = {parcel.alike for parcel in given if parcel.alike is not None}
+    return sum(len(parcel.data) for parcel in given) + sum(map(len, once))
 
 
 def parcel_of(message: Message) -> Parcel | None:

@@ -19,7 +19,14 @@ from fedtree_secure.agreed.stages import Exchange
 from fedtree_secure.agreed.terms import Terms
 from fedtree_secure.errors import ConfigurationError
 from fedtree_secure.events import Events
-from fedtree_secure.flower.records import MESSAGE_TYPE, WHO, Parcel, parcels_of, reply_of
+from fedtree_secure.flower.records import (
+    MESSAGE_TYPE,
+    WHO,
+    Parcel,
+    crossing,
+    parcels_of,
+    reply_of,
+)
 
 log = logging.getLogger("fedtree_secure.flower")
 QUICK_S, SLOW_S = 0.2, 1.0  # between two looks for replies
@@ -124,7 +131,7 @@ class GridTransport:
             answered=sorted(replies),
             missing=reasons,
             seconds=round(time.monotonic() - began, 3),
-            bytes_out=sum(map(len, requests.values())),
+            bytes_out=crossing(parcels.values()),
             bytes_in=sum(map(len, replies.values())),
             messages=len(asked) + len(replies),
         )
