@@ -34,7 +34,7 @@ demo: $(STAMP)
 demo-flower: $(FLOWER_STAMP)
 	rm -rf runs/demo-flower
 	$(FLOWER_PIP) install --no-deps -r demo-packages.txt
-	$(FLOWER)/bin/python examples/deploy.py runs/demo-flower
+	$(FLOWER)/bin/python examples/deploy.py runs/demo-flower --more eyes lungs
 
 # Two workers of one thread each: more threads than cores wait for one another.
 test: export OMP_NUM_THREADS = 1

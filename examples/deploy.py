@@ -1,9 +1,10 @@
 """Runs every command of docs/deploy.md on this machine: three clinics, a coordinator, a SuperLink.
 
-    python examples/deploy.py FOLDER [--model MODEL]
+    python examples/deploy.py FOLDER [--model MODEL] [--more eyes lungs]
 
 The commands are the document's, block by block; a block that is marked as one that stays is started
-and left running, and ended when all others are done.
+and left running, and ended when all others are done. With `--more` there are more clinics than the
+document's three: their names join its lists, and each has a node of its own.
 """
 
 import argparse
@@ -15,13 +16,19 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+sys.path[:0] = [str(Path(__file__).parent)]
+
+import make_clinics  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[1]
 BLOCK = re.compile(r"(?:<!-- stays: (?P<name>[\w-]+) -->\n)?```bash\n(?P<text>.*?)```", re.DOTALL)
 UP_S = 60.0
+CLINICS = ("heart", "bones", "skin")
+LISTS = (" ".join(CLINICS), " ".join(f"{clinic}/card.json" for clinic in CLINICS))
 
 
 @dataclass(frozen=True)
@@ -37,14 +44,33 @@ class Block:
     stays: str
 
 
-def blocks() -> list[Block]:
-    """Return the document's commands, in order."""
-    found = BLOCK.finditer((ROOT / "docs" / "deploy.md").read_text("utf-8"))
-    return [Block(match["text"], match["name"] or "") for match in found]
+def blocks(more: Sequence[str] = ()) -> list[Block]:
+    """Return the document's commands, in order.
+
+    Args:
+        more: Clinics that take part beside the document's own.
+    """
+    text = (ROOT / "docs" / "deploy.md").read_text("utf-8")
+    extra = (" ".join(more), " ".join(f"{clinic}/card.json" for clinic in more))
+    for known, added in zip(LISTS, extra, strict=True):
+        text = text.replace(known, f"{known} {added}".rstrip())
+    found = []
+    for match in BLOCK.finditer(text):
+        found.append(Block(match["text"], match["name"] or ""))
+        if match["name"] == f"node-{CLINICS[-1]}":
+            found += [
+                Block(match["text"].replace(CLINICS[-1], name), f"node-{name}") for name in more
+            ]
+    return found
 
 
-def run_all(folder: Path, model: Path) -> None:
+def run_all(folder: Path, model: Path, more: Sequence[str] = ()) -> None:
     """Run the commands in a folder, which is made and must be empty.
+
+    Args:
+        folder: Where.
+        model: Folder of the model.
+        more: See `blocks`.
 
     Raises:
         subprocess.CalledProcessError: A block failed.
@@ -58,14 +84,14 @@ def run_all(folder: Path, model: Path) -> None:
         **os.environ,
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
         "MODEL": str(model.resolve()),
-        "ROWS": str(ROOT / "examples" / "clinics"),
+        "ROWS": str(_rows(folder, more)),
         "SUPERLINK": address,
         "COLUMNS": "160",
         "HF_HUB_OFFLINE": "1",
         "TOKENIZERS_PARALLELISM": "false",
     }
     with _services() as services:
-        for block in blocks():
+        for block in blocks(more):
             command = ["bash", "-euo", "pipefail", "-c", block.text]
             if not block.stays:
                 subprocess.run(command, cwd=folder, env=environment, check=True)
@@ -83,6 +109,13 @@ def run_all(folder: Path, model: Path) -> None:
                 )
             if block.stays == "superlink":
                 _wait_for(address)
+
+
+def _rows(folder: Path, more: Sequence[str]) -> Path:
+    if not more:
+        return ROOT / "examples" / "clinics"
+    make_clinics.write(folder / "rows", (*CLINICS, *more))
+    return (folder / "rows").resolve()
 
 
 @contextlib.contextmanager
@@ -123,13 +156,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Runs every command of docs/deploy.md here.")
     parser.add_argument("folder", type=Path)
     parser.add_argument("--model", type=Path)
+    parser.add_argument("--more", nargs="*", default=[], choices=sorted(make_clinics.MORE))
     given = parser.parse_args()
     if given.model is None:
         from fedtree_secure.demo.data import minilm_folder
 
         given.model = minilm_folder()
     began = time.monotonic()
-    run_all(given.folder, given.model)
+    run_all(given.folder, given.model, given.more)
     print(f"All commands of docs/deploy.md ran, in {time.monotonic() - began:.0f} s")
 
 

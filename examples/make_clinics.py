@@ -8,6 +8,7 @@ any of it. Each clinic has words of its own, and all three sort by the same labe
 
 import csv
 import random
+from collections.abc import Iterable
 from pathlib import Path
 
 FOLDER = Path(__file__).parent / "clinics"
@@ -39,6 +40,18 @@ CLINICS = {
         "urgent": ("my face and tongue swell", "a burn over my whole arm", "hives and no air"),
     },
 }
+MORE = {  # two more clinics, for `make demo-flower`, which has five sites
+    "eyes": {
+        "routine": ("new reading glasses", "a copy of my prescription", "a test for driving"),
+        "soon": ("itching eyes", "a stye that does not heal", "blurred letters when I read"),
+        "urgent": ("flashes and a dark curtain", "bleach in my eye", "I suddenly see nothing"),
+    },
+    "lungs": {
+        "routine": ("another inhaler", "advice to stop smoking", "my last breathing test"),
+        "soon": ("a cough with green phlegm", "wheezing at night", "short breath on the stairs"),
+        "urgent": ("I cannot finish a sentence", "coughing up blood", "my lips turn blue"),
+    },
+}
 OPENINGS = ("Hello,", "Dear team,", "Please call me:", "A question:", "Good morning,")
 
 
@@ -48,24 +61,29 @@ def messages(clinic: str) -> list[tuple[str, str]]:
         (f"{opening} {what}, {when}.", label)
         for label in LABELS
         for opening in OPENINGS
-        for what in CLINICS[clinic][label]
+        for what in {**CLINICS, **MORE}[clinic][label]
         for when in WHEN[label]
     ]
     random.Random(clinic).shuffle(found)  # noqa: S311 - public toy text
     return found
 
 
-def main() -> None:
-    """Write all files; the same ones each time."""
-    FOLDER.mkdir(exist_ok=True)
-    for clinic in CLINICS:
+def write(folder: Path, clinics: Iterable[str]) -> None:
+    """Write the files of some clinics; the same ones each time."""
+    folder.mkdir(exist_ok=True)
+    for clinic in clinics:
         rows = messages(clinic)
         parts = {"train": rows[:TRAIN], "test": rows[TRAIN : TRAIN + TEST]}
         for split, part in parts.items():
-            with (FOLDER / f"{clinic}-{split}.csv").open("w", newline="") as file:
+            with (folder / f"{clinic}-{split}.csv").open("w", newline="") as file:
                 writer = csv.writer(file, lineterminator="\n")
                 writer.writerow(("text", "label"))
                 writer.writerows(part)
+
+
+def main() -> None:
+    """Write the example's files."""
+    write(FOLDER, CLINICS)
 
 
 if __name__ == "__main__":

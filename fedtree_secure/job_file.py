@@ -87,7 +87,7 @@ def load_public_job(path: str | Path) -> Job:
     """Read a job file of a deployment: the public settings alone, as all parties hold them.
 
     Raises:
-        ConfigurationError: As `load_job`, or it names clients' files, or shares heads.
+        ConfigurationError: As `load_job`, or it names clients' files.
     """
     raw = read_toml(path, "job file", "see docs/deploy.md for one")
     if "clients" in raw:
@@ -95,24 +95,7 @@ def load_public_job(path: str | Path) -> Job:
             f"{path} has [[clients]] tables; in a deployment each site keeps its rows to itself, "
             "in its site.toml. Remove them"
         )
-    job = _with_heads_at_home(build(Job, raw, ""))
-    if job.noise == "shared":
-        raise ConfigurationError(
-            'noise is "shared"; in a deployment each site adds its own full noise: allowed is own'
-        )
-    return job
-
-
-def _with_heads_at_home(job: Job) -> Job:
-    """A roster of sites does not say yet which labels each declares: nobody can share a head."""
-    if job.training.head == "group":
-        raise ConfigurationError(
-            'training.head is "group"; in a deployment, sites keep their heads: allowed are auto, '
-            "local and frozen"
-        )
-    if job.head != "group":
-        return job
-    return dataclasses.replace(job, training=dataclasses.replace(job.training, head="local"))
+    return build(Job, raw, "")
 
 
 def read_toml(path: str | Path, what: str, hint: str) -> dict[str, Any]:

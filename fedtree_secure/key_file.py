@@ -1,12 +1,13 @@
 """Signing keys of sites and servers as files, and the cards that carry their public halves.
 
 A key is made by `new_key` and by nothing else: no command that only needs a key ever makes one. A
-card is what a site sends to whoever keeps the roster: name and public key, signed by that very
-key, so that nobody can enter somebody else's key under a name. A rotated key's card is signed by
-its predecessor as well.
+card is what a site sends to whoever keeps the roster: name, public key and the label set that the
+site declares, signed by that very key, so that nobody can enter somebody else's key under a name. A
+rotated key's card is signed by its predecessor as well.
 """
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,9 +33,11 @@ class Card:
     Attributes:
         name: Of the site, see `check_name`.
         key: Ed25519 public key, 64 hexadecimal digits.
-        proof: Signature of the key's holder over both, in hexadecimal.
+        proof: Signature of the key's holder over name, key and labels, in hexadecimal.
         succeeds: The key that this one replaces; empty if none.
         succession: Signature of the replaced key over the new one; empty if none.
+        labels: The label set that the site declares, in the order of its head's outputs; sites with
+            one label set may share a head. Empty: the site keeps its head to itself.
     """
 
     name: str
@@ -42,11 +45,13 @@ class Card:
     proof: str
     succeeds: str = ""
     succession: str = ""
+    labels: tuple[str, ...] = ()
 
     def check(self) -> "Card":
         """Return the card; `ConfigurationError` where a signature on it does not hold."""
         check_name("the name on a card", self.name)
-        if not verifies(self.key, self.proof, _claim(_CARD, self.name, self.key)):
+        _check_labels(self.name, self.labels)
+        if not verifies(self.key, self.proof, _claimed(self.name, self.key, self.labels)):
             raise ConfigurationError(
                 f"the card of {self.name!r} is not signed by the key that it names; make it again "
                 "with `fedtree-secure keys show`"
@@ -60,9 +65,14 @@ class Card:
                 )
         return self
 
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values; a card without labels reads as it did before there were any."""
+        found: dict[str, Any] = msgspec.to_builtins(self)
+        return found if self.labels else {k: v for k, v in found.items() if k != "labels"}
+
     def write(self, path: Path) -> None:
         """Write the card as JSON."""
-        write_json(path, msgspec.to_builtins(self))
+        write_json(path, self.to_dict())
 
 
 def new_key(path: Path, box: SecretBox) -> Identity:
@@ -107,16 +117,26 @@ def read_identity(path: Path, box: SecretBox) -> Identity:
     return Identity(secret)
 
 
-def card_of(name: str, identity: Identity, old: Identity | None = None) -> Card:
-    """Return the card of a key, signed by it, and by the key that it replaces if there is one."""
+def card_of(
+    name: str, identity: Identity, old: Identity | None = None, labels: Sequence[str] = ()
+) -> Card:
+    """Return the card of a key, signed by it, and by the key that it replaces if there is one.
+
+    Args:
+        name: Of the site.
+        identity: Its key.
+        old: The key before.
+        labels: See `Card`.
+    """
     check_name("the name on a card", name)
-    key = identity.public_bytes.hex()
-    proof = identity.sign(_claim(_CARD, name, key)).hex()
+    key, declared = identity.public_bytes.hex(), tuple(labels)
+    _check_labels(name, declared)
+    proof = identity.sign(_claimed(name, key, declared)).hex()
     if old is None:
-        return Card(name, key, proof)
+        return Card(name, key, proof, labels=declared)
     before = old.public_bytes.hex()
     succession = old.sign(_claim(_SUCCESSION, name, before, key)).hex()
-    return Card(name, key, proof, before, succession)
+    return Card(name, key, proof, before, succession, declared)
 
 
 def read_card(path: Path) -> Card:
@@ -138,6 +158,18 @@ def verifies(key: str, signature: str, message: bytes) -> bool:
     except (InvalidSignature, ValueError):
         return False
     return True
+
+
+def _check_labels(name: str, labels: Sequence[str]) -> None:
+    if labels and (len(labels) < 2 or len(set(labels)) != len(labels) or "" in labels):
+        raise ConfigurationError(
+            f"the labels on the card of {name!r} are {', '.join(labels)}; allowed: at least two, "
+            "each once, in the order of the head's outputs, or none"
+        )
+
+
+def _claimed(name: str, key: str, labels: Sequence[str]) -> bytes:
+    return _claim(_CARD, name, key, *([list(labels)] if labels else []))
 
 
 def _claim(tag: bytes, *parts: Any) -> bytes:

@@ -17,6 +17,10 @@ import msgspec
 import rfc8785
 
 from fedtree_secagg import Identity, Roster
+from fedtree_secure.agreed.head_groups import HeadGroup, head_groups
+from fedtree_secure.agreed.noise_plan import shared_part
+from fedtree_secure.agreed.terms import Terms
+from fedtree_secure.config import Job
 from fedtree_secure.errors import ConfigurationError, suggest
 from fedtree_secure.key_file import Card, verifies
 from fedtree_secure.names import check_name
@@ -80,16 +84,37 @@ class RosterFile:
                 "names; take it from the server's operator again"
             )
         _ = self.roster  # two names with one key are refused here
+        _ = self.head_groups(1)  # and label sets in two orders
         return self
 
+    def head_groups(self, least: int) -> tuple[HeadGroup, ...]:
+        """Say which sites declare one label set, so that they may share a head.
+
+        Args:
+            least: Members of the smallest group.
+        """
+        declared = {name: card.labels for name, card in self.clients.items() if card.labels}
+        return head_groups(declared, least)
+
+    def terms(self, job: Job, run: str) -> Terms:
+        """Return what all parties of a run pin; each computes it from its own copies."""
+        heads = self.head_groups(job.masking.min_group) if job.head == "group" else ()
+        return Terms(job, self.roster, self.server_key, run, heads, shared_part(job))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values."""
+        found: dict[str, Any] = msgspec.to_builtins(self)
+        found["clients"] = {name: card.to_dict() for name, card in self.clients.items()}
+        return found
+
     def _signed(self) -> bytes:
-        content = msgspec.to_builtins(self)
+        content = self.to_dict()
         del content["signature"]
         return _TAG + rfc8785.dumps(content)
 
     def write(self, path: Path) -> None:
         """Write the roster as JSON."""
-        write_json(path, msgspec.to_builtins(self))
+        write_json(path, self.to_dict())
 
 
 def read_roster(path: Path) -> RosterFile:

@@ -71,6 +71,7 @@ from fedtree_secure.model.facts import ModelFacts
 from fedtree_secure.model.rows import ClientData, Table
 from fedtree_secure.report.manifest import (
     NAME,
+    SERVER_PARTY,
     describe,
     difference,
     few,
@@ -106,6 +107,7 @@ __all__ = [
     "MERGE",
     "NAME",
     "SERVER",
+    "SERVER_PARTY",
     "Backbone",
     "Canaries",
     "Channel",

@@ -50,6 +50,8 @@ class Audit:
         on_run: audits a run folder.
         correct: audits a correct build made for the self-test.
         mutants: audits of builds that are broken on purpose, by name. They exist nowhere else.
+        parties: Whose own folder holds what the audit needs, beside that of a whole run: "site",
+            "server".
     """
 
     name: str
@@ -57,6 +59,7 @@ class Audit:
     on_run: Callable[[RunFolder], Result]
     correct: Variant
     mutants: Mapping[str, Variant]
+    parties: frozenset[str] = frozenset({"site"})
 
     def audit(self, path: Path) -> Result:
         """Audit a run; what it does not hold, or holds in another form, makes the result

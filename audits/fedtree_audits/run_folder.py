@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from fedtree_audits.errors import MissingEvidence
-from fedtree_secure.testing import FedTreeError, Job, NoisePlan, build
+from fedtree_secure.testing import SERVER_PARTY, FedTreeError, Job, NoisePlan, build
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,15 @@ class RunFolder:
             return build(Job, self.described["job"], "")
         except (KeyError, FedTreeError, ValueError) as error:
             raise MissingEvidence(f"{self.path / 'job.json'} describes no job: {error}") from None
+
+    @property
+    def signers(self) -> dict[str, str]:
+        """Who signs the manifest, with public keys: all clients of a run; of one party's folder
+        that party alone.
+        """
+        if self.described.get("party") == SERVER_PARTY and not self.clients:
+            return {SERVER_PARTY: str(self.read("roster.json").get("server"))}
+        return self.roster
 
     @property
     def clients(self) -> dict[str, dict[str, Any]]:

@@ -104,6 +104,14 @@ def events_of(job: Job, plan: NoisePlan) -> tuple[Event, ...]:
     return tuple(found)
 
 
+def shared_part(job: Job) -> float | None:
+    """Return what each member of a sum adds in a round, over the clipping norm, where the job
+    shares noise; None where it does not. It follows from the job alone, so that every party of a
+    deployment says the same.
+    """
+    return None if job.noise == "own" else part_of(job, _common(job).rounds)
+
+
 def part_of(job: Job, together: float) -> float:
     """Return what each member adds so that the honest ones have a noise multiplier together."""
     return together / math.sqrt(job.masking.honest)
@@ -126,9 +134,17 @@ def _common(job: Job) -> NoisePlan:
     alone = calibrate(tuple(template.values()), job.privacy.alone, spent=before)
     found = {n: event.noise_multiplier for n, event in zip(template, alone, strict=True)}
     found["rounds"] *= math.sqrt(honest)
-    if found["rounds"] <= plan.rounds:
-        return plan
-    return NoisePlan(fingerprint=plan.fingerprint, **found)
+    if found["rounds"] > plan.rounds:
+        plan = NoisePlan(fingerprint=plan.fingerprint, **found)
+    return replace(plan, rounds=_alike(plan.rounds))
+
+
+def _alike(multiplier: float) -> float:
+    """Round a multiplier up to 20 bits: calibrated on two machines, whose libraries may differ in
+    the last bits, it is the same, and all parties pin it.
+    """
+    fraction, exponent = math.frexp(multiplier)
+    return math.ldexp(math.ceil(fraction * 2**20), exponent - 20)
 
 
 def _check_afforded(

@@ -146,7 +146,7 @@ def node(
     return 0
 
 
-def model_facts(job: Path, *, model: Path, out: Path) -> int:
+def model_facts(job: Path, *, model: Path, out: Path, roster: Path | None = None) -> int:
     """Write what a job's server must know of the model; the server itself needs no weights.
 
     Parameters
@@ -157,15 +157,27 @@ def model_facts(job: Path, *, model: Path, out: Path) -> int:
         Folder of the model, on this machine.
     out
         File for the facts.
+    roster
+        The roster, where the job's heads are shared: it says which sites declare the same labels.
     """
     import dataclasses
 
+    from fedtree_secure.errors import ConfigurationError
     from fedtree_secure.job_file import load_public_job
     from fedtree_secure.model.backbone import Backbone
     from fedtree_secure.model.facts_file import write_facts
+    from fedtree_secure.roster_file import read_roster
 
-    backbone = Backbone(dataclasses.replace(load_public_job(job), backbone=str(model)))
-    write_facts(out, backbone.facts())
+    given, heads = load_public_job(job), ()
+    if given.head == "group":
+        if roster is None:
+            raise ConfigurationError(
+                "the job's heads are shared by sites with one label set (training.head); give "
+                "--roster FILE, which says who they are"
+            )
+        heads = read_roster(roster).terms(given, "facts").outputs_of_heads
+    backbone = Backbone(dataclasses.replace(given, backbone=str(model)))
+    write_facts(out, backbone.facts(heads))
     _say(f'models = ["{backbone.frozen_digest.hex()}"]')
     return 0
 

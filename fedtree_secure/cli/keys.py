@@ -1,11 +1,14 @@
 """`fedtree-secure keys`: signing keys, the cards that sites send, and the roster made of them."""
 
 from pathlib import Path
+from typing import Annotated
 
 import cyclopts
+from cyclopts import Parameter
 
 from fedtree_secure.cli.screen import console
 
+Labels = Annotated[tuple[str, ...], Parameter(consume_multiple=True)]
 keys_app = cyclopts.App(name="keys", help="Signing keys of sites and servers, and the roster.")
 
 
@@ -28,8 +31,8 @@ def new(path: Path) -> int:
 
 
 @keys_app.command
-def show(path: Path, *, name: str, out: Path | None = None) -> int:
-    """Show the card of a key: name and public key, signed by it. It holds no secret.
+def show(path: Path, *, name: str, labels: Labels = (), out: Path | None = None) -> int:
+    """Show the card of a key: name, public key and labels, signed by it. It holds no secret.
 
     Parameters
     ----------
@@ -37,20 +40,21 @@ def show(path: Path, *, name: str, out: Path | None = None) -> int:
         File of the key.
     name
         Of the site, as the roster will name it.
+    labels
+        The label set that the site declares, as in its site.toml; everybody in the federation reads
+        it. Sites that declare the same one, in the same order, may share a head.
     out
         File for the card, to send to the server's operator.
     """
     import json
 
-    import msgspec
-
     from fedtree_secure.key_file import card_of, read_identity
     from fedtree_secure.storage import SecretBox
 
-    card = card_of(name, read_identity(path, SecretBox.from_environment()))
+    card = card_of(name, read_identity(path, SecretBox.from_environment()), labels=labels)
     if out is not None:
         card.write(out)
-    _say(json.dumps(msgspec.to_builtins(card), indent=2))
+    _say(json.dumps(card.to_dict(), indent=2))
     return 0
 
 
@@ -87,11 +91,13 @@ def roster(
     _say(f"version {made.version} with {len(made.clients)} sites: {', '.join(made.clients)}")
     _say(f'server = "{made.server}"')
     _say(f'roster = "{made.digest}"')
+    for group in made.head_groups(2):
+        _say(f"{', '.join(group.members)} declare the same {group.outputs} labels")
     return 0
 
 
 @keys_app.command
-def rotate(old: Path, new: Path, *, name: str, out: Path) -> int:
+def rotate(old: Path, new: Path, *, name: str, labels: Labels = (), out: Path) -> int:
     """Make a new key in place of an old one; its card is signed by both.
 
     Keep the old key until the jobs that run under it are over: their sites are known by it. The new
@@ -105,6 +111,8 @@ def rotate(old: Path, new: Path, *, name: str, out: Path) -> int:
         File of the new key; it must not exist.
     name
         Of the site.
+    labels
+        See `keys show`; the old card's are not taken over.
     out
         File for the card, to send to the server's operator.
     """
@@ -113,7 +121,7 @@ def rotate(old: Path, new: Path, *, name: str, out: Path) -> int:
 
     box = SecretBox.from_environment()
     before = read_identity(old, box)
-    card_of(name, new_key(new, box), before).write(out)
+    card_of(name, new_key(new, box), before, labels).write(out)
     _say(f"{new} takes the place of {old} from the roster's next version on; card: {out}")
     return 0
 

@@ -12,7 +12,7 @@ OUTCOMES = {True: "[green]✓[/]", False: "[red]✗[/]"}
 
 
 @site_app.command
-def init(site: Path, *, epsilon: float, delta: float) -> int:
+def init(site: Path, *, epsilon: float, delta: float, own_epsilon: float | None = None) -> int:
     """Make the store of a site's data set, once, with the budget of all jobs on it together.
 
     Parameters
@@ -21,13 +21,16 @@ def init(site: Path, *, epsilon: float, delta: float) -> int:
         Folder of site.toml.
     epsilon, delta
         Budget of the data set.
+    own_epsilon
+        What may be spent whatever all other sites do; without it no job may count on their noise.
     """
     from fedtree_dp import PrivacyBudget
     from fedtree_secure.client.data import texts_of
     from fedtree_secure.errors import ConfigurationError
     from fedtree_secure.site.settings import load_site
 
-    settings, budget = load_site(site), PrivacyBudget(epsilon=epsilon, delta=delta)
+    settings = load_site(site)
+    budget = PrivacyBudget(epsilon=epsilon, delta=delta, own_epsilon=own_epsilon)
     budget.check_records(settings.file.records)
     data_sets, dataset = settings.data_sets(), settings.dataset
     place = data_sets.store_of(dataset)
@@ -111,7 +114,7 @@ def status(site: Path) -> int:
         for run in ledger.names(APPROVED):
             stored = ledger.get(run, "record")
             number = "-" if stored is None else str(msgspec.json.decode(stored)["round"])
-            delivered = (settings.runs / run / "report.json").exists()
+            delivered = (settings.runs / run / "manifest.json").exists()
             approval = (ledger.get(APPROVED, run) or b"").decode()
             table.add_row(run, approval, number, "yes" if delivered else "no")
         console.print(table)

@@ -22,6 +22,7 @@ from fedtree_secure.agreed.transport import Transport
 from fedtree_secure.client.adapter import save_adapter
 from fedtree_secure.client.canaries import plant
 from fedtree_secure.client.clients import check_clients
+from fedtree_secure.client.costs import outcome_of
 from fedtree_secure.client.data import Client, prepare
 from fedtree_secure.client.data_sets import DataSets, refuse_legacy
 from fedtree_secure.client.state import initial_state, loaded_into
@@ -46,7 +47,6 @@ from fedtree_secure.embedded.summary import (
     Finished,
     add_costs,
     client_report,
-    outcome_of,
     write_report,
 )
 from fedtree_secure.embedded.transcript import Transcript

@@ -12,10 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from fedtree_dp import Ledger, statement
-from fedtree_dp.account.shared import counted_on, merged
-from fedtree_dp.account.statements import condition
+from fedtree_dp.account.shared import merged
 from fedtree_dp.account.unit import name_of
-from fedtree_secure.client.adapter import Outcome
+from fedtree_secure.client.costs import own_noise_report
 from fedtree_secure.client.data import Client
 from fedtree_secure.config import Job
 from fedtree_secure.embedded.in_process import InProcess
@@ -85,24 +84,6 @@ def client_report(
         "bytes_received": transcript.received.get(client.id, 0),
         **own_noise_report(ledger),
     }
-
-
-def own_noise_report(ledger: Ledger) -> dict[str, Any]:
-    """What holds whatever others do, where a ledger counts on them; nothing where it does not."""
-    if counted_on(ledger.events()) == 1:
-        return {}
-    return {
-        "own_epsilon_spent": ledger.own_spent(),
-        "own_epsilon_allowed": ledger.budget.alone.epsilon,
-    }
-
-
-def outcome_of(ledger: Ledger, metric: dict[str, Any] | None) -> Outcome:
-    """What a delivered adapter says of its cost."""
-    spent, delta, honest = ledger.spent(), ledger.budget.delta, counted_on(ledger.events())
-    if honest == 1:
-        return Outcome(spent, delta, metric)
-    return Outcome(spent, delta, metric, ledger.own_spent(), condition(honest))
 
 
 def write_report(

@@ -6,11 +6,13 @@
     run.id                                             our name of the run, made once
     server/                                            state after each round
     outcome.json  report.json  events.jsonl            how the last start ended; the run; all events
+    runs/<run>/                                        evidence of the run, signed, for audits
 
 There is no ledger in it, no row and no weight of a model.
 """
 
 import secrets
+import shutil
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -25,10 +27,12 @@ from fedtree_secure.errors import ConfigurationError
 from fedtree_secure.job_file import load_public_job
 from fedtree_secure.key_file import read_identity
 from fedtree_secure.model.facts import ModelFacts
-from fedtree_secure.model.facts_file import read_facts
+from fedtree_secure.model.facts_file import check_heads, read_facts
 from fedtree_secure.names import check_name
+from fedtree_secure.report.manifest import SERVER_PARTY
+from fedtree_secure.report.party_folder import PartyRun, write_party_folder
 from fedtree_secure.roster_file import RosterFile, read_roster
-from fedtree_secure.storage import SecretBox, write_atomically, write_json
+from fedtree_secure.storage import SecretBox, private_folder, write_atomically, write_json
 
 FINISHED, STOPPED, REFUSED = "finished", "stopped", "refused"
 
@@ -107,7 +111,7 @@ class JobFolder:
     @property
     def terms(self) -> Terms:
         """What all parties pinned."""
-        return Terms(self.job, self.roster.roster, self.roster.server_key, self.run)
+        return self.roster.terms(self.job, self.run)
 
     @property
     def state(self) -> Path:
@@ -121,7 +125,8 @@ class JobFolder:
 
     def check(self) -> None:
         """Look at everything that a start needs; raises what is wrong with it."""
-        _ = self.job, self.roster, self.key, self.facts, self.terms
+        _ = self.job, self.roster, self.key
+        check_heads(self.facts, self.terms.outputs_of_heads, self.path / "model.facts")
 
     def outcome(self) -> Outcome | None:
         """How the last start ended; None if none did."""
@@ -135,5 +140,13 @@ class JobFolder:
         write_json(self.path / "outcome.json", msgspec.to_builtins(outcome))
 
     def report(self, found: dict[str, Any]) -> None:
-        """Write the server's report of a run."""
+        """Write the server's report of a run, and evidence of it: the same, the opened sums, and
+        the events up to now, signed.
+        """
         write_json(self.path / "report.json", found)
+        place = private_folder(self.path / "runs" / self.run)
+        kept = [self.events, self.path / "model.facts", *sorted(self.state.glob("sums-*"))]
+        for path in filter(Path.is_file, kept):
+            shutil.copyfile(path, place / path.name)
+        given = PartyRun(SERVER_PARTY, self.run, self.job, self.roster, self.key)
+        write_party_folder(place, given, found)

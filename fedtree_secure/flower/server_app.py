@@ -10,7 +10,6 @@ import logging
 import os
 import time
 from pathlib import Path
-from typing import Any
 
 from flwr.app import Context
 from flwr.serverapp import ServerApp
@@ -20,12 +19,13 @@ from fedtree_secure.agreed.tree import Tree
 from fedtree_secure.errors import FedTreeError, RunFolderError, RunStopped
 from fedtree_secure.events import Events
 from fedtree_secure.flower.job_folder import FINISHED, REFUSED, STOPPED, JobFolder, Outcome
+from fedtree_secure.flower.server_report import report_of
 from fedtree_secure.flower.transport import GridTransport, Patience
 from fedtree_secure.report.advice import advice_of
 from fedtree_secure.report.statement import without_path
 from fedtree_secure.server.coordinator import Coordinator, Hooks
 from fedtree_secure.server.state import RoundRecord, StateFolder
-from fedtree_secure.server.telemetry import RoundMeter, layers_of, noise_to_clip, reasons
+from fedtree_secure.server.telemetry import RoundMeter, layers_of
 from fedtree_secure.storage import held
 
 log = logging.getLogger("fedtree_secure.flower")
@@ -109,38 +109,12 @@ def _serve(
     hooks = Hooks(on_round=on_round, on_tree=on_tree, on_missed=meter.missed, ask_again=ask_again)
     coordinator = Coordinator(terms, folder.key, folder.facts, transport, folder.state, hooks)
     coordinator.run()
-    report = _report(folder, coordinator)
-    noise = noise_to_clip(coordinator)
-    known = {name: {"noise_to_clip": noise.get(name)} for name in terms.names}
-    found = advice_of({**report, "clients": known})  # all of it public: a server knows no more
+    report = report_of(folder, coordinator)
+    found = advice_of(report)  # all of it public: a server knows no more
     for advice in found:
         events("advice", key=advice.key, text=advice.text)
     folder.report(report | {"advice": [advice.to_dict() for advice in found]})
     return coordinator.state.finished_round
-
-
-def _report(folder: JobFolder, coordinator: Coordinator) -> dict[str, Any]:
-    tree = coordinator.tree
-    assert tree is not None
-    whys = reasons(coordinator) or [""] * len(folder.facts.layer_names)
-    return {
-        "format": 1,
-        "run": folder.run,
-        "job": folder.job.to_dict(),
-        "roster": folder.roster.digest,
-        "model_sha256": folder.facts.digest.hex(),
-        "layers": [
-            {
-                "layer": name,
-                "clusters": [list(group) for group in tree.clusters(at)],
-                "released": [list(group) for group in tree.released(at)],
-                "why": why,
-            }
-            for at, (name, why) in enumerate(zip(folder.facts.layer_names, whys, strict=True))
-        ],
-        "rounds": [vars(record) for record in coordinator.records],
-        "fetched": sorted(coordinator.finished),
-    }
 
 
 def _finished_round(folder: JobFolder) -> int:

@@ -19,7 +19,14 @@ from fedtree_secure.agreed.stages import Exchange
 from fedtree_secure.agreed.terms import Terms
 from fedtree_secure.errors import ConfigurationError
 from fedtree_secure.events import Events
-from fedtree_secure.flower.records import MESSAGE_TYPE, WHO, Parcel, reply_of
+from fedtree_secure.flower.records import (
+    MESSAGE_TYPE,
+    WHO,
+    Parcel,
+    crossing,
+    parcels_of,
+    reply_of,
+)
 
 log = logging.getLogger("fedtree_secure.flower")
 QUICK_S, SLOW_S = 0.2, 1.0  # between two looks for replies
@@ -106,9 +113,8 @@ class GridTransport:
             self._meet()
         began = time.monotonic()
         asked = {self._nodes[name]: name for name in requests if name in self._nodes}
-        parcels = {
-            node: Parcel(self._terms.run, stage, requests[name]) for node, name in asked.items()
-        }
+        sealed = {node: requests[name] for node, name in asked.items()}
+        parcels = parcels_of(self._terms.run, stage, sealed)
         deadline = self._patience.deadline
         if stage == Exchange.JOIN:  # models are loaded and noise is planned
             deadline = max(deadline, self._patience.gather)
@@ -125,7 +131,7 @@ class GridTransport:
             answered=sorted(replies),
             missing=reasons,
             seconds=round(time.monotonic() - began, 3),
-            bytes_out=sum(map(len, requests.values())),
+            bytes_out=crossing(parcels.values()),
             bytes_in=sum(map(len, replies.values())),
             messages=len(asked) + len(replies),
         )

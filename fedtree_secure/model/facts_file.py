@@ -6,6 +6,7 @@ nothing.
 """
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -66,3 +67,25 @@ def read_facts(path: Path) -> ModelFacts:
     if not whole or initial.shape != (facts.layout.length,) or not np.isfinite(initial).all():
         raise BackboneError(f"{path} is of another format, or its parts do not fit together")
     return facts
+
+
+def check_heads(facts: ModelFacts, outputs: Sequence[int], path: Path) -> None:
+    """Refuse facts that were made for other groups of heads than the terms pin.
+
+    Args:
+        facts: As read.
+        outputs: Labels of each group, see `Terms.outputs_of_heads`.
+        path: Where they were read.
+
+    Raises:
+        BackboneError: They were.
+    """
+    found = [last - first for first, last in facts.layout.heads]
+    whole = [size % count for size, count in zip(found, outputs, strict=False)]
+    sizes = {size // count for size, count in zip(found, outputs, strict=False)}
+    if len(found) != len(outputs) or any(whole) or len(sizes) > 1:
+        raise BackboneError(
+            f"{path} knows {len(found)} shared heads, the job and its roster {len(outputs)} with "
+            f"{', '.join(map(str, outputs)) or 'no'} labels; make it again: fedtree-secure "
+            "model-facts JOB --roster FILE --model FOLDER --out FILE"
+        )

@@ -33,6 +33,7 @@ from fedtree_secure.storage import read_json, write_atomically
 NAME = "manifest.json"
 _LOCK = ".lock"  # of the process that holds the folder; every other dot file is listed
 FORMAT = 1
+SERVER_PARTY = "server"  # whose folder it is, where job.json names the server as the party
 ADDENDUM = "report/manifest.json"
 _TAG = b"fedtree-secure/manifest/v1\n"
 _ADDENDUM_TAG = b"fedtree-secure/manifest-addendum/v1\n"

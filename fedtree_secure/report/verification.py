@@ -19,6 +19,7 @@ from fedtree_secure.errors import ConfigurationError, FedTreeError
 from fedtree_secure.report.manifest import (
     ADDENDUM,
     NAME,
+    SERVER_PARTY,
     addendum_bytes,
     difference,
     is_canonical,
@@ -125,6 +126,9 @@ def _keys(folder: Path) -> tuple[dict[str, str], Mapping[str, Any], list[Finding
             for name, key in read_json(folder / "roster.json")["clients"].items()
         }
         names = {str(name) for name, about in job["clients"].items() if about["dataset"]}
+        if job.get("party") == SERVER_PARTY:  # a server's folder, which it signs alone
+            names = {SERVER_PARTY}
+            keys = {SERVER_PARTY: str(read_json(folder / "roster.json")["server"])}
     except (FedTreeError, KeyError, TypeError, AttributeError) as error:
         return {}, {}, [Finding("roster.json", f"it or job.json cannot be read: {error}")]
     if keys.keys() != names:

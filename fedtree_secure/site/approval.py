@@ -16,23 +16,15 @@ from typing import Any
 import msgspec
 import rfc8785
 
-from fedtree_dp import (
-    Event,
-    Gaussian,
-    Ledger,
-    PoissonGaussian,
-    PrivacyBudget,
-    epsilon_of,
-    given_honest,
-)
+from fedtree_dp import Event, Ledger, PrivacyBudget, epsilon_of, given_honest
 from fedtree_dp.account.accounting import PLANNING_DISCRETIZATION
 from fedtree_dp.account.shared import counted_on
+from fedtree_dp.account.statements import condition
 from fedtree_dp.account.unit import name_of
 from fedtree_secagg import Identity
-from fedtree_secure.agreed.noise_plan import NoisePlan, plan_noise, stages
+from fedtree_secure.agreed.noise_plan import NoisePlan, events_of, plan_noise, shared_part
 from fedtree_secure.agreed.terms import Terms
 from fedtree_secure.config import Job
-from fedtree_secure.errors import ConfigurationError
 from fedtree_secure.job_file import build
 from fedtree_secure.key_file import verifies
 from fedtree_secure.roster_file import RosterFile
@@ -77,7 +69,7 @@ class Approval:
 
     def terms(self, roster: RosterFile, run: str) -> Terms:
         """What a run of this job is pinned to."""
-        return Terms(self.settings(), roster.roster, roster.server_key, run)
+        return roster.terms(self.settings(), run)
 
     def _signed(self) -> bytes:
         content = msgspec.to_builtins(self)
@@ -87,30 +79,32 @@ class Approval:
 
 def planned_budget(job: Job, budget: PrivacyBudget) -> PrivacyBudget:
     """What a job may spend of a data set in all: the stricter of what it asks for and the data
-    set's own, in epsilon and in delta.
+    set's own, in epsilon, own epsilon and delta.
     """
+    own = budget.own_epsilon
+    if job.privacy.own_epsilon is not None:
+        own = min(job.privacy.own_epsilon, budget.alone.epsilon)
     return PrivacyBudget(
         epsilon=min(job.privacy.epsilon, budget.epsilon),
         delta=min(job.privacy.delta, budget.delta),
-        own_epsilon=budget.own_epsilon,
+        own_epsilon=own,
     )
-
-
-def planned_events(job: Job, plan: NoisePlan) -> list[Event]:
-    """Everything that a job will charge at most."""
-    found: list[Event] = [Gaussian(plan.fingerprint)] if plan.fingerprint else []
-    for name, event in stages(job).items():
-        found.append(PoissonGaussian(getattr(plan, name), event.sample_rate, event.steps))
-    return found
 
 
 def spent_of(ledger: Ledger, more: Sequence[Event] = ()) -> float:
     """Epsilon of a data set for people who look: a bound, on the grid of plans, which is quick."""
-    events = [*ledger.events(), *more]
+    return _quick(given_honest([*ledger.events(), *more]), ledger)  # what the budget speaks of
+
+
+def own_spent_of(ledger: Ledger, more: Sequence[Event] = ()) -> float:
+    """The same of what holds whatever all others do."""
+    return _quick([*ledger.events(), *more], ledger)
+
+
+def _quick(events: Sequence[Event], ledger: Ledger) -> float:
     if not events:
         return 0.0
-    assumed = given_honest(events)  # what the budget's epsilon speaks of
-    return epsilon_of(assumed, ledger.budget.delta, discretization=PLANNING_DISCRETIZATION)
+    return epsilon_of(events, ledger.budget.delta, discretization=PLANNING_DISCRETIZATION)
 
 
 def plan_for(job: Job, ledger: Ledger) -> NoisePlan:
@@ -119,27 +113,17 @@ def plan_for(job: Job, ledger: Ledger) -> NoisePlan:
     Raises:
         BudgetExceeded: What is left allows no useful plan.
         LedgerError: The data set's charges protect another unit than the job's would.
-        ConfigurationError: The job, or an earlier one on the data set, shares noise, which
-            deployments do not yet.
     """
-    if job.noise == "shared":
-        raise ConfigurationError(
-            'noise is "shared"; in a deployment each site adds its own full noise: allowed is own'
-        )
-    if counted_on(ledger.events()) > 1:
-        raise ConfigurationError(
-            f"data set {ledger.dataset!r} was charged with noise that it shared; a deployment's "
-            "report does not say yet what that assumes: use another data set"
-        )
     ledger.check_unit(job.privacy_unit)
     return plan_noise(job, planned_budget(job, ledger.budget), ledger.events())
 
 
-def statement_of(job: Job, roster: RosterFile, ledger: Ledger, plan: NoisePlan) -> list[str]:
-    """The job's privacy statement in plain words, for the operator."""
-    budget = ledger.budget
-    before, after = spent_of(ledger), spent_of(ledger, planned_events(job, plan))
-    masking, others = job.masking, len(roster.clients) - 1
+def statement_of(
+    site: str, job: Job, roster: RosterFile, ledger: Ledger, plan: NoisePlan
+) -> list[str]:
+    """The job's privacy statement in plain words, for the operator of a site."""
+    budget, others = ledger.budget, len(roster.clients) - 1
+    before, after = spent_of(ledger), spent_of(ledger, events_of(job, plan))
     tree = {"one_group": "all sites in one group", "none": "no groups: nothing is shared"}.get(
         job.topology.source, f"found privately from the data ({job.topology.source})"
     )
@@ -155,22 +139,61 @@ def statement_of(job: Job, roster: RosterFile, ledger: Ledger, plan: NoisePlan) 
             f"Budget of the data set {ledger.dataset!r}: epsilon {budget.epsilon:g} at delta "
             f"{budget.delta:g}. Spent so far: {before:.3f}. After this job: at most {after:.3f}."
         ),
+        *_counting_on(job, ledger, plan),
         (
             f"The job asks each site for epsilon {job.privacy.epsilon:g} at delta "
             f"{job.privacy.delta:g}; the stricter of both holds here."
         ),
+        *_leaves(site, job, roster, plan),
+    ]
+
+
+def _counting_on(job: Job, ledger: Ledger, plan: NoisePlan) -> list[str]:
+    """What epsilon assumes of other sites, where noise is shared or was."""
+    events = events_of(job, plan)
+    honest = counted_on([*ledger.events(), *events])
+    if honest == 1:
+        return []
+    return [
         (
-            f"Leaves this site: updates with noise (multiplier {plan.rounds:.3f}) under masks. The "
+            f"That epsilon counts on other sites. It assumes: {condition(honest)}. Whatever all "
+            f"others do, this site's own noise keeps {own_spent_of(ledger, events):.3f}; allowed "
+            f"is {ledger.budget.alone.epsilon:g}."
+        )
+    ]
+
+
+def _leaves(site: str, job: Job, roster: RosterFile, plan: NoisePlan) -> list[str]:
+    """What leaves the site, and what stays."""
+    masking, part, groups = job.masking, shared_part(job), ()
+    if job.head == "group":
+        groups = roster.head_groups(masking.min_group)
+    shared = next((group.members for group in groups if site in group.members), ())
+    noise = f"multiplier {plan.rounds:.3f}"
+    if part is not None:
+        noise = f"this site's part has the multiplier {part:.3f}, all counted on {plan.rounds:.3f}"
+    labels = roster.clients[site].labels
+    said = [
+        (
+            f"Leaves this site: updates with noise ({noise}) under masks. The "
             f"server sees sums over at least {masking.min_group} sites, while at most "
             f"{masking.colluders} sites work with it. In the open: the declared number of "
             f"{name_of(job.privacy_unit)}s, the number of labels, noise multipliers, and who took "
             "part."
-        ),
-        (
-            "Stays at this site: rows, labels, the head, the final adapter, test results, this "
-            "ledger."
-        ),
+        )
     ]
+    if labels:
+        said.append(f"On this site's card, which all read: its labels {', '.join(labels)}.")
+    if shared:
+        said.append(
+            f"The head leaves this site in the same way: {', '.join(shared)} declare the same "
+            "labels and share one."
+        )
+    said.append(
+        f"Stays at this site: rows, labels of rows,{'' if shared else ' the head,'} the final "
+        "adapter, test results, this ledger."
+    )
+    return said
 
 
 def _protected(job: Job) -> str:
@@ -207,7 +230,7 @@ def approve(
         "site": site,
         "job": job.to_dict(),
         "roster": roster.digest,
-        "statement": tuple(statement_of(job, roster, ledger, plan)),
+        "statement": tuple(statement_of(site, job, roster, ledger, plan)),
         "plan": plan,
         "charges": len(ledger.events()),
     }

@@ -13,7 +13,7 @@ from fedtree_dp import Ledger
 from fedtree_secure.client.data import prepare, texts_of
 from fedtree_secure.config import Job
 from fedtree_secure.errors import ConfigurationError, FedTreeError, StoreError
-from fedtree_secure.key_file import read_identity
+from fedtree_secure.key_file import Card, read_identity
 from fedtree_secure.reach import clock_is_off, reach
 from fedtree_secure.roster_file import read_roster
 from fedtree_secure.site.approval import read_approvals, spent_of
@@ -91,7 +91,12 @@ def _roster(settings: SiteSettings) -> str:
         raise ConfigurationError(
             f"version {roster.version} does not name {settings.name!r} with this key"
         )
-    return f"{roster.name}, version {roster.version}, {len(roster.clients)} sites"
+    settings.check_labels(card)
+    return f"{roster.name}, version {roster.version}, {len(roster.clients)} sites{_shared(card)}"
+
+
+def _shared(card: Card) -> str:
+    return f", {len(card.labels)} labels declared" if card.labels else ", no labels declared"
 
 
 def _policy(settings: SiteSettings) -> str:

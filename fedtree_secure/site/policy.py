@@ -5,11 +5,13 @@ file is read again when it changes. The operator is told which rule in words; th
 "policy" and nothing more. No rule has a default.
 """
 
+import typing
 from dataclasses import dataclass
 from pathlib import Path
 
 from fedtree_dp import PrivacyBudget
-from fedtree_secure.config import Job
+from fedtree_dp.account.unit import name_of
+from fedtree_secure.config import Job, Noise
 from fedtree_secure.errors import ConfigurationError
 from fedtree_secure.job_file import build, read_toml
 from fedtree_secure.roster_file import RosterFile
@@ -29,6 +31,11 @@ class Policy:
             another (``keys roster`` prints it).
         models: Digests of the models that it trains on (``site check`` prints those of its own).
         largest_epsilon, largest_delta: A job may ask each client for no more.
+        unit: What a job must protect: "record", or the unit's name in the job, such as
+            "patient_id".
+        noise: How a job may protect it: "own", "shared", or both; see `Job.noise`.
+        largest_own_epsilon: With shared noise, what this site's own noise must keep at least,
+            whatever all others do; given if, and only if, `noise` allows "shared".
         smallest_group: No sum over fewer clients may be opened.
         most_colluders: So many clients may work with the server at most, as this site sees it; a
             job must withstand at least as many.
@@ -43,9 +50,21 @@ class Policy:
     smallest_group: int
     most_colluders: int
     most_rounds: int
+    unit: str
+    noise: tuple[str, ...]
+    largest_own_epsilon: float | None = None
 
     def __post_init__(self) -> None:
-        PrivacyBudget(epsilon=self.largest_epsilon, delta=self.largest_delta)
+        self._check_noise()
+        PrivacyBudget(
+            epsilon=self.largest_epsilon,
+            delta=self.largest_delta,
+            own_epsilon=self.largest_own_epsilon,
+        )
+        if not self.unit:
+            raise ConfigurationError(
+                'unit is empty; allowed: "record", or the name of a unit such as "patient_id"'
+            )
         for name, digits in (("server", self.server), ("roster", self.roster)):
             _digest(name, digits)
         for digits in self.models:
@@ -56,6 +75,17 @@ class Policy:
                 raise ConfigurationError(
                     f"{name} is {given!r}; allowed: a whole number of at least {least}"
                 )
+
+    def _check_noise(self) -> None:
+        if not self.noise or not set(self.noise) <= set(typing.get_args(Noise)):
+            raise ConfigurationError(
+                f'noise is {list(self.noise)}; allowed: ["own"], ["shared"] or ["own", "shared"]'
+            )
+        if ("shared" in self.noise) != (self.largest_own_epsilon is not None):
+            raise ConfigurationError(
+                f"largest_own_epsilon is {self.largest_own_epsilon}, noise is {list(self.noise)}; "
+                "give it where shared noise is allowed, and only there"
+            )
 
     @property
     def server_key(self) -> bytes:
@@ -89,6 +119,7 @@ class Policy:
             found.append(
                 f"it has {job.rounds} rounds; the policy allows {self.most_rounds} (most_rounds)"
             )
+        found += self._against_protection(job)
         if roster.digest != self.roster:
             found.append(
                 f"its roster is version {roster.version} with digest {roster.digest[:16]}; the "
@@ -99,6 +130,22 @@ class Policy:
             found.append(
                 f"its server's key is {min(keys - {self.server})[:16]}; the policy names "
                 f"{self.server[:16]} (server)"
+            )
+        return found
+
+    def _against_protection(self, job: Job) -> list[str]:
+        """What is protected, and by whose noise."""
+        found, unit, own = [], name_of(job.privacy_unit), job.privacy.own_epsilon
+        if unit != self.unit:
+            found.append(f"it protects each {unit}; the policy demands each {self.unit} (unit)")
+        if job.noise not in self.noise:
+            found.append(
+                f"its noise is {job.noise}; the policy allows {', '.join(self.noise)} (noise)"
+            )
+        most = self.largest_own_epsilon
+        if job.noise == "shared" and own is not None and most is not None and own > most:
+            found.append(
+                f"own_epsilon is {own:g}; the policy allows at most {most:g} (largest_own_epsilon)"
             )
         return found
 

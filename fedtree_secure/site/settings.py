@@ -13,6 +13,7 @@ from fedtree_secure.client.data import Client, load_clients
 from fedtree_secure.client.data_sets import DataSets
 from fedtree_secure.errors import ConfigurationError, suggest
 from fedtree_secure.job_file import ClientFiles, build, read_toml
+from fedtree_secure.key_file import Card
 from fedtree_secure.names import check_name
 
 HINT = "docs/deploy.md shows one"
@@ -128,6 +129,21 @@ class SiteSettings:
                 f"folder{suggest(name, self.file.models)}"
             )
         return self.path(self.file.models[name])
+
+    def check_labels(self, card: Card) -> None:
+        """Refuse a card that declares other labels than the site's own file.
+
+        Raises:
+            ConfigurationError: It does: the outputs of a shared head would mean something else.
+        """
+        own = tuple(map(str, self.file.labels))
+        if card.labels and card.labels != own:
+            raise ConfigurationError(
+                f"the card of {self.name!r} in the roster declares the labels "
+                f"{', '.join(card.labels)}; labels in site.toml are {', '.join(own) or 'not given'}"
+                ". They must be the same, in the same order: mend site.toml, or send the roster's "
+                "keeper a new card (`fedtree-secure keys show --labels`)"
+            )
 
     def data_sets(self) -> DataSets:
         """Where the store of the data set and its head lie.

@@ -34,6 +34,7 @@ from fedtree_secure.errors import ConfigurationError, DataError, FedTreeError, S
 from fedtree_secure.key_file import read_identity
 from fedtree_secure.model.backbone import Backbone
 from fedtree_secure.names import check_name
+from fedtree_secure.report.manifest import NAME as MANIFEST
 from fedtree_secure.report.statement import quick_epsilon
 from fedtree_secure.roster_file import RosterFile, read_roster
 from fedtree_secure.site.approval import APPROVED, Approval, plan_for, read_approvals
@@ -141,6 +142,7 @@ class Site:
                 f"version {roster.version} of the roster does not name {self.name!r} with the key "
                 f"of {self.settings.key}; ask its keeper for a version that does"
             )
+        self.settings.check_labels(card)
         if roster.digest != policy.roster:
             raise ConfigurationError(
                 f"the roster {self.settings.roster} has the digest {roster.digest}, the policy "
@@ -225,7 +227,7 @@ class Site:
             log.warning("run %s is refused (budget): %s", run, error)
             return wire.encode(wire.Refused("budget"))
         reply = known.participant.handle(request)
-        if known.participant.delivered and not (self.settings.runs / run / "report.json").exists():
+        if known.participant.delivered and not (self.settings.runs / run / MANIFEST).exists():
             self._due = sorted({*self._due, run})
         return reply
 
@@ -256,8 +258,10 @@ class Site:
         backbone = self._backbone(job)
         self._check_policy(approval, roster, backbone)
         self._agree_on_unit(job)
-        plan = self._bind(run, approval, job)
-        self._runs[run] = Run(approval, roster, self._participant(terms, backbone, plan))
+        plan = self._plan(run, approval, job)
+        participant = self._participant(terms, backbone, plan)
+        self._bind(run, approval, plan)
+        self._runs[run] = Run(approval, roster, participant)
         log.info("run %s of job %s is admitted", run, job.digest().hex()[:16])
         return self._runs[run]
 
@@ -325,30 +329,36 @@ class Site:
         except (DataError, LedgerError) as error:
             raise Refusal("policy", str(error)) from None
 
-    def _bind(self, run: str, approval: Approval, job: Job) -> NoisePlan:
-        """Note which approval a run took, and its noise plan, before anything is charged."""
+    def _plan(self, run: str, approval: Approval, job: Job) -> NoisePlan:
+        """The noise of a run: what its approval planned, or anew where more was spent since."""
         stored = self.ledger.get(run, "plan")
         if stored is not None:
             return NoisePlan.from_bytes(stored)
         same = approval.charges == len(self.ledger.events())
-        plan = approval.plan if same else plan_for(job, self.ledger)
-        with self.ledger.transaction() as transaction:
-            transaction.put(APPROVED, run, approval.id.encode())
-            transaction.put(run, "plan", plan.to_bytes())
-        return plan
+        return approval.plan if same else plan_for(job, self.ledger)
+
+    def _bind(self, run: str, approval: Approval, plan: NoisePlan) -> None:
+        """Note which approval a run took, and its noise plan, before anything is charged."""
+        if self.ledger.get(run, "plan") is None:
+            with self.ledger.transaction() as transaction:
+                transaction.put(APPROVED, run, approval.id.encode())
+                transaction.put(run, "plan", plan.to_bytes())
 
     def _participant(self, terms: Terms, backbone: Backbone, plan: NoisePlan) -> Participant:
         job = terms.job
         data = prepare(self.client, job, backbone.tokenizer)
         initial = initial_state(backbone, len(data.label_set))
         pacing = job.pacing
-        return Participant(
-            terms,
-            Member(self.client, data, self.identity, plan),
-            backbone,
-            Store(self.ledger, terms.run, self._box, initial),
-            pace=Pace(pacing.minimum, pacing.interval) if pacing.interval else None,
-        )
+        try:
+            return Participant(
+                terms,
+                Member(self.client, data, self.identity, plan),
+                backbone,
+                Store(self.ledger, terms.run, self._box, initial),
+                pace=Pace(pacing.minimum, pacing.interval) if pacing.interval else None,
+            )
+        except ConfigurationError as error:  # other labels or another divisor than the others'
+            raise Refusal("policy", str(error)) from None
 
 
 class _Reread:

@@ -278,3 +278,16 @@ def test_the_matrix_ends_with_one_json_line(capsys):
     lines = capsys.readouterr().out.splitlines()
     assert json.loads(lines[-1]) == {"required": 9, "caught": 9, "false_alarms": 0}
     assert sum("caught" in line and "NOT" not in line for line in lines[:-1]) == 9
+
+
+def test_disclosure_counts_the_sums_of_shared_heads():
+    def released(survivors):
+        group = ["c0", "c1", "c2", "c3"]
+        opened = {disclosure.node_name(group, "head"): survivors}
+        return disclosure.rows_of(
+            {"layers": [], "heads": [group], "rounds": [{"round": 0, "opened": opened}]}
+        )
+
+    assert [row.place for row in released(["c0", "c1", "c2"])] == [(0, "head 0")]
+    with pytest.raises(disclosure.MissingEvidence, match="no layer of the summary explains"):
+        disclosure.rows_of({"layers": [], "rounds": [{"round": 0, "opened": {"head-x": []}}]})

@@ -48,7 +48,8 @@ def six(tmp_path, tiny, backbone):
         found = Organisations(tmp_path, tiny, tasks=tasks, each=each, **changes)
         found.ready(backbone.frozen_digest.hex())
         found.write_job()
-        write_facts(found.folder / "model.facts", backbone.facts())
+        heads = found.terms("facts").outputs_of_heads
+        write_facts(found.folder / "model.facts", backbone.facts(heads))
         return found
 
     return make

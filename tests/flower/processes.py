@@ -4,13 +4,11 @@ Nodes are forked from one process that has imported torch already; each is a pro
 with its own memory, that may be killed.
 """
 
-import hashlib
 import logging
 import signal
 import sys
 import threading
 from pathlib import Path
-from unittest import mock
 
 
 def log_to(path: Path) -> None:
@@ -24,40 +22,12 @@ def log_to(path: Path) -> None:
     sys.stdout = sys.stderr = path.open("a", buffering=1)
 
 
-def seeded(seed: str):
-    """Patches that make a client's randomness a function of seed, name and place in the run.
-
-    The same patches are put on the embedded run: what follows from them must be the same there.
-    """
-    from fedtree_secure.client import store
-    from fedtree_secure.client.party import Party
-
-    counts: dict[str, int] = {}
-    charge = store.Writing.charge
-
-    def derived(*parts: object) -> bytes:
-        return hashlib.sha256("|".join(map(str, (seed, *parts))).encode()).digest()
-
-    def fresh(self) -> bytes:
-        counts[self.id] = counts.get(self.id, 0) + 1
-        return derived(self.id, counts[self.id])
-
-    def charged(self, purpose, event, *, repeatable):
-        given = derived(self._store.ledger.dataset, purpose)
-        with mock.patch.object(store.secrets, "token_bytes", return_value=given):
-            return charge(self, purpose, event, repeatable=repeatable)
-
-    return (
-        mock.patch.object(Party, "fresh", fresh),
-        mock.patch.object(store.Writing, "charge", charged),
-    )
-
-
 def run_node(site: str, address: str, certificates: str, key: str, log: str, seed: str) -> None:
     """A site's node, as `fedtree-secure node` runs it, but for seeded randomness if asked."""
     import contextlib
 
     import torch
+    from seeded import seeded
 
     from fedtree_secure.errors import FedTreeError
     from fedtree_secure.events import Events

@@ -1,6 +1,8 @@
 """What the node uses of flwr beside its public API, name by name: flwr is pinned for these."""
 
 import inspect
+import re
+from pathlib import Path
 
 import flwr
 import pytest
@@ -73,3 +75,19 @@ def test_an_inner_function_takes_what_the_node_gives(function):
 @pytest.mark.parametrize("message", FIELDS, ids=lambda m: m.DESCRIPTOR.name)
 def test_a_message_has_the_fields_that_the_node_uses(message):
     assert {field.name for field in message.DESCRIPTOR.fields} >= FIELDS[message]
+
+
+def test_a_proxy_lets_a_node_s_requests_through_and_nothing_else():
+    conf = (Path(__file__).parents[2] / "examples" / "services" / "fleet-proxy.conf").read_text()
+    allowed = re.compile(re.search(r"\$request_uri !~ (\S+)\)", conf)[1])
+    package = Path(flwr.__file__).parent
+
+    def paths(name):
+        return set(re.findall(r'path="(/[^"]+)"', (package / name).read_text()))
+
+    asked = paths("supernode/fleet_http_client.py")
+    assert len(asked) >= 10
+    assert all(allowed.search(path) for path in asked)
+    others = paths("supercore/runtime/runtime_http_client.py")
+    assert len(others) >= 5
+    assert not any(allowed.search(path) for path in others)

@@ -30,9 +30,12 @@ def test_three_organisations_from_keys_to_a_finished_run(tmp_path, tiny, capfd):
     assert shown.count("the clocks agree") == 3
     assert "✗" not in shown
     assert "Finished after round 2" in shown
+    assert shown.count("PASS") == 8
+    assert shown.count("as 1 clients signed them") == 2
     report = json.loads((place / "coordinator" / "report.json").read_text())
     assert report["fetched"] == sorted(CLINICS)
-    assert [len(next(iter(r["opened"].values()))) for r in report["rounds"]] == [3, 3]
+    assert report["heads"] == [sorted(CLINICS)]
+    assert [len(next(iter(r["opened"].values()))) for r in report["rounds"]] == [3, 3, 3]
     for clinic in CLINICS:
         (found,) = (place / clinic / "runs").glob("*/report.json")
         assert 0 < json.loads(found.read_text())["epsilon_spent"] <= 8
@@ -49,6 +52,17 @@ def test_three_organisations_from_keys_to_a_finished_run(tmp_path, tiny, capfd):
 def test_the_document_names_every_block_that_stays():
     stays = [block.stays for block in example().blocks() if block.stays]
     assert stays == ["superlink", *(f"node-{clinic}" for clinic in CLINICS)]
+
+
+def test_more_clinics_join_every_list_of_the_document():
+    found = example().blocks(["eyes", "lungs"])
+    stays = [block.stays for block in found if block.stays]
+    assert stays[-2:] == ["node-eyes", "node-lungs"]
+    (eyes,) = (block.text for block in found if block.stays == "node-eyes")
+    assert "node eyes --superlink $SUPERLINK --root-certificates eyes/ca.crt" in eyes
+    told = "".join(block.text for block in found if not block.stays)
+    assert told.count("heart bones skin") == told.count("heart bones skin eyes lungs") > 5
+    assert "skin/card.json eyes/card.json lungs/card.json" in told
 
 
 def test_serving_a_folder_that_holds_no_job_leaves_no_trace(tmp_path, capsys):

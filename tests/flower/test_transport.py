@@ -6,16 +6,26 @@ import time
 import pytest
 from flwr.app import Message
 from flwr.serverapp.grid import Grid
+from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
 from flwr.supercore.task_identity import TaskIdentity
 from organisations import Organisations
 
 from fedtree_dp import Ledger
 from fedtree_secagg import Identity
 from fedtree_secure.agreed import who
+from fedtree_secure.agreed.envelope import seal
 from fedtree_secure.config import Topology, Training
 from fedtree_secure.errors import ConfigurationError
 from fedtree_secure.events import Events
-from fedtree_secure.flower.records import MESSAGE_TYPE, WHO, Parcel, parcel_of, reply_content
+from fedtree_secure.flower.records import (
+    MESSAGE_TYPE,
+    WHO,
+    Parcel,
+    crossing,
+    parcel_of,
+    parcels_of,
+    reply_content,
+)
 from fedtree_secure.flower.transport import GridTransport, Patience
 from fedtree_secure.server.coordinator import Coordinator
 from fedtree_secure.site.site import Site
@@ -198,3 +208,38 @@ def test_patience_that_makes_no_sense_is_refused(bad):
 def test_a_message_of_another_application_is_none_of_ours():
     foreign = Message(reply_content(b"x"), dst_node_id=1, message_type=MESSAGE_TYPE)
     assert parcel_of(foreign) is None
+
+
+def objects_of(parcels):
+    """Bytes of the objects that Flower's Grid pushes for these messages: each once."""
+    objects = {}
+    for node, parcel in parcels.items():
+        message = Message(parcel.content(), dst_node_id=node, message_type=MESSAGE_TYPE)
+        objects |= get_all_nested_objects(message)
+    return sum(len(found.deflate()) for found in objects.values())
+
+
+def test_what_a_group_is_told_crosses_to_the_superlink_once():
+    key = Identity.generate(bytes(range(32)))
+    bodies = [bytes([group]) * 100_000 for group in (1, 2)]
+    sealed = {
+        node: seal(key, "run", f"t{node}", 7, 3, bodies[node % 2 if node < 6 else 0][node == 7 :])
+        for node in range(8)
+    }
+    parcels = parcels_of("run", "round-1/advertise", sealed)
+    plain = {node: Parcel("run", "round-1/advertise", data) for node, data in sealed.items()}
+    assert objects_of(plain) > crossing(plain.values()) > 790_000
+    assert 300_000 < crossing(parcels.values()) < objects_of(parcels) < 305_000  # 2 + 1 bodies
+    for node, parcel in parcels.items():
+        message = Message(parcel.content(), dst_node_id=node, message_type=MESSAGE_TYPE)
+        assert parcel_of(message).data == sealed[node]
+    assert parcels[7].alike is None
+
+
+def test_a_body_in_two_places_or_of_another_kind_is_no_message_of_ours():
+    sealed = seal(Identity.generate(bytes(range(32))), "run", "t0", 7, 3, b"body")
+    for parcel in (Parcel("run", "x", sealed, b"y"), Parcel("run", "x", b"\xc1", b"y")):
+        assert parcel_of(Message(parcel.content(), dst_node_id=1, message_type="query")) is None
+    content = Parcel("run", "x", sealed, b"y").content()
+    content.config_records["alike"]["data"] = "text"
+    assert parcel_of(Message(content, dst_node_id=1, message_type="query")) is None

@@ -5,6 +5,7 @@ from mutant import Mutant
 M = Mutant
 SITE, WHO, ROSTER = "site/site.py", "agreed/who.py", "roster_file.py"
 IN_SITE, IN_WHO, IN_KEYS = "test_site.py", "test_who.py", "test_keys.py"
+IN_HEADS = "test_heads_at_sites.py"
 
 SITES = (
     M(
@@ -55,6 +56,54 @@ SITES = (
         "",
         "violates_the_policy",
         IN_SITE,
+    ),
+    M(
+        "policy: any unit will do",
+        "site/policy.py",
+        "        if unit != self.unit:",
+        "        if False:",
+        "violates_the_policy",
+        IN_SITE,
+    ),
+    M(
+        "policy: any noise will do",
+        "site/policy.py",
+        "        if job.noise not in self.noise:",
+        "        if False:",
+        "other_noise_than_the_policy_allows",
+        IN_HEADS,
+    ),
+    M(
+        "policy: any own epsilon will do",
+        "site/policy.py",
+        'if job.noise == "shared" and own is not None and most is not None and own > most:',
+        "if False:",
+        "other_noise_than_the_policy_allows",
+        IN_HEADS,
+    ),
+    M(
+        "heads: a card's labels need not be the site's own",
+        "site/settings.py",
+        "        if card.labels and card.labels != own:",
+        "        if False:",
+        "declares_other_labels_than_its_card",
+        IN_HEADS,
+    ),
+    M(
+        "card: its labels are not signed",
+        "key_file.py",
+        "    return _claim(_CARD, name, key, *([list(labels)] if labels else []))",
+        "    return _claim(_CARD, name, key)",
+        "labels_are_changed",
+        IN_KEYS,
+    ),
+    M(
+        "heads: facts of any roster will do",
+        "model/facts_file.py",
+        "    if len(found) != len(outputs) or any(whole) or len(sizes) > 1:",
+        "    if False:",
+        "facts_of_another_roster",
+        IN_HEADS,
     ),
     M(
         "who: a question to another node is answered",

@@ -84,14 +84,15 @@ def _same_run(run: RunFolder, manifest: Mapping[str, Any]) -> Check:
 
 
 def _signatures(run: RunFolder, manifest: Mapping[str, Any]) -> list[Check]:
-    keys, signed = run.roster, signed_bytes(manifest)
+    keys, signed = run.signers, signed_bytes(manifest)
+    expected = set(run.clients) or set(keys)  # a server's folder has no client's files
     checks = []
-    for client in sorted(set(run.clients) | set(keys) | set(manifest["signatures"])):
+    for client in sorted(expected | set(keys) | set(manifest["signatures"])):
         given, key = manifest["signatures"].get(client), keys.get(client)
         good = (
             given is not None
             and key is not None
-            and client in run.clients
+            and client in expected
             and signature_fits(key, given, signed)
         )
         said = (
@@ -253,6 +254,7 @@ AUDIT = Audit(
     question=QUESTION,
     on_run=audit_run,
     correct=_specimen(),
+    parties=frozenset({"site", "server"}),
     mutants={
         "edited adapter": _specimen(_flip("adapters/c2/adapter_model.safetensors")),
         "exchanged adapter, list made to fit": _specimen(_listed_again),

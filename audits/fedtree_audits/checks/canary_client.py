@@ -436,6 +436,7 @@ AUDIT = Audit(
     question=QUESTION,
     on_run=audit_run,
     correct=lambda seed: _variant(Setup(shared=seed % 3 == 2))(seed),
+    parties=frozenset(),
     mutants={
         "a group of one": _variant(Setup(alone=True, opening=any_group_opens)),
         "no noise": _variant(Setup(BUILDS["no noise"])),

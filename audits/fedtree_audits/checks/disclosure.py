@@ -61,6 +61,8 @@ def rows_of(summary: dict[str, Any]) -> list[Released]:
     for layer in summary["layers"]:
         for group in layer["released"]:
             parts[node_name(sorted(group))].append(f"layer {layer['layer']}")
+    for number, group in enumerate(summary.get("heads", [])):
+        parts[node_name(sorted(group), "head")].append(f"head {number}")
     whole = node_name(sorted(summary.get("clients", {})))
     found = []
     for record in summary["rounds"]:
@@ -250,6 +252,7 @@ AUDIT = Audit(
     question=QUESTION,
     on_run=audit_run,
     correct=_released(_HALVES),
+    parties=frozenset({"server"}),
     mutants={
         "a group of one": _released([_ALL[:5], _ALL[5:]]),
         "a complement of one": _released([_ALL, _ALL[:5]]),

@@ -286,6 +286,7 @@ AUDIT = Audit(
     question=QUESTION,
     on_run=audit_run,
     correct=_variant(Ring),
+    parties=frozenset(),
     mutants={
         "mask reuse": _variant(rounds.ReusedMasks),
         "short keystream": _variant(rounds.ShortKeystream),

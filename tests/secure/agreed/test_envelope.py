@@ -4,7 +4,7 @@ import msgspec
 import pytest
 
 from fedtree_secagg import Identity
-from fedtree_secure.agreed.envelope import LARGEST_COUNTER, open_request, seal
+from fedtree_secure.agreed.envelope import LARGEST_COUNTER, joined, open_request, seal, split
 from fedtree_secure.agreed.messages import Join, Prepare, WireError, encode
 
 SERVER = Identity.generate(bytes(range(32)))
@@ -59,3 +59,15 @@ def test_hostile_unsigned_requests_impossible_counters_do_not_open(counter, answ
 def test_hostile_unsigned_requests_garbage_raises_one_class(data):
     with pytest.raises(WireError):
         opened(data)
+
+
+def test_a_request_is_taken_apart_and_put_together_byte_for_byte():
+    whole = sealed()
+    head, body = split(whole)
+    assert body == encode(Prepare())
+    assert joined(head, body) == whole
+    with pytest.raises(WireError, match="did not sign"):
+        opened(joined(head, encode(Join(bytes(32), bytes(32)))))
+    for wrong in (whole, b"", b"\xc1"):
+        with pytest.raises(WireError):
+            joined(wrong, body)

@@ -19,7 +19,7 @@ from fedtree_secure.roster_file import make_roster, read_roster
 from fedtree_secure.server.coordinator import Coordinator, Hooks
 from fedtree_secure.site.approval import approve, keep_approval, plan_for
 from fedtree_secure.site.settings import load_site
-from fedtree_secure.storage import SecretBox, write_atomically
+from fedtree_secure.storage import SecretBox, read_json, write_atomically
 
 BOX = SecretBox(None)
 ONE = {
@@ -33,6 +33,8 @@ POLICY = {
     "smallest_group": 3,
     "most_colluders": 1,
     "most_rounds": 5,
+    "unit": "record",
+    "noise": ["own"],
 }
 
 
@@ -50,8 +52,20 @@ class Organisations:
         job: What they do; its backbone is the name "tiny".
     """
 
-    def __init__(self, root: Path, model: Path, *, tasks=2, each=3, rows_each=60, **changes):
-        self.root, self.model = root, model
+    def __init__(
+        self,
+        root: Path,
+        model: Path,
+        *,
+        tasks=2,
+        each=3,
+        rows_each=60,
+        labels=(),
+        policy=None,
+        **changes,
+    ):
+        self.root, self.model, self.labels = root, model, tuple(labels)
+        self.rules = {**POLICY, **(policy or {})}
         self.names = [f"t{task}-c{i}" for task in range(tasks) for i in range(each)]
         self.job: Job = make_job("tiny", **changes)
         self.server = self._key(root / "job" / "server.key")
@@ -99,7 +113,7 @@ class Organisations:
 
     def publish(self) -> None:
         """Make the first roster of all cards, and give it to everybody."""
-        cards = [card_of(name, self.key(name)) for name in self.names]
+        cards = [card_of(name, self.key(name), labels=self.labels) for name in self.names]
         self.server = read_identity(self.folder / "server.key", BOX)
         self.roster = make_roster("clinics", self.server, cards)
         for place in (self.folder, *map(self.site, self.names)):
@@ -111,7 +125,7 @@ class Organisations:
 
     def policy(self, name: str, digest: str, **changes) -> None:
         rules = {"server": self.roster.server, "roster": self.roster.digest, "models": [digest]}
-        (self.site(name) / "policy.toml").write_text(toml({**rules, **POLICY, **changes}))
+        (self.site(name) / "policy.toml").write_text(toml({**rules, **self.rules, **changes}))
 
     def make_store(self, name: str, budget: PrivacyBudget | None = None) -> None:
         settings = load_site(self.site(name))
@@ -136,6 +150,21 @@ class Organisations:
             self.make_store(name)
             self.approve(name)
 
+    def take_over(self, out: Path) -> str:
+        """Give every party the key that it had in an embedded run; return the run's name."""
+        for name in self.names:
+            secret = (out / "clients" / name / "identity.key").read_bytes()[1:]
+            self.replace_key(self.site(name) / "identity.key", secret)
+        secret = (out / "server" / "identity.key").read_bytes()[1:]
+        self.replace_key(self.folder / "server.key", secret)
+        self.publish()
+        self.policies(self.digest)
+        for name in self.names:
+            for path in (self.site(name) / "approvals").iterdir():
+                path.unlink()
+            self.approve(name)  # with its new key
+        return str(read_json(out / "job.json")["run"])
+
     def write_job(self) -> None:
         """The job's file, as the server's operator sends it to the sites."""
         settings = self.job.to_dict()
@@ -147,7 +176,7 @@ class Organisations:
         (self.folder / "job.toml").write_text(text)
 
     def terms(self, run: str) -> Terms:
-        return Terms(self.job, self.roster.roster, self.roster.server_key, run)
+        return self.roster.terms(self.job, run)
 
     def serve(
         self, backbone: Backbone, transport: Transport, run: str = "run-1", hooks=None
@@ -156,7 +185,7 @@ class Organisations:
         return Coordinator(
             self.terms(run),
             self.server,
-            backbone.facts(),
+            backbone.facts(self.terms(run).outputs_of_heads),
             transport,
             self.folder / "server",
             hooks or Hooks(),

@@ -1,5 +1,6 @@
 """Keys, cards and rosters: nobody enters another's key, and what was revoked stays out."""
 
+import dataclasses
 import json
 
 import pytest
@@ -106,3 +107,35 @@ def test_only_the_same_server_makes_the_next_version(first):
 def test_two_sites_with_one_key_are_refused(server):
     with pytest.raises(ConfigurationError, match="share a key"):
         make_roster("clinics", server, [card_of("c0", identity(0)), card_of("c1", identity(0))])
+
+
+def test_a_card_whose_labels_are_changed_is_refused(tmp_path):
+    card = card_of("c0", identity(0), labels=("yes", "no"))
+    card.write(tmp_path / "card.json")
+    assert read_card(tmp_path / "card.json") == card
+    for changed in (("no", "yes"), ()):
+        with pytest.raises(ConfigurationError, match="not signed by the key"):
+            dataclasses.replace(card, labels=changed).check()
+    for labels in (("yes",), ("yes", "yes"), ("yes", "")):
+        with pytest.raises(ConfigurationError, match="at least two, each once"):
+            card_of("c0", identity(0), labels=labels)
+
+
+def test_a_roster_says_who_may_share_a_head():
+    def card(at, *labels):
+        return card_of(f"c{at}", identity(at), labels=labels)
+
+    server = identity(7)
+    cards = [card(0, "yes", "no"), card(1, "yes", "no"), card(2, "a", "b"), card(3)]
+    found = make_roster("clinics", server, cards)
+    assert [group.members for group in found.head_groups(2)] == [("c0", "c1")]
+    assert found.head_groups(3) == ()
+    with pytest.raises(ConfigurationError, match="the same labels in another order"):
+        make_roster("clinics", server, [card(0, "yes", "no"), card(1, "no", "yes")])
+
+
+def test_a_card_without_labels_reads_as_before_there_were_any(tmp_path):
+    roster = make_roster("clinics", identity(7), [card_of("c0", identity(0))])
+    roster.write(tmp_path / "roster.json")
+    assert "labels" not in (tmp_path / "roster.json").read_text()
+    assert read_roster(tmp_path / "roster.json").digest == roster.digest

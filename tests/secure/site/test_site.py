@@ -94,6 +94,7 @@ def test_an_approval_is_for_one_run(clinics, backbone):
         ("most_colluders", 2, "most_colluders"),
         ("most_rounds", 1, "most_rounds"),
         ("models", ["0" * 64], "models"),
+        ("unit", "patient_id", "unit"),
     ],
 )
 def test_what_violates_the_policy_is_told_to_the_operator_alone(

@@ -39,7 +39,8 @@ def made(tmp_path, tiny_bert, backbone):
         for split, seed, first in (("train", 0, 0), ("test", 100, 500)):
             write(place / f"{split}.csv", patients(0, seed, first=first), [column])
         found.write_site(NAME, records=20, unit="pid")
-        found.policies(backbone.frozen_digest.hex())
+        unit = changes.get("unit", "record")
+        found.policies(backbone.frozen_digest.hex(), unit=unit)
         found.make_store(NAME)
         return found
 
@@ -61,7 +62,7 @@ def test_a_job_with_units_is_approved_in_words_and_admitted(made, backbone):
     roster = found.roster
     with ledger_of(found) as ledger:
         plan = plan_for(found.job, ledger)
-        said = " ".join(statement_of(found.job, roster, ledger, plan))
+        said = " ".join(statement_of(NAME, found.job, roster, ledger, plan))
     assert "each patient_id of this site's training data with all its rows" in said
     assert "at most 4 are used" in said
     assert "declared number of patient_ids" in said
