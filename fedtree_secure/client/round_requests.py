@@ -33,6 +33,7 @@ from fedtree_secure.agreed.round_plan import (
 )
 from fedtree_secure.agreed.shared_noise import honest_in, release_of
 from fedtree_secure.agreed.stages import FIRST, MERGE, MOST_ATTEMPTS, purpose_of
+from fedtree_secure.client.cohort_requests import check_here
 from fedtree_secure.client.gradient_requests import use_first_gradient
 from fedtree_secure.client.party import Party
 from fedtree_secure.client.received import checked_experts, receive, take_over
@@ -103,6 +104,7 @@ def begin(party: Party, _session: Session, message: Begin) -> Step:
 
 def _check_open(party: Party) -> None:
     """After the last experts no round follows: their reach is that of all rounds."""
+    check_here(party)
     if LAST in party.store.record.finished:
         raise OutOfOrder(f"{party.id}: the run is over for this client")
 

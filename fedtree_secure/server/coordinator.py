@@ -18,6 +18,7 @@ import numpy as np
 from fedtree_secagg import Identity, SecAggError
 from fedtree_secure.agreed import messages as wire
 from fedtree_secure.agreed.round_plan import (
+    clip_is_usable,
     compute_tree,
     finish_bytes,
     finish_quorum,
@@ -38,6 +39,7 @@ from fedtree_secure.agreed.tree import Tree
 from fedtree_secure.errors import RunStopped
 from fedtree_secure.model.facts import ModelFacts
 from fedtree_secure.server.channel import Channel, Missed, refusals
+from fedtree_secure.server.cohort import CohortKeeper, noise_energy
 from fedtree_secure.server.experts import NodeBook
 from fedtree_secure.server.protocol import MaskedRound, run_sketch
 from fedtree_secure.server.state import RoundRecord, StateFolder
@@ -93,14 +95,22 @@ class Coordinator:
         self.state.starts += 1
         before = self.state.starts, self.state.answered
         self._channel = Channel(terms, key, transport, *before, self.hooks.on_missed)
-        self.joined: dict[str, wire.Joined] = {}
+        self.cohort = CohortKeeper(
+            *(terms, facts, self._channel, self.state),
+            save=lambda: self._folder.save(self.state),
+            signed=self._signed,
+        )
         self._left_out: frozenset[str] = frozenset()
         self.finished: frozenset[str] = frozenset()
         self._votes: dict[str, bytes] = {}
-        self._known: dict[str, int] = {}
         self.book: NodeBook | None = None
         if self.state.labels is not None:
-            self.adopt(Tree(terms.names, self.state.labels, self.job.masking.min_group))
+            self._restore(Tree(terms.names, self.state.labels, self.job.masking.min_group))
+
+    @property
+    def joined(self) -> dict[str, wire.Joined]:
+        """Clients that are here."""
+        return self.cohort.joined
 
     @property
     def tree(self) -> Tree | None:
@@ -139,8 +149,10 @@ class Coordinator:
         request = wire.Join(self.terms.digest, self.facts.digest)
         replies = self._channel.exchange(Exchange.JOIN, dict.fromkeys(self.terms.names, request))
         joined = {n: reply for n, reply in replies.items() if isinstance(reply, wire.Joined)}
-        self.joined = self._with_known_heads(self._without_outliers(joined))
-        self._known = {name: reply.known_round for name, reply in self.joined.items()}
+        joined = self._with_known_heads(self._without_outliers(joined))
+        for name, reply in joined.items():
+            if name not in self.state.gone:
+                self.cohort.took(name, reply)
         if len(self.joined) < self.job.masking.min_group:
             raise RunStopped(
                 f"{len(self.joined)} of {len(self.terms.names)} clients joined; at least min_group "
@@ -168,7 +180,8 @@ class Coordinator:
 
     def _join_late(self, number: int) -> None:
         """Ask those to join who did not answer before: they may be back, or have approved now."""
-        missing = [n for n in self.terms.names if n not in self.joined and n not in self._left_out]
+        away = {*self.joined, *self._left_out, *self.state.gone, *self._channel.left}
+        missing = [name for name in self.terms.names if name not in away]
         if not missing:
             return
         request = wire.Join(self.terms.digest, self.facts.digest)
@@ -176,10 +189,27 @@ class Coordinator:
         replies = self._channel.exchange(in_round(number, Exchange.JOIN), asked, needed=False)
         joined = {n: reply for n, reply in replies.items() if isinstance(reply, wire.Joined)}
         for name, reply in self._with_known_heads(joined).items():
+            if not clip_is_usable(self.state.clips["round"], self._bound(reply, merge=False)):
+                log.warning("client %s takes no part: the run's clip would cut its updates", name)
+                self._left_out |= {name}
+                continue
             log.info("client %s joins before round %d", name, number)
-            self.joined[name], self._known[name] = reply, reply.known_round
-        if late := {name: wire.Prepare() for name in missing if name in self.joined}:
-            self._channel.exchange(in_round(number, Exchange.PREPARE), late, needed=False)
+            self.cohort.took(name, reply)
+        self._prepare(number, [name for name in missing if name in self.joined])
+
+    def _prepare(self, number: int, names: Iterable[str]) -> None:
+        """Let late clients train their head, where it is their own: one that a group has averaged
+        is taken from there, and nobody pays for another.
+        """
+        late = [name for name in names if name not in self.cohort.waiting]
+        asked = {name: wire.Prepare() for name in late if not self._head_is_merged(name)}
+        self._channel.exchange(in_round(number, Exchange.PREPARE), asked, needed=False)
+
+    def _head_is_merged(self, name: str) -> bool:
+        assert self.book is not None
+        heads = {n.name for n in self.book.nodes if n.ranges[0] in self.facts.layout.heads}
+        mine = {node.name for node in self.book.nodes if name in node.members} & heads
+        return any(entry.round == MERGE and entry.node in mine for entry in self.book.opened)
 
     def _bound(self, reply: wire.Joined, *, merge: bool) -> float:
         if self.job.noise == "shared" and not merge:
@@ -223,7 +253,7 @@ class Coordinator:
             hello = dict.fromkeys(members, wire.SketchHello(members, attempt))
             found, squared = run_sketch(self._channel, self.terms, context, hello)
             self._check_sketched(found)
-            noise = tuple(self._noise_energy(name) for name in found)
+            noise = tuple(noise_energy(self.facts, self.joined[name]) for name in found)
             data = squared.astype("<f8").tobytes()
             self.state.distances = wire.ProposeTree(attempt, found, noise, data, ())
             self._folder.save(self.state)
@@ -281,25 +311,45 @@ class Coordinator:
                 f"{len(votes)} clients signed the tree; {self.terms.quorum} must. "
                 f"It was refused by {against}"
             )
+        self.state.votes = votes
         adopt = wire.AdoptTree(tuple(votes.items()))
-        self._channel.exchange(Exchange.ADOPT, dict.fromkeys(votes, adopt))
+        replies = self._channel.exchange(Exchange.ADOPT, dict.fromkeys(votes, adopt))
+        for name, reply in replies.items():
+            if isinstance(reply, wire.Done):
+                self.cohort.trees[name] = 1
         self.adopt(compute_tree(self.terms, self.facts, proposal))
 
-    def _noise_energy(self, name: str) -> float:
-        reply = self.joined[name]
-        return float(self.facts.hidden_size * (reply.fingerprint_noise / reply.records) ** 2)
-
     def adopt(self, tree: Tree) -> None:
-        """Take a tree into force, with the values that an earlier start wrote down for it, or those
-        of heads that were merged before.
-        """
+        """Take the first tree into force, with the values of heads that were merged before."""
         before, self.book = self.book, NodeBook(self.job, self.facts, tree)
-        if self.state.labels is not None:
-            self.book.restore(*self._folder.load_values(self.state.finished_round))
-        elif before is not None:
+        if before is not None:
             self.book.restore({**self.book.values, **before.values}, before.opened)
         self.state.labels = tree.labels
+        self.cohort.begin(tree)
         self.hooks.on_tree(tree)
+
+    def _restore(self, first: Tree) -> None:
+        """Take the tree into force that an earlier start left, with its values."""
+        *earlier, tree = (era.tree for era in self.cohort.begin(first).eras)
+        self.book = NodeBook(self.job, self.facts, tree, earlier)
+        self.book.restore(*self._folder.load_values(self.state.finished_round))
+        self.hooks.on_tree(tree)
+
+    def _change_cohort(self, number: int) -> None:
+        """Make the change of the cohort that is due before a round, if one is."""
+        assert self.book is not None
+        waited = self.cohort.waiting
+        if not self.cohort.between(number):
+            return
+        roll = self.cohort.roll
+        assert roll is not None
+        before, self.book = self.book, self.book.followed_by(roll.tree)
+        # Under both names: a start after a crash here finds the values that it looks for.
+        values = {**before.values, **self.book.values}
+        self._folder.save_round(self.state, values, self.book.opened)
+        self.cohort.teach(number)
+        self.hooks.on_tree(roll.tree)
+        self._prepare(number, set(waited) - set(self.cohort.waiting))
 
     # --- rounds ---------------------------------------------------------------------------------
 
@@ -308,7 +358,9 @@ class Coordinator:
         record = RoundRecord(number)
         if number != MERGE:
             self._join_late(number)
-        outside = [name for name in self.joined if name not in self.book.cohort]
+            self._change_cohort(number)
+        waiting = self.cohort.waiting
+        outside = [n for n in self.joined if n not in self.book.cohort and n not in waiting]
         if outside and number != MERGE:
             alone = self._tell(outside, functools.partial(wire.Alone, number))
             replies = self._channel.exchange(in_round(number, Exchange.ALONE), alone)
@@ -329,30 +381,32 @@ class Coordinator:
         assert self.book is not None
         merge, book = number == MERGE, self.book
         clip = self.state.clips["merge" if merge else "round"]
-        proposal = self.state.proposal
         plan = plan_of_round(
             self.terms,
             self.facts,
             book.tree,
-            "" if proposal is None else wire.digest(proposal),
+            "" if self.cohort.roll is None else self.cohort.roll.eras[-1].evidence,
             clip,
             book.digests(),
             merge=merge,
         )
         attempt = self.state.starts
         begins = self._tell(
-            (name for name in plan.cohort if name in self.joined),
+            (n for n in plan.cohort if n in self.joined and n not in self.cohort.waiting),
             functools.partial(wire.Begin, number, attempt, merge, clip),
         )
         masked = MaskedRound(self._channel, self.terms, plan, number, attempt)
         sums, began = masked.run(begins)
         self._learnt(number, began)
+        if not merge:
+            self.cohort.missed(book.cohort, began)
         book.apply(sums, number)
         record.opened = {name: list(found.members_summed) for name, found in sums.items()}
         record.closed = sorted({node.name for node in plan.nodes} - set(sums))
 
     def _finish(self) -> None:
         """Hand out the last experts until everybody who joined has fetched them, or is given up."""
+        self.cohort.teach(self.job.rounds + 1)
         self._hand_out(frozenset(self.joined))
         while (away := frozenset(self.joined) - self.finished) and self.hooks.ask_again(away):
             self._hand_out(away)
@@ -393,11 +447,11 @@ class Coordinator:
         same get one object, which is encoded once.
         """
         assert self.book is not None
-        told = {name: self.book.told(name, self._known.get(name, -1)) for name in names}
+        told = {name: self.book.told(name, self.cohort.known.get(name, -1)) for name in names}
         made = {id(experts): make(experts) for experts in told.values()}
         return {name: made[id(experts)] for name, experts in told.items()}
 
     def _learnt(self, number: int, names: Iterable[str]) -> None:
         """Note who holds the sums of all rounds before this one."""
         for name in names:
-            self._known[name] = number - 1
+            self.cohort.known[name] = number - 1
