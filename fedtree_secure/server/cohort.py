@@ -19,7 +19,7 @@ from fedtree_secure.agreed.cohort import (
     next_tree,
 )
 from fedtree_secure.agreed.round_plan import fixed_tree, sketch_context
-from fedtree_secure.agreed.stages import MOST_SKETCHES, Exchange, in_round
+from fedtree_secure.agreed.stages import FIRST, MOST_SKETCHES, Exchange, in_round
 from fedtree_secure.agreed.terms import Terms
 from fedtree_secure.agreed.tree import Tree
 from fedtree_secure.errors import RunStopped
@@ -173,7 +173,8 @@ class CohortKeeper:
         least `min_group` do and the first batch's sketch left one for them.
         """
         waiting, least = self.waiting, self._terms.job.masking.min_group
-        if not waiting or list(waiting) == self._state.tried:
+        # A sketch of the first round is one of its gradients; a batch comes in after it.
+        if number == FIRST or not waiting or list(waiting) == self._state.tried:
             return (), None
         if len(waiting) < least:
             log.warning(

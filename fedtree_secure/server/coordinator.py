@@ -38,6 +38,7 @@ from fedtree_secure.agreed.transport import Transport
 from fedtree_secure.agreed.tree import Tree
 from fedtree_secure.errors import RunStopped
 from fedtree_secure.model.facts import ModelFacts
+from fedtree_secure.report.cohort import Attendance
 from fedtree_secure.server.channel import Channel, Missed, refusals
 from fedtree_secure.server.cohort import CohortKeeper, noise_energy
 from fedtree_secure.server.experts import NodeBook
@@ -121,6 +122,17 @@ class Coordinator:
     def records(self) -> list[RoundRecord]:
         """What became of each round."""
         return self.state.records
+
+    def attendance(self) -> Attendance:
+        """What became of the cohort, for reports."""
+        assert self.cohort.roll is not None
+        return Attendance(
+            self.cohort.roll,
+            (0, *(adopted.first_round for adopted in self.state.changes)),
+            {name: bool(signature) for name, signature in self.state.gone.items()},
+            self.cohort.waiting,
+            self.job.masking.min_group,
+        )
 
     def run(self) -> None:
         """Run every stage that is not finished yet.

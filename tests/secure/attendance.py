@@ -14,7 +14,7 @@ class Attendance:
     """
 
     def __init__(self, inner, away=None, leaves=None):
-        self.inner, self.away, self.leaves = inner, away or {}, leaves or {}
+        self.inner, self.away, self.leaves = inner, away or {}, dict(leaves or {})
         self.now, self.seen = 0, []
 
     def participant(self, name):
