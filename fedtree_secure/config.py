@@ -259,15 +259,20 @@ class Cohort:
             group from the beginning.
         gone_after: Rounds that a client misses in a row before the server declares it gone for
             good; None never does. A client can also say that it leaves.
+        share: Share of the roster that a round asks from the second on, drawn in public
+            (`agreed.schedule`). It saves work and budget; no amplification is claimed.
     """
 
     late: bool = False
     gone_after: int | None = None
+    share: float = 1.0
 
     def __post_init__(self) -> None:
         _require(isinstance(self.late, bool), "cohort.late", self.late, "true or false")
         if self.gone_after is not None:
             _count("cohort.gone_after", self.gone_after)
+        part = _is_number(self.share) and 0 < self.share <= 1
+        _require(part, "cohort.share", self.share, "above 0 and at most 1")
 
 
 @dataclass(frozen=True, kw_only=True)

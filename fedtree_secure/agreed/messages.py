@@ -378,10 +378,10 @@ Reply = Joined | Protocol | Voted | Learnt | Left | Done | Refused
 # would be and is here. merge: what was trained alone was uploaded once. mismatch: other
 # terms or another model. policy: the site's operator did not approve the job, or the site's policy
 # forbids it; by which rule, the server is not told. set-back: the client's store is older than what
-# it answered.
+# it answered. turn: the round is another's turn.
 REASONS = (
     *("budget", "clip", "experts", "gone", "merge", "mismatch", "policy", "set-back", "sketch"),
-    "tree",
+    *("tree", "turn"),
 )
 
 _encoder = msgspec.msgpack.Encoder()

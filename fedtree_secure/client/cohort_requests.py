@@ -35,6 +35,7 @@ from fedtree_secure.agreed.round_plan import (
     fixed_tree,
     vote_bytes,
 )
+from fedtree_secure.agreed.schedule import opens, turn_of
 from fedtree_secure.client.party import Party
 from fedtree_secure.client.sessions import Idle, Session
 from fedtree_secure.client.step import Refusal, Step
@@ -117,6 +118,15 @@ def check_here(party: Party) -> None:
     """Refuse rounds to a client that was declared gone: the others count it as away for good."""
     if party.id in party.store.record.gone:
         raise Refusal("gone", "a quorum followed the server's word that this client is gone")
+
+
+def check_turn(party: Party, number: int) -> None:
+    """Refuse a round that is not this client's turn, or in which no sum of its could open."""
+    turn, nodes = turn_of(party.terms, number), party.nodes()
+    if party.id not in turn:
+        raise Refusal("turn", f"round {number} does not ask this client")
+    if nodes and not any(opens(party.terms, turn, node.members) for node in nodes):
+        raise Refusal("turn", f"round {number} asks too few of each of its groups")
 
 
 def _known(party: Party, message: Learn) -> Roll:

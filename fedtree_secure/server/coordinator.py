@@ -31,6 +31,7 @@ from fedtree_secure.agreed.round_plan import (
     tree_without_distances,
     vote_bytes,
 )
+from fedtree_secure.agreed.schedule import opens, turn_of
 from fedtree_secure.agreed.shared_noise import shared_clip
 from fedtree_secure.agreed.stages import FIRST, MERGE, Exchange, in_round
 from fedtree_secure.agreed.terms import Terms
@@ -146,8 +147,7 @@ class Coordinator:
         self._fix_clips()
         if self.state.labels is None:
             self._find_tree()
-        everyone = dict.fromkeys(self.joined, wire.Prepare())
-        self._channel.exchange(Exchange.PREPARE, everyone)
+        self._prepare(str(Exchange.PREPARE), self.joined, needed=True)
         first = max(MERGE if self.terms.merges else 1, self.state.finished_round + 1)
         for number in range(first, self.job.rounds + 1):
             if self.hooks.stop():
@@ -207,15 +207,16 @@ class Coordinator:
                 continue
             log.info("client %s joins before round %d", name, number)
             self.cohort.took(name, reply)
-        self._prepare(number, [name for name in missing if name in self.joined])
+        late = [name for name in missing if name in self.joined]
+        self._prepare(in_round(number, Exchange.PREPARE), late)
 
-    def _prepare(self, number: int, names: Iterable[str]) -> None:
-        """Let late clients train their head, where it is their own: one that a group has averaged
-        is taken from there, and nobody pays for another.
+    def _prepare(self, exchange: str, names: Iterable[str], *, needed: bool = False) -> None:
+        """Let clients train their head, where it is their own: one that a group has averaged is
+        taken from there, and nobody pays for another.
         """
-        late = [name for name in names if name not in self.cohort.waiting]
-        asked = {name: wire.Prepare() for name in late if not self._head_is_merged(name)}
-        self._channel.exchange(in_round(number, Exchange.PREPARE), asked, needed=False)
+        here = [name for name in names if name not in self.cohort.waiting]
+        asked = dict.fromkeys((n for n in here if not self._head_is_merged(n)), wire.Prepare())
+        self._channel.exchange(exchange, asked, needed=needed)
 
     def _head_is_merged(self, name: str) -> bool:
         assert self.book is not None
@@ -361,7 +362,8 @@ class Coordinator:
         self._folder.save_round(self.state, values, self.book.opened)
         self.cohort.teach(number)
         self.hooks.on_tree(roll.tree)
-        self._prepare(number, set(waited) - set(self.cohort.waiting))
+        came = sorted(set(waited) - set(self.cohort.waiting))
+        self._prepare(in_round(number, Exchange.PREPARE), came)
 
     # --- rounds ---------------------------------------------------------------------------------
 
@@ -371,8 +373,8 @@ class Coordinator:
         if number != MERGE:
             self._join_late(number)
             self._change_cohort(number)
-        waiting = self.cohort.waiting
-        outside = [n for n in self.joined if n not in self.book.cohort and n not in waiting]
+        here = self._asked(number)
+        outside = [name for name in here if name not in self.book.cohort]
         if outside and number != MERGE:
             alone = self._tell(outside, functools.partial(wire.Alone, number))
             replies = self._channel.exchange(in_round(number, Exchange.ALONE), alone)
@@ -389,6 +391,15 @@ class Coordinator:
         self._folder.save_round(self.state, self.book.values, self.book.opened)
         self.hooks.on_round(record)
 
+    def _asked(self, number: int) -> list[str]:
+        """Clients that are here, have a place, and whose turn it is."""
+        assert self.book is not None
+        turn, nodes = turn_of(self.terms, number), self.book.nodes
+        summed = {n for e in nodes if opens(self.terms, turn, e.members) for n in e.members}
+        useless = self.book.cohort - summed  # none of their sums could open
+        away = {*self.cohort.waiting, *useless}
+        return [name for name in self.joined if name in turn and name not in away]
+
     def _sum(self, number: int, record: RoundRecord) -> None:
         assert self.book is not None
         merge, book = number == MERGE, self.book
@@ -403,15 +414,16 @@ class Coordinator:
             merge=merge,
         )
         attempt = self.state.starts
+        asked = self._asked(number)
         begins = self._tell(
-            (n for n in plan.cohort if n in self.joined and n not in self.cohort.waiting),
+            (name for name in plan.cohort if name in asked),
             functools.partial(wire.Begin, number, attempt, merge, clip),
         )
         masked = MaskedRound(self._channel, self.terms, plan, number, attempt)
         sums, began = masked.run(begins)
         self._learnt(number, began)
         if not merge:
-            self.cohort.missed(book.cohort, began)
+            self.cohort.missed(book.cohort & turn_of(self.terms, number), began)
         book.apply(sums, number)
         record.opened = {name: list(found.members_summed) for name, found in sums.items()}
         record.closed = sorted({node.name for node in plan.nodes} - set(sums))

@@ -17,6 +17,10 @@ class Attendance:
         self.inner, self.away, self.leaves = inner, away or {}, dict(leaves or {})
         self.now, self.seen = 0, []
 
+    @property
+    def _inner(self):
+        return self.inner._inner
+
     def participant(self, name):
         return self.inner._inner._participants[name].__self__
 

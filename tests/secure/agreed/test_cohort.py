@@ -10,9 +10,10 @@ import msgspec
 import numpy as np
 import pytest
 from small_jobs import make_job
+from twelve import KEYS, NAMES, make_terms
 
-from fedtree_secagg import Identity, Node, Roster
-from fedtree_secure import ConfigurationError, Topology
+from fedtree_secagg import Node
+from fedtree_secure import Cohort, ConfigurationError, Topology
 from fedtree_secure.agreed.cohort import (
     Era,
     Roll,
@@ -27,24 +28,14 @@ from fedtree_secure.agreed.cohort import (
 )
 from fedtree_secure.agreed.messages import Change, ProposeTree, WireError
 from fedtree_secure.agreed.round_plan import nodes_of
-from fedtree_secure.agreed.terms import Terms
 from fedtree_secure.agreed.tree import Tree
-from fedtree_secure.config import Cohort
 from fedtree_secure.model.facts import ModelFacts
 from fedtree_secure.model.layout import Layout
 
-NAMES = tuple(f"c{i:02}" for i in range(12))
 LAYOUT = Layout(((0, 4), (4, 8)))
 FACTS = ModelFacts(bytes(32), LAYOUT, 16, 2, (0, 1), np.zeros(8, np.float32))
-KEYS = {name: Identity.generate(bytes([i + 1, *range(1, 32)])) for i, name in enumerate(NAMES)}
 LEFT, RIGHT, LATE = NAMES[:4], NAMES[4:8], NAMES[8:]
 STEM = NAMES[:8]
-
-
-def make_terms(**changes):
-    settings = {"cohort": Cohort(late=True), **changes}
-    roster = Roster({name: key.public_bytes for name, key in KEYS.items()})
-    return Terms(make_job("unused", **settings), roster, bytes(32), "run")
 
 
 TERMS = make_terms()
