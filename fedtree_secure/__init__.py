@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from fedtree_dp import BudgetExceeded, Ledger, LedgerError, PrivacyBudget
     from fedtree_secure.client.data import Client
-    from fedtree_secure.config import Lora, Masking, Pacing, Server, Topology, Training
+    from fedtree_secure.config import Cohort, Lora, Masking, Pacing, Server, Topology, Training
     from fedtree_secure.errors import (
         BackboneError,
         ConfigurationError,
@@ -24,6 +24,7 @@ _HOMES = {
     "Ledger": "fedtree_dp",
     "LedgerError": "fedtree_dp",
     "PrivacyBudget": "fedtree_dp",
+    "Cohort": "fedtree_secure.config",
     "Lora": "fedtree_secure.config",
     "Masking": "fedtree_secure.config",
     "Pacing": "fedtree_secure.config",
@@ -47,6 +48,7 @@ __all__ = [
     "BackboneError",
     "BudgetExceeded",
     "Client",
+    "Cohort",
     "ConfigurationError",
     "DataError",
     "FedTreeError",

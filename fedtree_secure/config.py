@@ -249,6 +249,33 @@ class Masking:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Cohort:
+    """Who may take part when (docs/cohort.md).
+
+    Attributes:
+        late: Whether clients of the roster that missed the set-up are taken in between rounds, in
+            batches of at least ``masking.min_group``, by distances of fingerprints. Needs
+            ``topology.source = "fingerprint"``; with ``one_group`` the whole roster belongs to the
+            group from the beginning.
+        gone_after: Rounds that a client misses in a row before the server declares it gone for
+            good; None never does. A client can also say that it leaves.
+        share: Share of the roster that a round asks from the second on, drawn in public
+            (`agreed.schedule`). It saves work and budget; no amplification is claimed.
+    """
+
+    late: bool = False
+    gone_after: int | None = None
+    share: float = 1.0
+
+    def __post_init__(self) -> None:
+        _require(isinstance(self.late, bool), "cohort.late", self.late, "true or false")
+        if self.gone_after is not None:
+            _count("cohort.gone_after", self.gone_after)
+        part = _is_number(self.share) and 0 < self.share <= 1
+        _require(part, "cohort.share", self.share, "above 0 and at most 1")
+
+
+@dataclass(frozen=True, kw_only=True)
 class Server:
     """Who may ask the clients for anything.
 
@@ -292,6 +319,7 @@ _PARTS: dict[str, type] = {
     "training": Training,
     "topology": Topology,
     "masking": Masking,
+    "cohort": Cohort,
     "server": Server,
     "pacing": Pacing,
 }
@@ -308,7 +336,7 @@ class Job:
         task: What the model learns.
         seed: Public seed of the initial adapter and head values. Never reaches noise, sampling or
             keys.
-        lora, training, topology, masking, server, pacing: See there.
+        lora, training, topology, masking, cohort, server, pacing: See there.
         unit: What is protected, where that is more than a row: the column that names each row's
             unit, such as ``patient_id``. All rows of a unit are sampled together, and one clip
             bounds them together, in every mechanism. Declared sizes (`Training.records`,
@@ -331,6 +359,7 @@ class Job:
     training: Training = field(default_factory=Training)
     topology: Topology = field(default_factory=Topology)
     masking: Masking = field(default_factory=Masking)
+    cohort: Cohort = field(default_factory=Cohort)
     server: Server = field(default_factory=Server)
     pacing: Pacing = field(default_factory=Pacing)
     unit: str | None = None
@@ -376,6 +405,13 @@ class Job:
                 'auto or silhouette, unless topology.source is "fingerprint" and '
                 "training.local_steps is 1",
             )
+        _require(
+            not self.cohort.late or self.topology.source in ("fingerprint", "one_group"),
+            "cohort.late",
+            self.cohort.late,
+            'false, unless topology.source is "fingerprint" or "one_group": a warm-up is merged '
+            "once, before the first round",
+        )
         _one_of(Noise, "noise", self.noise)
         if self.noise == "shared":
             self._check_shared()
@@ -463,8 +499,10 @@ class Job:
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values under the names that the TOML file uses."""
-        # A job without a unit, with own noise, reads and hashes as it did before there were others.
-        plain = {"unit": None, "max_per_unit": None, "noise": "own"}
+        # A job without a unit, with own noise and a fixed cohort reads and hashes as it did before
+        # there were others.
+        plain: dict[str, Any] = {"unit": None, "max_per_unit": None, "noise": "own"}
+        plain["cohort"] = dataclasses.asdict(Cohort())
         given = {
             name: value
             for name, value in dataclasses.asdict(self).items()

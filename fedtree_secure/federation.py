@@ -13,6 +13,7 @@ from typing import Any, Self, TypedDict, Unpack
 from fedtree_dp import PrivacyBudget
 from fedtree_secure.client.data import Client, load_clients
 from fedtree_secure.config import (
+    Cohort,
     Job,
     Lora,
     Masking,
@@ -43,6 +44,7 @@ class Settings(TypedDict, total=False):
     training: Training
     topology: Topology
     masking: Masking
+    cohort: Cohort
     server: Server
     pacing: Pacing
     unit: str | None

@@ -40,6 +40,7 @@ class OpenedSum(msgspec.Struct, frozen=True, forbid_unknown_fields=True, array_l
         survivors: How many clients' updates are in it.
         clip: The clip of its round, which gives the grid.
         total: (node.width,) int32, little endian: the sum of their quantised integers.
+        era: Which tree of the run it was opened under, from 0 (`agreed.cohort`).
     """
 
     round: Count
@@ -47,6 +48,7 @@ class OpenedSum(msgspec.Struct, frozen=True, forbid_unknown_fields=True, array_l
     survivors: Positive
     clip: float
     total: bytes
+    era: Count = 0
 
 
 class NodeDigest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, array_like=True):
@@ -159,6 +161,48 @@ class AdoptTree(Message, frozen=True, tag="adopt-tree"):
     votes: tuple[tuple[Name, bytes], ...]
 
 
+class Change(msgspec.Struct, frozen=True, forbid_unknown_fields=True, array_like=True):
+    """What changes in the cohort between rounds, see `agreed.cohort`.
+
+    Attributes:
+        number: Which change of the run, from 1.
+        before: What the tree before it comes from; empty for one that needed no proposal.
+        gone: All who left so far, sorted: name and the client's own signature over
+            `agreed.cohort.leave_bytes`, which is empty where the server declares it gone.
+        late: Clients that come late in this batch, sorted.
+        distances: Of fingerprints, theirs among them, without labels; None where nobody comes.
+        labels: One row of cluster numbers per part.
+    """
+
+    number: Positive
+    before: Annotated[str, Meta(max_length=64)]
+    gone: tuple[tuple[Name, Annotated[bytes, Meta(max_length=64)]], ...]
+    late: tuple[Name, ...]
+    distances: ProposeTree | None
+    labels: tuple[tuple[Count, ...], ...]
+
+
+class ProposeChange(Message, frozen=True, tag="propose-change"):
+    """Asks for a client's signature over a change that it computes itself."""
+
+    change: Change
+
+
+class Learn(Message, frozen=True, tag="learn"):
+    """Everything that a client must know to hold the tree in force, with a quorum's signatures.
+
+    Attributes:
+        tree: The first proposal; None where the client knows it, or the job's tree needs none.
+        votes: Over it, as in `AdoptTree`.
+        changes: Those that the client does not know, in order, each with its votes over
+            `agreed.cohort.change_vote_bytes`.
+    """
+
+    tree: ProposeTree | None
+    votes: tuple[tuple[Name, bytes], ...]
+    changes: tuple[tuple[Change, tuple[tuple[Name, bytes], ...]], ...]
+
+
 class Prepare(Message, frozen=True, tag="prepare"):
     """Asks for what a client trains alone before the first round (its head)."""
 
@@ -253,6 +297,7 @@ class Joined(Message, frozen=True, tag="joined"):
         fingerprint_noise: Noise multiplier of its fingerprint; 0 if there is none.
         outputs: Number of outputs of its head; 0 for language modelling.
         known_round: Last round whose opened sums it holds; -1 if none.
+        trees: How many trees of the run it knows; 0 before it adopts the first.
     """
 
     noise_multiplier: Annotated[float, Meta(ge=0, le=1e6)]
@@ -260,6 +305,24 @@ class Joined(Message, frozen=True, tag="joined"):
     fingerprint_noise: Annotated[float, Meta(ge=0, le=1e9)]
     outputs: Annotated[int, Meta(ge=0, le=10**6)]
     known_round: Annotated[int, Meta(ge=-1, le=2**31 - 1)]
+    trees: Count = 0
+
+
+class Learnt(Message, frozen=True, tag="learnt"):
+    """What a client holds after `Learn`; fields as in `Joined`."""
+
+    known_round: Annotated[int, Meta(ge=-1, le=2**31 - 1)]
+    trees: Count
+
+
+class Left(Message, frozen=True, tag="left"):
+    """The client left the run for good, and answers nothing else any more.
+
+    Attributes:
+        signature: Over `agreed.cohort.leave_bytes`.
+    """
+
+    signature: Annotated[bytes, Meta(min_length=64, max_length=64)]
 
 
 class Protocol(Message, frozen=True, tag="protocol"):
@@ -296,6 +359,8 @@ Request = (
     | SketchSend
     | ProposeTree
     | AdoptTree
+    | ProposeChange
+    | Learn
     | Prepare
     | Begin
     | Alone
@@ -306,14 +371,18 @@ Request = (
     | Finish
     | Deliver
 )
-Reply = Joined | Protocol | Voted | Done | Refused
+Reply = Joined | Protocol | Voted | Learnt | Left | Done | Refused
 
 # budget: the ledger affords no more. clip, experts, tree: what the server sent is not what follows
-# from the public computations. merge: what was trained alone was uploaded once. mismatch: other
+# from the public computations. gone: it was declared gone, or
+# would be and is here. merge: what was trained alone was uploaded once. mismatch: other
 # terms or another model. policy: the site's operator did not approve the job, or the site's policy
 # forbids it; by which rule, the server is not told. set-back: the client's store is older than what
-# it answered.
-REASONS = ("budget", "clip", "experts", "merge", "mismatch", "policy", "set-back", "sketch", "tree")
+# it answered. turn: the round is another's turn.
+REASONS = (
+    *("budget", "clip", "experts", "gone", "merge", "mismatch", "policy", "set-back", "sketch"),
+    *("tree", "turn"),
+)
 
 _encoder = msgspec.msgpack.Encoder()
 _requests: msgspec.msgpack.Decoder[Request] = msgspec.msgpack.Decoder(Request)

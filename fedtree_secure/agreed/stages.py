@@ -25,6 +25,8 @@ class Exchange(StrEnum):
     SKETCH = "sketch"
     TREE = "tree"
     ADOPT = "adopt"
+    CHANGE = "change"
+    LEARN = "learn"
     PREPARE = "prepare"
     ALONE = "alone"
     ADVERTISE = "advertise"

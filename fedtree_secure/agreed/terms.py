@@ -60,8 +60,18 @@ class Terms:
             raise ConfigurationError(
                 f"the run's name is {self.run!r}; allowed: 1 to 64 printable characters"
             )
+        self._check_share()
         if self.heads:
             self._check_heads()
+
+    def _check_share(self) -> None:
+        share, count = self.job.cohort.share, len(self.roster)
+        asked = math.ceil(share * count)
+        if asked < self.quorum:
+            raise ConfigurationError(
+                f"cohort.share is {share:g}, which asks {asked} of {count} clients in a round; "
+                f"{self.quorum} must answer for anything to open: ask a larger share"
+            )
 
     def _check_heads(self) -> None:
         if self.job.head != "group":

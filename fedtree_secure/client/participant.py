@@ -22,7 +22,7 @@ from fedtree_secure.agreed import messages as wire
 from fedtree_secure.agreed.envelope import Opened, open_request
 from fedtree_secure.agreed.stages import COUNTER_WINDOW
 from fedtree_secure.agreed.terms import Terms
-from fedtree_secure.client import gradient_requests, round_requests, tree_requests
+from fedtree_secure.client import cohort_requests, gradient_requests, round_requests, tree_requests
 from fedtree_secure.client.pacing import Pace
 from fedtree_secure.client.party import Member, Party, Workings
 from fedtree_secure.client.sessions import Idle, Session
@@ -42,6 +42,8 @@ HANDLERS: Mapping[type, Callable[[Party, Session, Any], Step]] = {
     wire.SketchSend: tree_requests.sketch_send,
     wire.ProposeTree: tree_requests.propose_tree,
     wire.AdoptTree: tree_requests.adopt_tree,
+    wire.ProposeChange: cohort_requests.propose_change,
+    wire.Learn: cohort_requests.learn,
     wire.Prepare: tree_requests.prepare,
     wire.Begin: round_requests.begin,
     wire.Alone: round_requests.alone,
@@ -113,6 +115,8 @@ class Participant:
         request = open_request(data, party.terms.server_key, party.terms.run, party.id)
         try:
             self._check_counter(request)
+            if party.store.record.leaving:
+                return self._carry_out(request.counter, cohort_requests.leave(party))
             check = HANDLERS[type(request.message)]
             step = check(party, self._session, request.message)
             return self._carry_out(request.counter, step)
@@ -124,6 +128,18 @@ class Participant:
             return wire.encode(wire.Refused("budget"))
         except SecAggError as error:
             raise wire.WireError(f"{type(error).__name__}: {error}") from error
+
+    def leave(self) -> None:
+        """Leave the run for good: from now on every request is answered with a signed farewell.
+
+        Nothing more is computed or charged; what was uploaded stays in the sums. There is no way
+        back into this run.
+
+        Raises:
+            StoreError, fedtree_dp.LedgerError: The store cannot be written.
+        """
+        with self.party.store.writing() as noted:
+            noted.record.leaving = True
 
     def _check_counter(self, request: Opened) -> None:
         last = self.party.store.record.counter

@@ -16,6 +16,7 @@ import numpy as np
 from fedtree_dp import DPSGD, Gaussian, NoiseSource, PoissonGaussian, SharedPoissonGaussian
 from fedtree_dp.sgd.grid import Grid, Ints
 from fedtree_secagg import Identity, Node, Plan, sketch
+from fedtree_secure.agreed.cohort import Era, Roll
 from fedtree_secure.agreed.head_groups import labels_digest
 from fedtree_secure.agreed.noise_plan import NoisePlan
 from fedtree_secure.agreed.round_plan import (
@@ -192,9 +193,24 @@ class Party:
         fixed = fixed_tree(self.terms, self.facts)
         return self.store.record.tree is not None or fixed is not None
 
+    def roll(self) -> Roll:
+        """All trees that this client adopted, and whom it knows to have left.
+
+        A client that adopted none has the tree that the job's terms give.
+        """
+        record, least = self.store.record, self.job.masking.min_group
+        names = self.terms.names
+        before = [Era(tree_of(names, e.labels, least), e.evidence) for e in record.earlier]
+        seated = frozenset(record.seated or names)
+        return Roll((*before, Era(self.tree(), record.evidence)), seated, frozenset(record.gone))
+
     def nodes(self) -> tuple[Node, ...]:
         """The nodes that this client belongs to, by name."""
-        every = nodes_of(self.tree(), self.facts.layout)
+        return self.nodes_under(self.tree())
+
+    def nodes_under(self, tree: Tree) -> tuple[Node, ...]:
+        """The same under another tree."""
+        every = nodes_of(tree, self.facts.layout)
         return tuple(node for node in every if self.id in node.members)
 
     def sums(self, *, merge: bool) -> bool:
@@ -254,9 +270,9 @@ class Party:
             return clip == own
         return clip_is_usable(clip, own)
 
-    def quantiser(self, clip: float, *, merge: bool) -> Any:
-        """The grid of a round under the run's clip."""
-        every = nodes_of_round(self.tree(), self.facts.layout, self.job, merge=merge)
+    def quantiser(self, clip: float, *, merge: bool, tree: Tree | None = None) -> Any:
+        """The grid of a round under the run's clip; of one that an earlier tree was in force in."""
+        every = nodes_of_round(tree or self.tree(), self.facts.layout, self.job, merge=merge)
         largest = max(len(node.members) for node in every)
         return quantiser_of(self.job, clip, largest, merge=merge)
 

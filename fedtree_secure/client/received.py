@@ -12,10 +12,12 @@ import numpy as np
 
 from fedtree_dp import DPError
 from fedtree_secagg import Node
+from fedtree_secure.agreed.cohort import line_of
 from fedtree_secure.agreed.messages import Experts, OpenedSum, WireError, unpack
 from fedtree_secure.agreed.moves import NodeValues, mean_of, node_digest, start, within_reach
 from fedtree_secure.agreed.round_plan import nodes_of, reach_of_parts
 from fedtree_secure.agreed.stages import MERGE
+from fedtree_secure.agreed.tree import Tree
 from fedtree_secure.client.party import Party
 from fedtree_secure.client.sessions import Received
 from fedtree_secure.client.state import ClientState, head_from
@@ -57,8 +59,14 @@ def receive(party: Party, experts: Experts, before: int) -> Received:
 
 
 def _merges_head(party: Party, own: tuple[Node, ...], opened: tuple[OpenedSum, ...]) -> bool:
-    held = {node.name for node in own if node.ranges[0] == party.head_range()}
-    return any(entry.round == MERGE and entry.node in held for entry in opened)
+    trees = [era.tree for era in party.roll().eras]
+    held = {
+        (era, then.name)
+        for node in own
+        if node.ranges[0] == party.head_range()
+        for era, then in line_of(trees, party.facts.layout, node)
+    }
+    return any(entry.round == MERGE and (entry.era, entry.node) in held for entry in opened)
 
 
 def checked_experts(party: Party, experts: Experts, before: int) -> Received:
@@ -82,9 +90,15 @@ def checked_experts(party: Party, experts: Experts, before: int) -> Received:
 def _moved(
     party: Party, own: tuple[Node, ...], opened: tuple[OpenedSum, ...], before: int
 ) -> dict[str, NodeValues]:
-    by_name = {node.name: node for node in own}
+    trees = [era.tree for era in party.roll().eras]
+    # What each of its nodes was called, and was, under every tree.
+    lines = {
+        (era, then.name): (node, then)
+        for node in own
+        for era, then in line_of(trees, party.facts.layout, node)
+    }
     order = [(entry.round, entry.node) for entry in opened]
-    if order != sorted(set(order)) or any(entry.node not in by_name for entry in opened):
+    if order != sorted(set(order)) or any((e.era, e.node) not in lines for e in opened):
         raise WireError("opened sums must be of the client's own nodes, in order, each once")
     if any(entry.round >= before for entry in opened):
         raise WireError("an opened sum of a round that is not over")
@@ -95,11 +109,12 @@ def _moved(
     }
     for entry in opened:
         if entry.round > known:
-            _move(party, by_name[entry.node], moved[entry.node], entry)
+            now, then = lines[entry.era, entry.node]
+            _move(party, then, trees[entry.era], moved[now.name], entry)
     return moved
 
 
-def _move(party: Party, node: Node, values: NodeValues, entry: OpenedSum) -> None:
+def _move(party: Party, node: Node, tree: Tree, values: NodeValues, entry: OpenedSum) -> None:
     merge = entry.round == MERGE
     if merge and not party.terms.merges:
         raise WireError("this job has no merge round")
@@ -107,7 +122,7 @@ def _move(party: Party, node: Node, values: NodeValues, entry: OpenedSum) -> Non
     usable = party.takes_clip(entry.clip, merge=merge)
     if not usable or (fixed is not None and entry.clip != fixed):
         raise Refusal("clip", "an opened sum under another clip than the run's")
-    grid = party.quantiser(entry.clip, merge=merge)
+    grid = party.quantiser(entry.clip, merge=merge, tree=tree)
     mean = mean_of(entry, node, grid, party.job.masking.min_group)
     if party.job.training.local_steps == 1 and not merge:
         values.follow_gradient(mean, party.job.training.learning_rate)

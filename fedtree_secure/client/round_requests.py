@@ -33,6 +33,7 @@ from fedtree_secure.agreed.round_plan import (
 )
 from fedtree_secure.agreed.shared_noise import honest_in, release_of
 from fedtree_secure.agreed.stages import FIRST, MERGE, MOST_ATTEMPTS, purpose_of
+from fedtree_secure.client.cohort_requests import check_here, check_turn
 from fedtree_secure.client.gradient_requests import use_first_gradient
 from fedtree_secure.client.party import Party
 from fedtree_secure.client.received import checked_experts, receive, take_over
@@ -60,6 +61,7 @@ def begin(party: Party, _session: Session, message: Begin) -> Step:
     _check_counters(party, message)
     if not party.sums(merge=message.merge):
         raise OutOfOrder(f"{party.id}: this client belongs to no group")
+    check_turn(party, message.round)
     _check_clip(party, message)
     if message.merge and party.store.state.pending is None:
         raise Refusal("merge")
@@ -103,6 +105,7 @@ def begin(party: Party, _session: Session, message: Begin) -> Step:
 
 def _check_open(party: Party) -> None:
     """After the last experts no round follows: their reach is that of all rounds."""
+    check_here(party)
     if LAST in party.store.record.finished:
         raise OutOfOrder(f"{party.id}: the run is over for this client")
 
@@ -260,6 +263,7 @@ def alone(party: Party, _session: Session, message: Alone) -> Step:
         raise OutOfOrder(f"{party.id}: this client trains in a group, or the job has no such round")
     if message.round <= record.round:
         return Step(lambda _: (Idle(), Done()))
+    check_turn(party, message.round)
     made = _first_is_made(party, message.round)
     if not made and not party.store.affords(party.round_event()):
         raise Refusal("budget", f"round {message.round} would exceed the budget")

@@ -28,6 +28,13 @@ _FORMAT = 1
 _LINES = "journal/"
 
 
+class Earlier(msgspec.Struct, forbid_unknown_fields=True):
+    """A tree that was in force before the present one: its labels and what it came from."""
+
+    labels: tuple[tuple[int, ...], ...]
+    evidence: str
+
+
 class Record(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """Decisions of a client in one run. Changed only inside `Store.writing`.
 
@@ -43,6 +50,11 @@ class Record(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
         voted: SHA-256 of the proposed tree that this client signed; it signs no other.
         evidence: The same of the adopted tree.
         tree: Labels of the adopted tree, or None.
+        earlier: Trees that were in force before, the first one first.
+        seated: Clients that distances have placed.
+        gone: Clients that left for good, or were declared gone.
+        voted_change: SHA-256 of the change of the present tree that this client signed.
+        leaving: Whether its operator ended its part in the run, for good.
         head_merged: Whether the client's head is the average of its group's.
         releases: Charges by purpose: how often computing began.
         seeds: Sealed seed of repeatable charges whose result is not kept yet, by purpose.
@@ -63,6 +75,11 @@ class Record(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     voted: str = ""
     evidence: str = ""
     tree: tuple[tuple[int, ...], ...] | None = None
+    earlier: list[Earlier] = msgspec.field(default_factory=list)
+    seated: list[str] = msgspec.field(default_factory=list)
+    gone: list[str] = msgspec.field(default_factory=list)
+    voted_change: str = ""
+    leaving: bool = False
     head_merged: bool = False
     releases: dict[str, int] = msgspec.field(default_factory=dict)
     seeds: dict[str, str] = msgspec.field(default_factory=dict)

@@ -50,16 +50,25 @@ def join(party: Party, _session: Session, message: Join) -> Step:
     plan = party.member.noise_plan
 
     def answer(_: bytes) -> tuple[Session, Reply]:
-        known = party.store.record.known_round
-        return Idle(), Joined(plan.rounds, party.records, plan.fingerprint, party.outputs, known)
+        record = party.store.record
+        trees = len(record.earlier) + 1 if party.has_tree else 0
+        return Idle(), Joined(
+            plan.rounds,
+            party.records,
+            plan.fingerprint,
+            party.outputs,
+            record.known_round,
+            trees,
+        )
 
     return Step(answer)
 
 
 def sketch_hello(party: Party, _session: Session, message: SketchHello) -> Step:
-    """The job must need distances, no tree may be signed yet, and a quorum must take part."""
+    """The job must need distances, for its tree or late clients, and a quorum must take part."""
     record = party.store.record
-    if fixed_tree(party.terms, party.facts) is not None or record.voted:
+    settled = record.voted and not party.job.cohort.late
+    if fixed_tree(party.terms, party.facts) is not None or settled:
         raise Refusal("sketch", "no distances are needed, or a tree was signed")
     if record.sketches >= MOST_SKETCHES:
         raise Refusal("sketch", f"{MOST_SKETCHES} sketches were made, and no more ever are")
@@ -156,7 +165,8 @@ def adopt_tree(party: Party, session: Session, message: AdoptTree) -> Step:
 
     def answer(_: bytes) -> tuple[Session, Reply]:
         state = party.store.state
-        state.sketched = None
+        if not party.job.cohort.late:  # else a late batch is placed by a sketch of the same vectors
+            state.sketched = None
         if new and state.pending is not None:
             # What is not shared is the client's own at once; the rest waits for the merge.
             for (start, stop), shared in zip(
@@ -168,6 +178,7 @@ def adopt_tree(party: Party, session: Session, message: AdoptTree) -> Step:
 
     def write(noted: Record) -> None:
         noted.tree, noted.evidence = labels, proposed
+        noted.seated = list(session.proposal.members)
 
     return Step(answer, write, keeps=True)
 

@@ -22,6 +22,7 @@ from fedtree_secure.embedded.transcript import Transcript
 from fedtree_secure.model.backbone import Backbone
 from fedtree_secure.model.rows import ClientData
 from fedtree_secure.report.advice import advice_of
+from fedtree_secure.report.cohort import cohort_report
 from fedtree_secure.report.summary import Result, guarantee
 from fedtree_secure.report.tree_picture import draw_tree
 from fedtree_secure.server.coordinator import Coordinator
@@ -118,6 +119,7 @@ def write_report(
         ],
         "heads": [list(group.members) for group in coordinator.terms.heads],
         "rounds": [vars(record) for record in coordinator.records],
+        **_cohort(coordinator, [f"layer {i}" for i in backbone.experts.indices]),
         "failures": [
             {"client": f.client, "stage": f.stage, "error": type(f.error).__name__}
             for f in finished.embedded.failures
@@ -135,6 +137,13 @@ def write_report(
     names = [f"layer {i}" for i in backbone.experts.indices]
     draw_tree(tree, names, folder / "tree.png", [layer["why"] for layer in summary["layers"]])
     return Result(folder, dict(adapters), summary)
+
+
+def _cohort(coordinator: Coordinator, layers: list[str]) -> dict[str, Any]:
+    """What became of the cohort, where it changed."""
+    heads = [f"head of {group.members[0]}" for group in coordinator.terms.heads]
+    told = cohort_report(coordinator.attendance(), coordinator.facts.layout, [*layers, *heads])
+    return {} if told is None else {"cohort": told}
 
 
 def write_summary(folder: Path, summary: dict[str, Any]) -> None:

@@ -105,6 +105,7 @@ def guarantee(job: Job, reports: Mapping[str, Any]) -> dict[str, Any]:
         "observers": _observers(job, honest := _counted_on(job, reports)),
         **({} if honest == 1 else {"shared": _shared(job, honest)}),
         "sampling": "Poisson",
+        **({} if job.cohort.share == 1.0 else {"participation": _participation(job)}),
         "accountant": "privacy loss distribution (dp_accounting)",
         "declared_public": [
             (
@@ -117,6 +118,14 @@ def guarantee(job: Job, reports: Mapping[str, Any]) -> dict[str, Any]:
             "metrics below were computed at home on each client's own test rows and sent to nobody"
         ),
     }
+
+
+def _participation(job: Job) -> str:
+    return (
+        f"a public draw asks {job.cohort.share:.0%} of the clients in each round from the second "
+        "on. Each is charged for the rounds that it took; who took part is public, and no "
+        "amplification by sampling of clients is claimed"
+    )
 
 
 def _counted_on(job: Job, reports: Mapping[str, Any]) -> int:

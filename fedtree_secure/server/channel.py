@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 
 from fedtree_secagg import Identity
 from fedtree_secure.agreed import messages as wire
+from fedtree_secure.agreed.cohort import leave_bytes
 from fedtree_secure.agreed.envelope import seal
 from fedtree_secure.agreed.stages import REQUESTS_OF_A_START
 from fedtree_secure.agreed.terms import Terms
@@ -29,6 +30,10 @@ class Channel:
         answered: Number of the last request that each client answered, from earlier starts.
         missed: Called after each exchange with whose replies are missing or refuse, and why.
 
+    Attributes:
+        answered: As given, kept up to date.
+        left: Who said, signed, that it leaves the run for good.
+
     Raises:
         ConfigurationError: The key is not the one that the terms pin.
     """
@@ -48,6 +53,7 @@ class Channel:
         self._counter = start * REQUESTS_OF_A_START
         self._missed = missed
         self.answered = dict(answered)
+        self.left: dict[str, bytes] = {}
 
     def exchange(
         self, name: str, requests: Mapping[str, wire.Message], *, needed: bool = True
@@ -78,6 +84,7 @@ class Channel:
         replies = {client: self._read(name, client, data) for client, data in answers.items()}
         found = {client: reply for client, reply in replies.items() if reply is not None}
         reasons = {client: _why_missing(client, replies) for client in requests}
+        reasons |= dict.fromkeys(self.left.keys() & reasons.keys(), "left for good")
         if reasons := {client: reason for client, reason in reasons.items() if reason}:
             self._missed(name, reasons)
         if not found and needed:
@@ -91,6 +98,12 @@ class Channel:
             reply = wire.decode_reply(data)
         except wire.WireError as error:
             log.warning("client %s sent no valid reply at stage %s: %s", client, name, error)
+            return None
+        if isinstance(reply, wire.Left):
+            if self._terms.roster.verifies(
+                client, reply.signature, leave_bytes(self._terms, client)
+            ):
+                self.left[client] = reply.signature
             return None
         if isinstance(reply, wire.Refused):
             log.warning("client %s refuses at stage %s: %s", client, name, reply.reason)

@@ -18,6 +18,7 @@ import numpy as np
 from fedtree_secagg import Identity, SecAggError
 from fedtree_secure.agreed import messages as wire
 from fedtree_secure.agreed.round_plan import (
+    clip_is_usable,
     compute_tree,
     finish_bytes,
     finish_quorum,
@@ -30,6 +31,7 @@ from fedtree_secure.agreed.round_plan import (
     tree_without_distances,
     vote_bytes,
 )
+from fedtree_secure.agreed.schedule import opens, turn_of
 from fedtree_secure.agreed.shared_noise import shared_clip
 from fedtree_secure.agreed.stages import FIRST, MERGE, Exchange, in_round
 from fedtree_secure.agreed.terms import Terms
@@ -37,7 +39,9 @@ from fedtree_secure.agreed.transport import Transport
 from fedtree_secure.agreed.tree import Tree
 from fedtree_secure.errors import RunStopped
 from fedtree_secure.model.facts import ModelFacts
+from fedtree_secure.report.cohort import Attendance
 from fedtree_secure.server.channel import Channel, Missed, refusals
+from fedtree_secure.server.cohort import CohortKeeper, noise_energy
 from fedtree_secure.server.experts import NodeBook
 from fedtree_secure.server.protocol import MaskedRound, run_sketch
 from fedtree_secure.server.state import RoundRecord, StateFolder
@@ -93,14 +97,22 @@ class Coordinator:
         self.state.starts += 1
         before = self.state.starts, self.state.answered
         self._channel = Channel(terms, key, transport, *before, self.hooks.on_missed)
-        self.joined: dict[str, wire.Joined] = {}
+        self.cohort = CohortKeeper(
+            *(terms, facts, self._channel, self.state),
+            save=lambda: self._folder.save(self.state),
+            signed=self._signed,
+        )
         self._left_out: frozenset[str] = frozenset()
         self.finished: frozenset[str] = frozenset()
         self._votes: dict[str, bytes] = {}
-        self._known: dict[str, int] = {}
         self.book: NodeBook | None = None
         if self.state.labels is not None:
-            self.adopt(Tree(terms.names, self.state.labels, self.job.masking.min_group))
+            self._restore(Tree(terms.names, self.state.labels, self.job.masking.min_group))
+
+    @property
+    def joined(self) -> dict[str, wire.Joined]:
+        """Clients that are here."""
+        return self.cohort.joined
 
     @property
     def tree(self) -> Tree | None:
@@ -111,6 +123,17 @@ class Coordinator:
     def records(self) -> list[RoundRecord]:
         """What became of each round."""
         return self.state.records
+
+    def attendance(self) -> Attendance:
+        """What became of the cohort, for reports."""
+        assert self.cohort.roll is not None
+        return Attendance(
+            self.cohort.roll,
+            (0, *(adopted.first_round for adopted in self.state.changes)),
+            {name: bool(signature) for name, signature in self.state.gone.items()},
+            self.cohort.waiting,
+            self.job.masking.min_group,
+        )
 
     def run(self) -> None:
         """Run every stage that is not finished yet.
@@ -124,8 +147,7 @@ class Coordinator:
         self._fix_clips()
         if self.state.labels is None:
             self._find_tree()
-        everyone = dict.fromkeys(self.joined, wire.Prepare())
-        self._channel.exchange(Exchange.PREPARE, everyone)
+        self._prepare(str(Exchange.PREPARE), self.joined, needed=True)
         first = max(MERGE if self.terms.merges else 1, self.state.finished_round + 1)
         for number in range(first, self.job.rounds + 1):
             if self.hooks.stop():
@@ -139,8 +161,10 @@ class Coordinator:
         request = wire.Join(self.terms.digest, self.facts.digest)
         replies = self._channel.exchange(Exchange.JOIN, dict.fromkeys(self.terms.names, request))
         joined = {n: reply for n, reply in replies.items() if isinstance(reply, wire.Joined)}
-        self.joined = self._with_known_heads(self._without_outliers(joined))
-        self._known = {name: reply.known_round for name, reply in self.joined.items()}
+        joined = self._with_known_heads(self._without_outliers(joined))
+        for name, reply in joined.items():
+            if name not in self.state.gone:
+                self.cohort.took(name, reply)
         if len(self.joined) < self.job.masking.min_group:
             raise RunStopped(
                 f"{len(self.joined)} of {len(self.terms.names)} clients joined; at least min_group "
@@ -168,7 +192,8 @@ class Coordinator:
 
     def _join_late(self, number: int) -> None:
         """Ask those to join who did not answer before: they may be back, or have approved now."""
-        missing = [n for n in self.terms.names if n not in self.joined and n not in self._left_out]
+        away = {*self.joined, *self._left_out, *self.state.gone, *self._channel.left}
+        missing = [name for name in self.terms.names if name not in away]
         if not missing:
             return
         request = wire.Join(self.terms.digest, self.facts.digest)
@@ -176,10 +201,28 @@ class Coordinator:
         replies = self._channel.exchange(in_round(number, Exchange.JOIN), asked, needed=False)
         joined = {n: reply for n, reply in replies.items() if isinstance(reply, wire.Joined)}
         for name, reply in self._with_known_heads(joined).items():
+            if not clip_is_usable(self.state.clips["round"], self._bound(reply, merge=False)):
+                log.warning("client %s takes no part: the run's clip would cut its updates", name)
+                self._left_out |= {name}
+                continue
             log.info("client %s joins before round %d", name, number)
-            self.joined[name], self._known[name] = reply, reply.known_round
-        if late := {name: wire.Prepare() for name in missing if name in self.joined}:
-            self._channel.exchange(in_round(number, Exchange.PREPARE), late, needed=False)
+            self.cohort.took(name, reply)
+        late = [name for name in missing if name in self.joined]
+        self._prepare(in_round(number, Exchange.PREPARE), late)
+
+    def _prepare(self, exchange: str, names: Iterable[str], *, needed: bool = False) -> None:
+        """Let clients train their head, where it is their own: one that a group has averaged is
+        taken from there, and nobody pays for another.
+        """
+        here = [name for name in names if name not in self.cohort.waiting]
+        asked = dict.fromkeys((n for n in here if not self._head_is_merged(n)), wire.Prepare())
+        self._channel.exchange(exchange, asked, needed=needed)
+
+    def _head_is_merged(self, name: str) -> bool:
+        assert self.book is not None
+        heads = {n.name for n in self.book.nodes if n.ranges[0] in self.facts.layout.heads}
+        mine = {node.name for node in self.book.nodes if name in node.members} & heads
+        return any(entry.round == MERGE and entry.node in mine for entry in self.book.opened)
 
     def _bound(self, reply: wire.Joined, *, merge: bool) -> float:
         if self.job.noise == "shared" and not merge:
@@ -223,7 +266,7 @@ class Coordinator:
             hello = dict.fromkeys(members, wire.SketchHello(members, attempt))
             found, squared = run_sketch(self._channel, self.terms, context, hello)
             self._check_sketched(found)
-            noise = tuple(self._noise_energy(name) for name in found)
+            noise = tuple(noise_energy(self.facts, self.joined[name]) for name in found)
             data = squared.astype("<f8").tobytes()
             self.state.distances = wire.ProposeTree(attempt, found, noise, data, ())
             self._folder.save(self.state)
@@ -281,25 +324,46 @@ class Coordinator:
                 f"{len(votes)} clients signed the tree; {self.terms.quorum} must. "
                 f"It was refused by {against}"
             )
+        self.state.votes = votes
         adopt = wire.AdoptTree(tuple(votes.items()))
-        self._channel.exchange(Exchange.ADOPT, dict.fromkeys(votes, adopt))
+        replies = self._channel.exchange(Exchange.ADOPT, dict.fromkeys(votes, adopt))
+        for name, reply in replies.items():
+            if isinstance(reply, wire.Done):
+                self.cohort.trees[name] = 1
         self.adopt(compute_tree(self.terms, self.facts, proposal))
 
-    def _noise_energy(self, name: str) -> float:
-        reply = self.joined[name]
-        return float(self.facts.hidden_size * (reply.fingerprint_noise / reply.records) ** 2)
-
     def adopt(self, tree: Tree) -> None:
-        """Take a tree into force, with the values that an earlier start wrote down for it, or those
-        of heads that were merged before.
-        """
+        """Take the first tree into force, with the values of heads that were merged before."""
         before, self.book = self.book, NodeBook(self.job, self.facts, tree)
-        if self.state.labels is not None:
-            self.book.restore(*self._folder.load_values(self.state.finished_round))
-        elif before is not None:
+        if before is not None:
             self.book.restore({**self.book.values, **before.values}, before.opened)
         self.state.labels = tree.labels
+        self.cohort.begin(tree)
         self.hooks.on_tree(tree)
+
+    def _restore(self, first: Tree) -> None:
+        """Take the tree into force that an earlier start left, with its values."""
+        *earlier, tree = (era.tree for era in self.cohort.begin(first).eras)
+        self.book = NodeBook(self.job, self.facts, tree, earlier)
+        self.book.restore(*self._folder.load_values(self.state.finished_round))
+        self.hooks.on_tree(tree)
+
+    def _change_cohort(self, number: int) -> None:
+        """Make the change of the cohort that is due before a round, if one is."""
+        assert self.book is not None
+        waited = self.cohort.waiting
+        if not self.cohort.between(number):
+            return
+        roll = self.cohort.roll
+        assert roll is not None
+        before, self.book = self.book, self.book.followed_by(roll.tree)
+        # Under both names: a start after a crash here finds the values that it looks for.
+        values = {**before.values, **self.book.values}
+        self._folder.save_round(self.state, values, self.book.opened)
+        self.cohort.teach(number)
+        self.hooks.on_tree(roll.tree)
+        came = sorted(set(waited) - set(self.cohort.waiting))
+        self._prepare(in_round(number, Exchange.PREPARE), came)
 
     # --- rounds ---------------------------------------------------------------------------------
 
@@ -308,7 +372,9 @@ class Coordinator:
         record = RoundRecord(number)
         if number != MERGE:
             self._join_late(number)
-        outside = [name for name in self.joined if name not in self.book.cohort]
+            self._change_cohort(number)
+        here = self._asked(number)
+        outside = [name for name in here if name not in self.book.cohort]
         if outside and number != MERGE:
             alone = self._tell(outside, functools.partial(wire.Alone, number))
             replies = self._channel.exchange(in_round(number, Exchange.ALONE), alone)
@@ -325,34 +391,46 @@ class Coordinator:
         self._folder.save_round(self.state, self.book.values, self.book.opened)
         self.hooks.on_round(record)
 
+    def _asked(self, number: int) -> list[str]:
+        """Clients that are here, have a place, and whose turn it is."""
+        assert self.book is not None
+        turn, nodes = turn_of(self.terms, number), self.book.nodes
+        summed = {n for e in nodes if opens(self.terms, turn, e.members) for n in e.members}
+        useless = self.book.cohort - summed  # none of their sums could open
+        away = {*self.cohort.waiting, *useless}
+        return [name for name in self.joined if name in turn and name not in away]
+
     def _sum(self, number: int, record: RoundRecord) -> None:
         assert self.book is not None
         merge, book = number == MERGE, self.book
         clip = self.state.clips["merge" if merge else "round"]
-        proposal = self.state.proposal
         plan = plan_of_round(
             self.terms,
             self.facts,
             book.tree,
-            "" if proposal is None else wire.digest(proposal),
+            "" if self.cohort.roll is None else self.cohort.roll.eras[-1].evidence,
             clip,
             book.digests(),
             merge=merge,
         )
         attempt = self.state.starts
+        asked = self._asked(number)
         begins = self._tell(
-            (name for name in plan.cohort if name in self.joined),
+            (name for name in plan.cohort if name in asked),
             functools.partial(wire.Begin, number, attempt, merge, clip),
         )
         masked = MaskedRound(self._channel, self.terms, plan, number, attempt)
         sums, began = masked.run(begins)
         self._learnt(number, began)
+        if not merge:
+            self.cohort.missed(book.cohort & turn_of(self.terms, number), began)
         book.apply(sums, number)
         record.opened = {name: list(found.members_summed) for name, found in sums.items()}
         record.closed = sorted({node.name for node in plan.nodes} - set(sums))
 
     def _finish(self) -> None:
         """Hand out the last experts until everybody who joined has fetched them, or is given up."""
+        self.cohort.teach(self.job.rounds + 1)
         self._hand_out(frozenset(self.joined))
         while (away := frozenset(self.joined) - self.finished) and self.hooks.ask_again(away):
             self._hand_out(away)
@@ -393,11 +471,11 @@ class Coordinator:
         same get one object, which is encoded once.
         """
         assert self.book is not None
-        told = {name: self.book.told(name, self._known.get(name, -1)) for name in names}
+        told = {name: self.book.told(name, self.cohort.known.get(name, -1)) for name in names}
         made = {id(experts): make(experts) for experts in told.values()}
         return {name: made[id(experts)] for name, experts in told.items()}
 
     def _learnt(self, number: int, names: Iterable[str]) -> None:
         """Note who holds the sums of all rounds before this one."""
         for name in names:
-            self._known[name] = number - 1
+            self.cohort.known[name] = number - 1

@@ -3,11 +3,13 @@
 What a client is told depends on its nodes alone, so clients of the same leaf get one message.
 """
 
+import itertools
 from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
 from fedtree_secagg import Node, NodeSum
+from fedtree_secure.agreed.cohort import line_of
 from fedtree_secure.agreed.messages import Experts, NodeDigest, OpenedSum, pack
 from fedtree_secure.agreed.moves import Floats, NodeValues, mean_of, node_digest, start
 from fedtree_secure.agreed.round_plan import nodes_of
@@ -22,10 +24,14 @@ class NodeBook:
 
     Args:
         job, facts, tree: Public settings, the model's facts, who shares which part.
+        earlier: Trees that were in force before, the first one first (`agreed.cohort`).
     """
 
-    def __init__(self, job: Job, facts: ModelFacts, tree: Tree) -> None:
+    def __init__(
+        self, job: Job, facts: ModelFacts, tree: Tree, earlier: Sequence[Tree] = ()
+    ) -> None:
         self.job, self.facts, self.tree = job, facts, tree
+        self._trees = (*earlier, tree)
         self.nodes = nodes_of(tree, facts.layout)
         self.values = {node.name: start(node, facts.initial) for node in self.nodes}
         self.opened: list[OpenedSum] = []
@@ -48,6 +54,7 @@ class NodeBook:
                 len(found.members_summed),
                 found.quantiser.clip,
                 np.ascontiguousarray(found.ring, dtype="<i4").tobytes(),
+                len(self._trees) - 1,
             )
             for name, found in sorted(sums.items())
         ]
@@ -70,9 +77,19 @@ class NodeBook:
 
     def restore(self, values: Mapping[str, NodeValues], opened: Sequence[OpenedSum]) -> None:
         """Take over what an earlier start wrote down."""
-        self.values = dict(values)
+        self.values = {node.name: values[node.name] for node in self.nodes}
         self.opened = []
         self.remember(opened)
+
+    def followed_by(self, tree: Tree) -> "NodeBook":
+        """Return the book of the tree that follows: each node holds what its ancestor held."""
+        after = NodeBook(self.job, self.facts, tree, self._trees)
+        layout, values = self.facts.layout, {}
+        for node in after.nodes:
+            _, (_, was) = itertools.islice(line_of(after._trees, layout, node), 2)
+            values[node.name] = self.values[was.name]
+        after.restore(values, self.opened)
+        return after
 
     def digests(self) -> tuple[NodeDigest, ...]:
         """What the members of each node hold alike, by node."""
@@ -90,10 +107,15 @@ class NodeBook:
             name: The client.
             known: Last round whose sums it holds, -1 if none.
         """
-        own = tuple(node.name for node in self.nodes if name in node.members)
         key = (known, tuple(self._groups(name)))
         if key not in self._told:
-            sums = tuple(e for e in self.opened if e.round > known and e.node in own)
+            own = {
+                (era, then.name)
+                for node in self.nodes
+                if name in node.members
+                for era, then in line_of(self._trees, self.facts.layout, node)
+            }
+            sums = tuple(e for e in self.opened if e.round > known and (e.era, e.node) in own)
             self._told[key] = Experts(sums, self.digests(), pack(self._external(name)))
         return self._told[key]
 

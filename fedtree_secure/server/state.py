@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from fedtree_secure.agreed import messages as wire
-from fedtree_secure.agreed.messages import OpenedSum, ProposeTree
+from fedtree_secure.agreed.messages import Change, OpenedSum, ProposeTree
 from fedtree_secure.agreed.moves import NodeValues
 from fedtree_secure.errors import RunFolderError
 from fedtree_secure.storage import (
@@ -25,7 +25,22 @@ from fedtree_secure.storage import (
     write_json,
 )
 
-FORMAT = 3
+FORMAT = 4
+
+
+@dataclass
+class Adopted:
+    """A change of the cohort that a quorum signed.
+
+    Attributes:
+        change: The change.
+        votes: Signatures over it, by name.
+        first_round: The round before which it was adopted.
+    """
+
+    change: Change
+    votes: dict[str, bytes]
+    first_round: int
 
 
 @dataclass
@@ -57,7 +72,14 @@ class ServerState:
         records: One for each round.
         distances: Of fingerprints, where the tree waits for those of gradients; else None.
         proposal: The proposed tree; never another one once clients may have signed it.
-        labels: Labels of the tree that is in force, or None.
+        labels: Labels of the first tree, or None.
+        votes: Signatures over the proposal, by name.
+        changes: Changes of the cohort since, in order (`server.cohort`).
+        change, change_votes: The next one, once clients may have signed it, and who did.
+        gone: Who left, with its signature in hexadecimal; empty where it was declared gone.
+        missed: Rounds that each member missed in a row.
+        late_sketches, sketch_attempt: How many sketches late clients took, and the last attempt.
+        tried: Who waited at the last of them.
     """
 
     starts: int = 0
@@ -68,6 +90,15 @@ class ServerState:
     distances: ProposeTree | None = None
     proposal: ProposeTree | None = None
     labels: tuple[tuple[int, ...], ...] | None = None
+    votes: dict[str, bytes] = field(default_factory=dict)
+    changes: list[Adopted] = field(default_factory=list)
+    change: Change | None = None
+    change_votes: dict[str, bytes] = field(default_factory=dict)
+    gone: dict[str, str] = field(default_factory=dict)
+    missed: dict[str, int] = field(default_factory=dict)
+    late_sketches: int = 0
+    sketch_attempt: int = 0
+    tried: list[str] = field(default_factory=list)
 
 
 class StateFolder:
@@ -98,6 +129,7 @@ class StateFolder:
             labels = stored.pop("labels")
             records = [RoundRecord(**record) for record in stored.pop("records")]
             rows = None if labels is None else tuple(tuple(map(int, row)) for row in labels)
+            stored |= _read_cohort(stored)
             return ServerState(
                 **stored, records=records, distances=distances, proposal=proposal, labels=rows
             )
@@ -152,6 +184,17 @@ class StateFolder:
             "distances": _written(state.distances),
             "proposal": _written(state.proposal),
             "labels": state.labels,
+            "votes": _hex(state.votes),
+            "changes": [
+                [_written_change(a.change), _hex(a.votes), a.first_round] for a in state.changes
+            ],
+            "change": None if state.change is None else _written_change(state.change),
+            "change_votes": _hex(state.change_votes),
+            "gone": state.gone,
+            "missed": state.missed,
+            "late_sketches": state.late_sketches,
+            "sketch_attempt": state.sketch_attempt,
+            "tried": state.tried,
         }
         write_json(self.path / "state.json", stored, PRIVATE_FILE)
 
@@ -179,6 +222,36 @@ def _read(stored: str | None) -> ProposeTree | None:
     return found
 
 
+def _hex(votes: dict[str, bytes]) -> dict[str, str]:
+    return {name: signature.hex() for name, signature in votes.items()}
+
+
+def _unhex(votes: dict[str, str]) -> dict[str, bytes]:
+    return {name: bytes.fromhex(signature) for name, signature in votes.items()}
+
+
+def _written_change(change: Change) -> str:
+    return wire.encode(wire.ProposeChange(change)).hex()
+
+
+def _read_change(stored: str) -> Change:
+    found = wire.decode_request(bytes.fromhex(stored))
+    if not isinstance(found, wire.ProposeChange):
+        raise ValueError("no change")
+    return found.change
+
+
+def _read_cohort(stored: dict[str, Any]) -> dict[str, Any]:
+    changes = [Adopted(_read_change(c), _unhex(v), int(n)) for c, v, n in stored["changes"]]
+    pending = stored["change"]
+    return {
+        "votes": _unhex(stored["votes"]),
+        "changes": changes,
+        "change": None if pending is None else _read_change(pending),
+        "change_votes": _unhex(stored["change_votes"]),
+    }
+
+
 def _node_values(tensors: dict[str, Any], name: str) -> NodeValues:
     return NodeValues(
         tensors[f"{name}/values"],
@@ -194,6 +267,7 @@ def _sum_tensors(sums: Sequence[OpenedSum]) -> dict[str, "np.ndarray[Any, Any]"]
         tensors[f"{entry.node}/total"] = np.frombuffer(entry.total, dtype="<i4").copy()
         tensors[f"{entry.node}/survivors"] = np.array([entry.survivors])
         tensors[f"{entry.node}/clip"] = np.array([entry.clip])
+        tensors[f"{entry.node}/era"] = np.array([entry.era])
     return tensors
 
 
@@ -205,6 +279,7 @@ def _read_sums(number: int, tensors: dict[str, Any]) -> list[OpenedSum]:
             int(tensors[f"{name}/survivors"][0]),
             float(tensors[f"{name}/clip"][0]),
             np.ascontiguousarray(tensors[f"{name}/total"], dtype="<i4").tobytes(),
+            int(tensors[f"{name}/era"][0]),
         )
         for name in sorted({key.split("/")[0] for key in tensors})
     ]

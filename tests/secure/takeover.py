@@ -46,8 +46,13 @@ class Hostile(LyingServer):
         return [entry.purpose for entry in self.ledger(name).entries() if entry.purpose]
 
 
-def hostile(model, out, stage, script, *, clients=None, **changes):
-    """Run a job until its server turns hostile; return what the script returned."""
+def hostile(
+    model, out, stage, script, *, clients=None, around=lambda transport: transport, **changes
+):
+    """Run a job until its server turns hostile; return what the script returned.
+
+    ``around`` wraps the transport between the server and the participants.
+    """
     found, failed = [], []
 
     def kept(server, requests):
@@ -60,7 +65,7 @@ def hostile(model, out, stage, script, *, clients=None, **changes):
         federation(model, **changes).run(
             clients or make_clients(),
             out,
-            wrap_transport=lambda inner: Hostile(inner, out, stage, kept),
+            wrap_transport=lambda inner: Hostile(around(inner), out, stage, kept),
         )
     except Enough:
         for error in failed:

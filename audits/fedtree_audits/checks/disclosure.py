@@ -10,6 +10,7 @@ again with every set of up to `colluders` clients taken out, because these know 
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import sys
 import tempfile
@@ -57,17 +58,15 @@ def rows_of(summary: dict[str, Any]) -> list[Released]:
     """
     if "rounds" not in summary or "layers" not in summary:
         raise MissingEvidence("summary.json has no rounds or no layers")
-    parts: dict[str, list[str]] = defaultdict(list)
-    for layer in summary["layers"]:
-        for group in layer["released"]:
-            parts[node_name(sorted(group))].append(f"layer {layer['layer']}")
-    for number, group in enumerate(summary.get("heads", [])):
-        parts[node_name(sorted(group), "head")].append(f"head {number}")
+    eras = memberships_of(summary)
     whole = node_name(sorted(summary.get("clients", {})))
     found = []
     for record in summary["rounds"]:
+        parts = _in_force(eras, int(record["round"]))
         for node, survivors in record["opened"].items():
-            covered = parts.get(node) or (["shared head"] if node == whole else None)
+            covered = [part for part, members in parts.get(node, ())] or (
+                ["shared head"] if node == whole else None
+            )
             if covered is None:
                 raise MissingEvidence(
                     f"round {record['round']} opened {node}, which no layer of the summary explains"
@@ -75,6 +74,66 @@ def rows_of(summary: dict[str, Any]) -> list[Released]:
             weights = {name: Fraction(1, len(survivors)) for name in survivors}
             found += [Released((int(record["round"]), part), weights, node) for part in covered]
     return found + list(_externals(found))
+
+
+Members = tuple[str, ...]
+Eras = list[tuple[int, dict[str, list[tuple[str, Members]]]]]
+"""First round of each tree, and for each of its nodes the parts it covers, with its members."""
+
+
+def memberships_of(summary: dict[str, Any]) -> Eras:
+    """Return who was a member of which node, by the tree in force (docs/cohort.md)."""
+    layers = {f"layer {layer['layer']}": layer["released"] for layer in summary["layers"]}
+    heads = {f"head of {group[0]}": [group] for group in summary.get("heads", [])}
+    told = summary.get("cohort", {}).get("trees")
+    found: Eras = []
+    for tree in told or [{"first_round": 0, "released": {**layers, **heads}}]:
+        nodes: dict[str, list[tuple[str, Members]]] = defaultdict(list)
+        for part, groups in tree["released"].items():
+            kind = "head" if part.startswith("head of ") else "node"
+            for group in groups:
+                members = tuple(sorted(group))
+                nodes[node_name(members, kind)].append((part, members))
+        found.append((int(tree["first_round"]), dict(nodes)))
+    return found
+
+
+def _in_force(eras: Eras, number: int) -> dict[str, list[tuple[str, Members]]]:
+    return [nodes for first, nodes in eras if first <= number or first == eras[0][0]][-1]
+
+
+def moves_of(summary: dict[str, Any]) -> dict[str, list[tuple[int, Members]]]:
+    """Return, for each part, the members of every sum that was opened, with its first round.
+
+    Members, not survivors: who misses a round is away from that round's sum alone, and its upload
+    of another round is another one. What a server must not do is to move who belongs to a sum.
+    """
+    eras, found = memberships_of(summary), defaultdict[str, list[tuple[int, Members]]](list)
+    for record in summary["rounds"]:
+        parts = _in_force(eras, int(record["round"]))
+        for node in record["opened"]:
+            for part, members in parts.get(node, ()):
+                if all(members != known for _, known in found[part]):
+                    found[part].append((int(record["round"]), members))
+    return dict(found)
+
+
+def _move_checks(summary: dict[str, Any], min_group: int) -> list[Check]:
+    """No combination of sums of different rounds may be about few members of a part."""
+    checks = []
+    for part, sums in sorted(moves_of(summary).items()):
+        if len(sums) < 2:
+            continue
+        rows = [dict.fromkeys(members, Fraction(1)) for _, members in sums]
+        few = smallest_support(rows, min_group - 1)
+        where = f"{part}, members over all rounds"
+        detail = (
+            f"{len(sums)} memberships, none differs from the others by fewer than {min_group}"
+            if few is None
+            else f"{len(sums)} memberships give one about {', '.join(sorted(few))} alone"
+        )
+        checks.append(Check(where, holds=few is None, detail=detail))
+    return checks
 
 
 def _externals(means: Sequence[Released]) -> Iterable[Released]:
@@ -145,12 +204,14 @@ def smallest_support(weights: Sequence[Weights], most: int) -> frozenset[str] | 
 def audit_run(run: RunFolder) -> Result:
     """Audit all rows that a run released."""
     masking = run.job.masking
-    return audit_rows(
+    found = audit_rows(
         rows_of(run.summary),
         masking.min_group,
         masking.colluders,
         run.hashes("job.json", "summary.json"),
     )
+    moves = _move_checks(run.summary, masking.min_group)
+    return dataclasses.replace(found, checks=[*found.checks, *moves])
 
 
 def audit_rows(
@@ -247,11 +308,36 @@ def _released(
     return variant
 
 
+def _changed(*memberships: Sequence[str]) -> Variant:
+    """Audit a run in which the one group's members change before each round."""
+
+    def variant(_seed: int) -> Result:
+        trees = [
+            {"first_round": number, "released": {"layer 0": [sorted(group)]}}
+            for number, group in enumerate(memberships, start=1)
+        ]
+        records = [
+            {"round": number, "opened": {node_name(sorted(group)): sorted(group)}}
+            for number, group in enumerate(memberships, start=1)
+        ]
+        with tempfile.TemporaryDirectory() as place:
+            folder = specimen.build_run(
+                Path(place) / "run",
+                groups=memberships[-1:],
+                records=records,
+                ledgers=False,
+                told={"cohort": {"trees": trees}},
+            )
+            return audit_run(open_run(folder))
+
+    return variant
+
+
 AUDIT = Audit(
     name="disclosure",
     question=QUESTION,
     on_run=audit_run,
-    correct=_released(_HALVES),
+    correct=_changed(_ALL[:3], _ALL),
     parties=frozenset({"server"}),
     mutants={
         "a group of one": _released([_ALL[:5], _ALL[5:]]),
@@ -262,6 +348,9 @@ AUDIT = Audit(
             [_ALL[:4], _ALL[1:5], _ALL[:1] + _ALL[4:5] + _ALL[5:]]
         ),
         "one survivor left": _released(_HALVES, [[_ALL[:3], _ALL[3:4]]]),
+        "two come between rounds": _changed(_ALL[:4], _ALL),
+        "one leaves between rounds": _changed(_ALL, _ALL[:5]),
+        "moves over three rounds": _changed(_ALL[:3], _ALL, _ALL[1:4]),
     },
 )
 

@@ -11,8 +11,9 @@ import functools
 import hashlib
 import json
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -88,6 +89,7 @@ def build_run(
     records: Sequence[dict[str, Any]] | None = None,
     claimed: float | None = None,
     ledgers: bool = True,
+    told: Mapping[str, Any] = MappingProxyType({}),
     journal_fits: bool = False,
 ) -> Path:
     """Write a run folder of six clients.
@@ -101,6 +103,7 @@ def build_run(
         claimed: epsilon in the summary, where it shall not be the ledger's.
         ledgers: whether ledgers and what clients write are made at all; else only what the server
             knows.
+        told: what else the summary says.
         journal_fits: whether the first client's journal says what was charged, not what was done.
     """
     job = specimen_job()
@@ -135,7 +138,7 @@ def build_run(
     ]
     _write(
         folder / "summary.json",
-        {"job": job.to_dict(), "clients": reports, "layers": layers, "rounds": rounds},
+        {"job": job.to_dict(), "clients": reports, "layers": layers, "rounds": rounds, **told},
     )
     return folder
 
