@@ -22,7 +22,12 @@ from fedtree_secure.agreed import messages as wire
 from fedtree_secure.agreed.envelope import Opened, open_request
 from fedtree_secure.agreed.stages import COUNTER_WINDOW
 from fedtree_secure.agreed.terms import Terms
-from fedtree_secure.client import gradient_requests, round_requests, tree_requests
+from fedtree_secure.client import (
+    gradient_requests,
+    graph_requests,
+    round_requests,
+    tree_requests,
+)
 from fedtree_secure.client.pacing import Pace
 from fedtree_secure.client.party import Member, Party, Workings
 from fedtree_secure.client.sessions import Idle, Session
@@ -43,6 +48,9 @@ HANDLERS: Mapping[type, Callable[[Party, Session, Any], Step]] = {
     wire.ProposeTree: tree_requests.propose_tree,
     wire.AdoptTree: tree_requests.adopt_tree,
     wire.Prepare: tree_requests.prepare,
+    wire.DrawCommit: graph_requests.draw_commit,
+    wire.DrawOpen: graph_requests.draw_open,
+    wire.DrawKeep: graph_requests.draw_keep,
     wire.Begin: round_requests.begin,
     wire.Alone: round_requests.alone,
     wire.Share: round_requests.share,

@@ -34,6 +34,7 @@ from fedtree_secure.agreed.round_plan import (
 from fedtree_secure.agreed.shared_noise import honest_in, release_of
 from fedtree_secure.agreed.stages import FIRST, MERGE, MOST_ATTEMPTS, purpose_of
 from fedtree_secure.client.gradient_requests import use_first_gradient
+from fedtree_secure.client.graph_requests import checked_beacon
 from fedtree_secure.client.party import Party
 from fedtree_secure.client.received import checked_experts, receive, take_over
 from fedtree_secure.client.sessions import (
@@ -75,6 +76,7 @@ def begin(party: Party, _session: Session, message: Begin) -> Step:
         message.clip,
         received.digests,
         merge=message.merge,
+        beacon=checked_beacon(party, message),
     )
     _check_honest(party, plan, message)
     state, advert = masking.advertise(

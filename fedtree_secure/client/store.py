@@ -43,6 +43,7 @@ class Record(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
         voted: SHA-256 of the proposed tree that this client signed; it signs no other.
         evidence: The same of the adopted tree.
         tree: Labels of the adopted tree, or None.
+        beacons: What draws the sparse graph, by the tree that it was drawn for, in hexadecimal.
         head_merged: Whether the client's head is the average of its group's.
         releases: Charges by purpose: how often computing began.
         seeds: Sealed seed of repeatable charges whose result is not kept yet, by purpose.
@@ -63,6 +64,7 @@ class Record(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     voted: str = ""
     evidence: str = ""
     tree: tuple[tuple[int, ...], ...] | None = None
+    beacons: dict[str, str] = msgspec.field(default_factory=dict)
     head_merged: bool = False
     releases: dict[str, int] = msgspec.field(default_factory=dict)
     seeds: dict[str, str] = msgspec.field(default_factory=dict)

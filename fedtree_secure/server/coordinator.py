@@ -19,6 +19,7 @@ from fedtree_secagg import Identity, SecAggError
 from fedtree_secure.agreed import messages as wire
 from fedtree_secure.agreed.round_plan import (
     compute_tree,
+    draft_of_round,
     finish_bytes,
     finish_quorum,
     fixed_tree,
@@ -39,6 +40,7 @@ from fedtree_secure.errors import RunStopped
 from fedtree_secure.model.facts import ModelFacts
 from fedtree_secure.server.channel import Channel, Missed, refusals
 from fedtree_secure.server.experts import NodeBook
+from fedtree_secure.server.graph import draw_graph
 from fedtree_secure.server.protocol import MaskedRound, run_sketch
 from fedtree_secure.server.state import RoundRecord, StateFolder
 
@@ -328,6 +330,7 @@ class Coordinator:
     def _sum(self, number: int, record: RoundRecord) -> None:
         assert self.book is not None
         merge, book = number == MERGE, self.book
+        beacon = self._beacon(number)
         clip = self.state.clips["merge" if merge else "round"]
         proposal = self.state.proposal
         plan = plan_of_round(
@@ -338,11 +341,12 @@ class Coordinator:
             clip,
             book.digests(),
             merge=merge,
+            beacon=beacon,
         )
         attempt = self.state.starts
         begins = self._tell(
             (name for name in plan.cohort if name in self.joined),
-            functools.partial(wire.Begin, number, attempt, merge, clip),
+            functools.partial(wire.Begin, number, attempt, merge, clip, beacon=beacon),
         )
         masked = MaskedRound(self._channel, self.terms, plan, number, attempt)
         sums, began = masked.run(begins)
@@ -350,6 +354,26 @@ class Coordinator:
         book.apply(sums, number)
         record.opened = {name: list(found.members_summed) for name, found in sums.items()}
         record.closed = sorted({node.name for node in plan.nodes} - set(sums))
+
+    def _beacon(self, number: int) -> bytes:
+        """What draws the graph of a round: drawn before the first that has it, and kept.
+
+        Empty where the graph is complete: by the job, or because not all are there to draw one and
+        the job does not insist.
+        """
+        assert self.book is not None
+        merge = number == MERGE
+        draft = draft_of_round(self.terms, self.facts, self.book.tree, merge=merge)
+        if draft is None:
+            return b""
+        drawn = draw_graph(self._channel, self.terms, draft, self.state, self._folder.save, number)
+        if drawn is None and self.job.masking.graph == "sparse":
+            raise RunStopped(
+                f"the graph of round {number} was not drawn: all its {len(draft.cohort)} clients "
+                "must take part in that. Continue when they are there, with complete masks "
+                '(masking.graph = "auto"), or without those who stay away'
+            )
+        return drawn or b""
 
     def _finish(self) -> None:
         """Hand out the last experts until everybody who joined has fetched them, or is given up."""

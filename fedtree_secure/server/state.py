@@ -58,6 +58,8 @@ class ServerState:
         distances: Of fingerprints, where the tree waits for those of gradients; else None.
         proposal: The proposed tree; never another one once clients may have signed it.
         labels: Labels of the tree that is in force, or None.
+        ceremonies: How many draws of a sparse graph were begun, by the tree they are for.
+        beacons: What drew it, by the same, in hexadecimal.
     """
 
     starts: int = 0
@@ -68,6 +70,8 @@ class ServerState:
     distances: ProposeTree | None = None
     proposal: ProposeTree | None = None
     labels: tuple[tuple[int, ...], ...] | None = None
+    ceremonies: dict[str, int] = field(default_factory=dict)
+    beacons: dict[str, str] = field(default_factory=dict)
 
 
 class StateFolder:
@@ -152,6 +156,8 @@ class StateFolder:
             "distances": _written(state.distances),
             "proposal": _written(state.proposal),
             "labels": state.labels,
+            "ceremonies": state.ceremonies,
+            "beacons": state.beacons,
         }
         write_json(self.path / "state.json", stored, PRIVATE_FILE)
 
