@@ -15,6 +15,7 @@ from fedtree_dp import Ledger, statement
 from fedtree_dp.account.shared import counted_on, merged
 from fedtree_dp.account.statements import condition
 from fedtree_dp.account.unit import name_of
+from fedtree_secure.agreed.graph_facts import graphs_of
 from fedtree_secure.client.adapter import Outcome
 from fedtree_secure.client.data import Client
 from fedtree_secure.config import Job
@@ -124,7 +125,7 @@ def write_report(
     summary = {
         "format": 1,
         "job": job.to_dict(),
-        "guarantee": guarantee(job, reports),
+        "guarantee": guarantee(job, reports, _masks(coordinator)),
         "clients": reports,
         "layers": [
             {
@@ -153,6 +154,12 @@ def write_report(
     summary = read_json(folder / "summary.json")
     draw_tree(tree, [f"layer {i}" for i in backbone.experts.indices], folder / "tree.png")
     return Result(folder, dict(adapters), summary)
+
+
+def _masks(coordinator: Coordinator) -> list[dict[str, Any]]:
+    assert coordinator.tree is not None
+    terms, facts, beacons = coordinator.terms, coordinator.facts, coordinator.state.beacons
+    return graphs_of(terms, facts, coordinator.tree, beacons)
 
 
 def write_summary(folder: Path, summary: dict[str, Any]) -> None:

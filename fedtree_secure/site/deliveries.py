@@ -5,6 +5,7 @@ from typing import Any
 
 from fedtree_dp import Ledger, statement
 from fedtree_dp.account.shared import merged
+from fedtree_secure.agreed.graph_facts import graphs_of
 from fedtree_secure.client.adapter import Outcome, save_adapter
 from fedtree_secure.client.participant import Participant
 from fedtree_secure.report.summary import guarantee
@@ -44,7 +45,9 @@ def deliver_run(
         "approval": approval.id,
         "job": party.terms.job.to_dict(),
         "guarantee": guarantee(
-            party.terms.job, {client.id: {"labels_declared": data.labels_declared}}
+            party.terms.job,
+            {client.id: {"labels_declared": data.labels_declared}},
+            graphs_of(party.terms, party.facts, party.tree(), party.store.record.beacons),
         ),
         "dataset": client.dataset or client.id,
         "epsilon_spent": said.epsilon,
