@@ -208,25 +208,37 @@ def stretch(plan, node, survivors_left):
 
 def test_a_node_whose_ring_has_a_thin_stretch_is_not_opened(plan):
     """A server that calls a victim's neighbours dropped out would else see the victim alone."""
-    trunk = plan.nodes[0]
-    ring = plan.graph.ring(trunk)
-    just_enough = stretch(plan, trunk, ring.least)
-    too_few = stretch(plan, trunk, ring.least - 1)
     everyone = set(NAMES)
-    assert plan.graph.holds_together(trunk, Group.of(NAMES, everyone - set(just_enough)))
-    assert not plan.graph.holds_together(trunk, Group.of(NAMES, everyone - set(too_few)))
-    run = World.of(plan).run({"masked": list(too_few)})
-    assert "trunk" not in opened_sums(run)
+    for node in plan.nodes[:2]:
+        ring = plan.graph.ring(node)
+        just_enough = stretch(plan, node, ring.least)
+        too_few = stretch(plan, node, ring.least - 1)
+        assert plan.graph.holds_together(node, Group.of(NAMES, everyone - set(just_enough)))
+        assert not plan.graph.holds_together(node, Group.of(NAMES, everyone - set(too_few)))
+    run = World.of(plan).run({"masked": list(too_few)})  # of the left branch
+    assert "left" not in opened_sums(run)
     sums = opened_sums(run)
+    assert {"trunk", "right"} <= sums.keys()
     assert sums == {
         name: row for name, row in plain_sums(run, everyone - set(too_few)).items() if name in sums
     }
-    # no holder opened a trunk seed
-    slot = 1  # after the key, the trunk is everybody's first node
+    # no holder opened a seed of that branch
+    left = plan.nodes[1]
     for holder, data in run.sent["reveal"].items():
-        assert not any(
-            bundle[slot] in data for bundle in run.states["masked"][holder].bundles.values()
-        )
+        for dealer, bundle in run.states["masked"][holder].bundles.items():
+            if dealer in left.members:
+                assert bundle[1 + plan.nodes_of(dealer).index(left)] not in data
+
+
+def test_a_node_of_all_stands_on_the_ring_of_holders(plan):
+    """So that a client works with the wider of two neighbourhoods and not with both."""
+    trunk, left, graph = *plan.nodes[:2], plan.graph
+    for name in NAMES:
+        near, wide = sorted((set(graph.peers(name, trunk)), set(graph.holders(name))), key=len)
+        assert near <= wide
+    assert not all(
+        set(graph.peers(name, left)) <= set(graph.holders(name)) for name in left.members
+    )
 
 
 def test_the_windows_are_those_of_a_plain_loop(plan):
