@@ -7,7 +7,7 @@ other masks, and nothing opens.
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -284,8 +284,47 @@ def finish_bytes(terms: Terms, digests: tuple[NodeDigest, ...]) -> bytes:
 
 def finish_quorum(terms: Terms, tree: Tree, layout: Layout) -> int:
     """Return how many members must sign the same last experts: as many as must survive a round."""
-    cohort = len({name for node in nodes_of(tree, layout) for name in node.members})
+    cohort = cohort_of(nodes_of(tree, layout))
     return Plan.full_threshold(cohort, colluders=terms.job.masking.colluders)
+
+
+@lru_cache(maxsize=8)
+def committee_of(
+    terms: Terms, facts: ModelFacts, tree: Tree, beacon: str | None
+) -> tuple[tuple[str, ...], int]:
+    """Return whose votes count in training rounds over a sparse graph, and how many must agree.
+
+    Any two such groups share an honest member, as in a round (secagg/SPEC.md, section 12); so they
+    serve for the last experts as well, and nobody checks a signature of every second client.
+
+    Args:
+        beacon: What drew the graph, in hexadecimal; nobody's votes count by themselves if None.
+    """
+    draft = draft_of_round(terms, facts, tree, merge=False)
+    if draft is None or beacon is None:
+        return (), 1
+    plan = draft.with_beacon(Beacon(bytes.fromhex(beacon), draft.tree))
+    return tuple(plan.graph.committee), plan.threshold
+
+
+def enough_votes(
+    terms: Terms, facts: ModelFacts, tree: Tree, beacons: Mapping[str, str], names: Iterable[str]
+) -> tuple[str, ...]:
+    """Return voters on the last experts that are enough, sorted, and no more; nobody if too few.
+
+    Args:
+        beacons: What drew each sparse graph that is known, by its tree, in hexadecimal.
+        names: Whose votes there are.
+    """
+    given = sorted(set(names))
+    draft = draft_of_round(terms, facts, tree, merge=False)
+    beacon = None if draft is None else beacons.get(draft.tree.hex())
+    committee, least = committee_of(terms, facts, tree, beacon)
+    inner = [name for name in given if name in committee]
+    if len(inner) >= least:
+        return tuple(inner[:least])
+    everybody = finish_quorum(terms, tree, facts.layout)
+    return tuple(given[:everybody]) if len(given) >= everybody else ()
 
 
 def evidence_of(message: ProposeTree, job: Job, facts: ModelFacts) -> TreeInputs:

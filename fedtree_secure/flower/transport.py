@@ -15,6 +15,7 @@ from flwr.serverapp.grid import Grid
 
 from fedtree_secagg import Identity
 from fedtree_secure.agreed import who
+from fedtree_secure.agreed.envelope import bytes_of
 from fedtree_secure.agreed.stages import Exchange
 from fedtree_secure.agreed.terms import Terms
 from fedtree_secure.errors import ConfigurationError
@@ -125,7 +126,7 @@ class GridTransport:
             answered=sorted(replies),
             missing=reasons,
             seconds=round(time.monotonic() - began, 3),
-            bytes_out=sum(map(len, requests.values())),
+            bytes_out=bytes_of(requests),
             bytes_in=sum(map(len, replies.values())),
             messages=len(asked) + len(replies),
         )

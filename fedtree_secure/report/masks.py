@@ -21,11 +21,12 @@ def sparse_said(graphs: Iterable[Mapping[str, Any]], *, shared: bool) -> str:
         max(found, key=lambda graph: graph["clients"]),
         sum(g["failure"] for g in found),
     )
+    colluders = f"{worst['colluders']} colluding client" + "s" * (worst["colluders"] != 1)
     text = (
         f". Masks are over a sparse graph that all {worst['clients']} clients drew together: each "
         f"shares masks and secrets with at most {worst['most_contacts']} others, and "
         f"{worst['threshold']} of its {worst['neighbours']} holders open one. Against "
-        f"{worst['colluders']} colluding clients this wall fails with a probability of at most "
+        f"{colluders} this wall fails with a probability of at most "
         f"{total:.1e}; against more it promises nothing"
     )
     return text + (" and that probability adds to delta" if shared else "")

@@ -20,6 +20,7 @@ from fedtree_secure.agreed import messages as wire
 from fedtree_secure.agreed.round_plan import (
     compute_tree,
     draft_of_round,
+    enough_votes,
     finish_bytes,
     finish_quorum,
     fixed_tree,
@@ -391,11 +392,13 @@ class Coordinator:
         if not self.book.cohort:
             return
         self._votes |= self._signed(replies, finish_bytes(self.terms, self.book.digests()))
-        least = finish_quorum(self.terms, self.book.tree, self.facts.layout)
-        if len(self._votes) < least:
+        known = self.terms, self.facts, self.book.tree
+        enough = enough_votes(*known, self.state.beacons, self._votes)
+        if not enough:
+            least = finish_quorum(self.terms, self.book.tree, self.facts.layout)
             raise RunStopped(f"{len(self._votes)} clients confirmed the last experts; {least} must")
         asked = [name for name, reply in replies.items() if isinstance(reply, wire.Voted)]
-        deliver = wire.Deliver(tuple(sorted(self._votes.items())))
+        deliver = wire.Deliver(tuple((name, self._votes[name]) for name in enough))
         given = self._channel.exchange(
             Exchange.DELIVER, dict.fromkeys(asked, deliver), needed=first
         )

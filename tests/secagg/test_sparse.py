@@ -478,3 +478,22 @@ def test_whatever_drops_out_a_node_is_opened_exactly_or_not_at_all(seed):
     assert opened == {name: expected[name] for name in opened}
     held = {n.name for n in nodes if plan.graph.holds_together(n, Group.of(members, alive))}
     assert opened.keys() == held & expected.keys()
+
+
+@pytest.mark.parametrize("drops", [{}, {"masked": ["c03"]}, {"shares": ["c20"], "reveal": ["c11"]}])
+def test_sparse_sums_are_bit_for_bit_those_of_the_complete_graph(drops):
+    """A trunk and two branches, the same updates and rounding; only the masks differ."""
+    names = NAMES[:26]
+    nodes = (
+        Node("trunk", names, ((0, 30),)),
+        Node("left", names[:13], ((30, 60),)),
+        Node("right", names[13:], ((30, 60),)),
+    )
+    chosen = find_neighbourhood(26, Fraction(1, 26), Fraction(2, 26))
+    given = {"nodes": nodes, "colluders": 1, "min_group": 3}
+    one = drawn(draft(**given, threshold=chosen.threshold, sparse=Sparse(chosen.neighbours, 2)))
+    other = draft(**given, threshold=Plan.full_threshold(26), sparse=None)
+    assert len(one.graph.contacts("c00")) < 26 == len(other.graph.contacts("c00"))
+    sums = [opened_sums(World.of(plan).run(drops)) for plan in (one, other)]
+    assert sums[0] == sums[1]
+    assert set(sums[0]) == {"trunk", "left", "right"}
