@@ -5,6 +5,7 @@ memory.
     python benchmarks/clients.py --clients 5 --rounds 1 --sources one_group  # to see that it runs
     python benchmarks/clients.py --docs docs         # writes docs/clients-cost.md as well
     python benchmarks/clients.py --sparse --docs docs  # 100 to 1,000 clients of the masking alone
+    python benchmarks/clients.py --graph sparse --docs docs  # the same in the product, minutes
 
 Every number of clients is a real `Federation.run` in a process of its own: a BERT of two layers and
 hidden size 32, a few short records a client, so that what is measured is not the model but
@@ -14,6 +15,7 @@ timed one by one. The last line is one JSON object.
 
 import argparse
 import json
+import math
 import os
 import statistics
 import subprocess
@@ -36,6 +38,9 @@ PHASES = {
     "tree": "tree",
     "adopt": "tree",
     "prepare": "head",
+    "draw-commit": "draw",
+    "draw-open": "draw",
+    "draw-keep": "draw",
     "alone": "alone",
     "advertise": "begin",
     "share": "share",
@@ -110,8 +115,49 @@ def people(count):
     ]
 
 
-def federation(backbone, source, rounds):
-    from fedtree_secure import Federation, Lora, Masking, PrivacyBudget, Topology, Training
+class MaskingTime:
+    """Adds up the processor seconds of each client in the steps of masking, without training.
+
+    The product's handlers call these steps by their names in `fedtree_secagg.client`.
+    """
+
+    STEPS = ("advertise", "share", "receive", "upload", "confirm", "reveal")
+
+    def __init__(self):
+        from fedtree_secagg import client
+
+        self.spent = {}
+        for step in self.STEPS:
+            setattr(client, step, self._timed(getattr(client, step), named=step == "advertise"))
+
+    def _timed(self, call, *, named):
+        def step(*given, **options):
+            start = time.process_time()
+            try:
+                return call(*given, **options)
+            finally:
+                name = given[1] if named else given[0].name
+                self.spent[name] = self.spent.get(name, 0.0) + time.process_time() - start
+
+        return step
+
+    def of_a_client(self, rounds):
+        """Milliseconds a round of the median client."""
+        return 1000 * statistics.median(self.spent.values()) / rounds if self.spent else 0.0
+
+
+def masking_of(count, graph, colluders):
+    """Settings of a graph; one client in 20 may drop out."""
+    from fedtree_secure import Masking
+
+    if graph is None:
+        return Masking(min_group=3, colluders=1)
+    some = count // 20 if colluders is None else colluders
+    return Masking(min_group=max(3, some + 2), colluders=some, graph=graph, dropouts=count // 20)
+
+
+def federation(backbone, source, rounds, masking):
+    from fedtree_secure import Federation, Lora, PrivacyBudget, Topology, Training
 
     return Federation(
         backbone,
@@ -122,11 +168,11 @@ def federation(backbone, source, rounds):
             records=RECORDS, sample_rate=0.5, head_steps=4, head_sample_rate=0.5, max_length=16
         ),
         topology=Topology(source=source),
-        masking=Masking(min_group=3, colluders=1),
+        masking=masking,
     )
 
 
-def measure(count, source, rounds):
+def measure(count, source, rounds, graph=None, colluders=None):
     """Run once in this process; return processor milliseconds and MiB."""
     sys.path.insert(0, str(HERE.parent / "tests"))
     from tiny_models import write_bert
@@ -137,7 +183,8 @@ def measure(count, source, rounds):
     with tempfile.TemporaryDirectory() as name, data_sets_in(Path(name)):
         folder, watches = Path(name), []
         (folder / "model").mkdir()
-        job = federation(write_bert(folder / "model", LAYERS), source, rounds)
+        masking, timed = masking_of(count, graph, colluders), MaskingTime()
+        job = federation(write_bert(folder / "model", LAYERS), source, rounds, masking)
         clients, shared = people(count), Shared()
         shared.backbone(job.job)
 
@@ -164,13 +211,21 @@ def measure(count, source, rounds):
         "peak_mib": resident(),
         "loaded_mib": before,
         "refused": watch.refused,
+        "colluders": masking.colluders,
+        "masking_ms": timed.of_a_client(rounds + 1),  # heads are merged before the first
+        "bytes": statistics.median(
+            report["bytes_sent"] + report["bytes_received"]
+            for report in result.data["clients"].values()
+        ),
+        "masks": result.data["guarantee"]["masks"],
         "opened": [len(entry["opened"]) for entry in result.data["rounds"]],
     }
 
 
-def in_child(count, source, rounds, repeats):
+def in_child(count, source, rounds, repeats, graph=None, colluders=None):
     """Measure in processes of their own; return the run of median total time."""
-    command = [sys.executable, __file__, "--child", str(count), source, str(rounds)]
+    given = json.dumps([count, source, rounds, graph, colluders])
+    command = [sys.executable, __file__, "--child", given]
     found = []
     for _ in range(repeats):
         out = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
@@ -219,6 +274,7 @@ def firsts(rows):
 
 
 EMBEDDED = "<!-- embedded: python benchmarks/clients.py --docs docs -->"
+PRODUCT = "<!-- over a graph: python benchmarks/clients.py --graph sparse --docs docs -->"
 SPARSE = "<!-- masking alone: python benchmarks/clients.py --sparse --docs docs -->"
 END = "<!-- end -->"
 EMPTY = f"""# What a client costs over the number of clients
@@ -248,6 +304,47 @@ client of the cohort is run for real.
 {SPARSE}
 {END}
 """
+
+
+def graph_table(rows):
+    """Runs of the product over one graph, and what a client's masking grows by."""
+    head = [
+        *("graph", "clients", "may collude", "others", "masking ms", "rounds ms", "draw ms"),
+        *("server ms", "bytes", "run s", "peak MiB", "of it model"),
+    ]
+    lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
+    for row in rows:
+        masks = row["masks"][-1]
+        phases = row["phases_ms"]
+        cells = [masks["graph"], f"{row['clients']:,}", str(row["colluders"])]
+        cells += [str(masks["most_contacts"]), f"{row['masking_ms']:.1f}", f"{_rounds(row):.0f}"]
+        cells += [f"{phases['draw']:.1f}", f"{row['server_ms']:.1f}", f"{row['bytes']:,.0f}"]
+        cells += [f"{row['total_ms'] / 1000:.0f}", f"{row['peak_mib']:.0f}"]
+        cells += [f"{row['loaded_mib']:.0f}"]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join([*lines, "", *_growths(rows)])
+
+
+def _growths(rows):
+    """What masking grows by from the smallest to the largest run of each line of rows."""
+    said, half = [], len(rows) // 2
+    groups = {"one in 20 may collude": rows[:half], "5 may collude": rows[half:]}
+    for what, found in groups.items():
+        low, high = found[0], found[-1]
+        if low["clients"] == high["clients"]:
+            continue
+        logs = math.log(high["clients"]) / math.log(low["clients"])
+        said.append(
+            f"Where {what}, a client's masking grows by "
+            f"{high['masking_ms'] / low['masking_ms']:.2f} from {low['clients']:,} to "
+            f"{high['clients']:,} clients, all that it does in rounds by "
+            f"{_rounds(high) / _rounds(low):.2f}; log N by {logs:.2f}."
+        )
+    return said
+
+
+def _rounds(row):
+    return sum(row["phases_ms"][p] for p in ("begin", "share", "mask", "confirm", "reveal"))
 
 
 def write(folder, marker, text):
@@ -295,8 +392,6 @@ def sparse_rows(sizes, repeats):
 
 def sparse_table(rows):
     """The rows, and what the time grows by beside what log N grows by."""
-    import math
-
     head = "| graph | clients | contacts | client ms | server ms | bytes of a client |\n|---" + (
         "|---" * 5 + "|\n"
     )
@@ -325,15 +420,24 @@ def main():
     parser.add_argument("--repeats", type=int, default=1, help="the median run is shown")
     parser.add_argument("--docs", type=Path, help="folder of clients-cost.md")
     parser.add_argument("--sparse", action="store_true", help="the masking protocol alone")
-    parser.add_argument("--child", nargs=3, help=argparse.SUPPRESS)
+    parser.add_argument("--graph", choices=["complete", "sparse"], help="the product over a graph")
+    parser.add_argument("--child", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.child:
-        count, source, rounds = options.child
-        print(json.dumps(measure(int(count), source, int(rounds))))
+        print(json.dumps(measure(*json.loads(options.child))))
         return
     if options.sparse:
         rows = sparse_rows(options.clients or [100, 300, 1000], options.repeats)
         marker, text = SPARSE, sparse_table(rows)
+    elif options.graph:
+        sizes = options.clients or [100, 300, 1000]
+        rows = [
+            in_child(count, source, options.rounds, options.repeats, options.graph, colluders)
+            for source in options.sources[:1]
+            for colluders in (None, 5)
+            for count in sizes
+        ]
+        marker, text = PRODUCT, graph_table(rows)
     else:
         rows = [
             in_child(count, source, options.rounds, options.repeats)

@@ -27,6 +27,7 @@ Source = Literal["fingerprint", "lora_b", "one_group", "none"]
 Cut = Literal["auto", "noise_aware", "silhouette"]
 Linkage = Literal["ward", "average", "complete", "single"]
 Noise = Literal["own", "shared"]
+GraphKind = Literal["auto", "complete", "sparse"]
 
 
 def _require(holds: bool, name: str, given: object, allowed: str) -> None:
@@ -225,10 +226,19 @@ class Masking:
     Attributes:
         min_group: m: no sum over fewer clients is ever opened; at least 3.
         colluders: c: clients that may work with the server. Needs ``min_group >= colluders + 2``.
+        graph: Who shares masks with whom. ``complete``: every two members of a sum. ``sparse``:
+            each with a few, drawn by all clients together (`agreed.graph`), so that a client's
+            work hardly grows with their number; it withstands `colluders`, and no more, but with a
+            probability that the statement names. ``auto``: ``sparse`` from 100 clients on, where
+            `colluders` is at least one client in 20 and all are there to draw; else ``complete``.
+        dropouts: Clients that may drop out of a round that still opens; None for one in 20 where
+            the graph is sparse, and for as many as the threshold leaves where it is complete.
     """
 
     min_group: int = 3
     colluders: int = 1
+    graph: GraphKind = "auto"
+    dropouts: int | None = None
 
     @property
     def honest(self) -> int:
@@ -246,6 +256,9 @@ class Masking:
             self.min_group,
             f"at least colluders + 2 = {self.colluders + 2}",
         )
+        _one_of(GraphKind, "masking.graph", self.graph)
+        if self.dropouts is not None:
+            _count("masking.dropouts", self.dropouts, least=0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -509,6 +522,12 @@ class Job:
             if name not in plain or value != plain[name]
         }
         given["privacy"] = self.privacy.to_dict()
+        usual = {"graph": "auto", "dropouts": None}  # likewise
+        given["masking"] = {
+            name: value
+            for name, value in given["masking"].items()
+            if name not in usual or value != usual[name]
+        }
         # asdict: msgspec keeps defaults out of the instance dictionary, which is all that it would
         # read here
         return typing.cast("dict[str, Any]", msgspec.json.decode(msgspec.json.encode(given)))

@@ -7,6 +7,7 @@ counter was set back to an older copy of its store, and says so instead of answe
 """
 
 import hashlib
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import msgspec
@@ -14,7 +15,7 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from fedtree_secagg import Identity
-from fedtree_secure.agreed.messages import Request, WireError, decode_request
+from fedtree_secure.agreed.messages import Message, Request, WireError, decode_request, encode
 
 _TAG = b"fedtree-secure/request/v1\n"
 LARGEST_COUNTER = 2**53 - 1
@@ -55,8 +56,67 @@ def seal(server: Identity, run: str, to: str, counter: int, answered: int, body:
         answered: Number of the last request that the client answered, 0 if none.
         body: The encoded message.
     """
-    signature = server.sign(_signed(run, to, counter, answered, body))
+    signature = server.sign(_signed(run, to, counter, answered, hashlib.sha256(body).digest()))
     return msgspec.msgpack.encode(_Envelope(run, to, counter, answered, body, signature))
+
+
+class Requests(Mapping[str, bytes]):
+    """The sealed requests of an exchange, each made when it is looked up and not kept.
+
+    A proposed tree of 1,000 clients has megabytes, and all its envelopes together would fill the
+    memory of a server, or of a process that plays all parties.
+
+    Args:
+        server: The server's key pair.
+        run: Name of the run.
+        counter: Of the exchange.
+        answered: Number of the last request that each client answered.
+        messages: By client; equal ones are one object, which is encoded once.
+    """
+
+    def __init__(
+        self,
+        server: Identity,
+        run: str,
+        counter: int,
+        answered: Mapping[str, int],
+        messages: Mapping[str, Message],
+    ) -> None:
+        self._server, self._run, self._counter = server, run, counter
+        self._answered, self._messages = dict(answered), messages
+        self._bodies: dict[int, tuple[bytes, bytes]] = {}
+        self._sizes: dict[str, int] = {}
+
+    def __getitem__(self, client: str) -> bytes:
+        """Return a client's request; the same bytes every time."""
+        message = self._messages[client]
+        if id(message) not in self._bodies:
+            body = encode(message)
+            self._bodies[id(message)] = body, hashlib.sha256(body).digest()
+        body, digest = self._bodies[id(message)]
+        answered = self._answered.get(client, 0)
+        place = (self._run, client, self._counter, answered)
+        signature = self._server.sign(_signed(*place, digest))
+        found = msgspec.msgpack.encode(_Envelope(*place, body, signature))
+        self._sizes[client] = len(found)
+        return found
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._messages)
+
+    def __len__(self) -> int:
+        return len(self._messages)
+
+    def bytes_sent(self) -> int:
+        """Bytes of the requests that were looked up."""
+        return sum(self._sizes.values())
+
+
+def bytes_of(requests: Mapping[str, bytes]) -> int:
+    """Bytes of an exchange's requests, none of which is made again for it."""
+    if isinstance(requests, Requests):
+        return requests.bytes_sent()
+    return sum(map(len, requests.values()))
 
 
 def open_request(data: bytes, server_key: bytes, run: str, me: str) -> Opened:
@@ -73,7 +133,13 @@ def open_request(data: bytes, server_key: bytes, run: str, me: str) -> Opened:
     try:
         Ed25519PublicKey.from_public_bytes(server_key).verify(
             found.signature,
-            _signed(found.run, found.to, found.counter, found.answered, found.body),
+            _signed(
+                found.run,
+                found.to,
+                found.counter,
+                found.answered,
+                hashlib.sha256(found.body).digest(),
+            ),
         )
     except (InvalidSignature, OverflowError, UnicodeEncodeError):
         raise WireError("a request that the pinned server key did not sign") from None
@@ -109,9 +175,9 @@ def joined(head: bytes, body: bytes) -> bytes:
     return msgspec.msgpack.encode(msgspec.structs.replace(found, body=body))
 
 
-def _signed(run: str, to: str, counter: int, answered: int, body: bytes) -> bytes:
+def _signed(run: str, to: str, counter: int, answered: int, digest: bytes) -> bytes:
     place = msgspec.msgpack.encode([run, to, counter, answered])
-    return _TAG + len(place).to_bytes(4, "big") + place + hashlib.sha256(body).digest()
+    return _TAG + len(place).to_bytes(4, "big") + place + digest
 
 
 _decoder: "msgspec.msgpack.Decoder[_Envelope]" = msgspec.msgpack.Decoder(_Envelope)

@@ -207,6 +207,30 @@ class Prepare(Message, frozen=True, tag="prepare"):
     """Asks for what a client trains alone before the first round (its head)."""
 
 
+class DrawCommit(Message, frozen=True, tag="draw-commit"):
+    """Asks for a commitment to a client's part of the randomness that draws the sparse graph.
+
+    Attributes:
+        number: Of the ceremony for this tree, see `fedtree_secagg.beacon`.
+        merge: Whether the graph is that of the merge round, or of all later ones.
+    """
+
+    number: Count
+    merge: bool
+
+
+class DrawOpen(Message, frozen=True, tag="draw-open"):
+    """Carries the commitments of all; the client answers with its part."""
+
+    commitments: bytes
+
+
+class DrawKeep(Message, frozen=True, tag="draw-keep"):
+    """Carries the parts of all; the client checks them and keeps what they draw."""
+
+    openings: bytes
+
+
 class Experts(msgspec.Struct, frozen=True, forbid_unknown_fields=True, array_like=True):
     """What a client needs to hold the experts of this moment.
 
@@ -229,6 +253,7 @@ class Begin(Message, frozen=True, tag="begin"):
         merge: True if what was trained alone before is uploaded, instead of a newly trained change.
         clip: Largest absolute value of an uploaded coordinate, fixed for the run.
         experts: See `Experts`.
+        beacon: What the sparse graph of this round is drawn by; empty for the complete graph.
     """
 
     round: Count
@@ -236,6 +261,7 @@ class Begin(Message, frozen=True, tag="begin"):
     merge: bool
     clip: float
     experts: Experts
+    beacon: Annotated[bytes, Meta(max_length=32)] = b""
 
 
 class Alone(Message, frozen=True, tag="alone"):
@@ -362,6 +388,9 @@ Request = (
     | ProposeChange
     | Learn
     | Prepare
+    | DrawCommit
+    | DrawOpen
+    | DrawKeep
     | Begin
     | Alone
     | Share
@@ -375,13 +404,14 @@ Reply = Joined | Protocol | Voted | Learnt | Left | Done | Refused
 
 # budget: the ledger affords no more. clip, experts, tree: what the server sent is not what follows
 # from the public computations. gone: it was declared gone, or
-# would be and is here. merge: what was trained alone was uploaded once. mismatch: other
-# terms or another model. policy: the site's operator did not approve the job, or the site's policy
-# forbids it; by which rule, the server is not told. set-back: the client's store is older than what
-# it answered. turn: the round is another's turn.
+# would be and is here. graph: the graph is not the one that this client helped to draw, or the job
+# wants a sparse one. merge: what was trained alone was uploaded once. mismatch: other terms or
+# another model. policy: the site's operator did not approve the job, or the site's policy forbids
+# it; by which rule, the server is not told. set-back: the client's store is older than what it
+# answered. turn: the round is another's turn.
 REASONS = (
-    *("budget", "clip", "experts", "gone", "merge", "mismatch", "policy", "set-back", "sketch"),
-    *("tree", "turn"),
+    *("budget", "clip", "experts", "gone", "graph", "merge", "mismatch", "policy", "set-back"),
+    *("sketch", "tree", "turn"),
 )
 
 _encoder = msgspec.msgpack.Encoder()

@@ -7,16 +7,17 @@ other masks, and nothing opens.
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
 import msgspec
 import numpy as np
 
-from fedtree_secagg import Node, Plan, Quantiser
+from fedtree_secagg import Beacon, Node, Plan, Quantiser
 from fedtree_secure.agreed.cut_costs import GradientEvidence
 from fedtree_secure.agreed.cuts import Cuts, noise_aware_cuts
+from fedtree_secure.agreed.graph import cohort_of, plan_over, sparse_for
 from fedtree_secure.agreed.messages import NodeDigest, ProposeTree, WireError, digest
 from fedtree_secure.agreed.moves import REACH
 from fedtree_secure.agreed.stages import MERGE
@@ -92,6 +93,7 @@ def plan_of_round(
     digests: tuple[NodeDigest, ...],
     *,
     merge: bool,
+    beacon: bytes = b"",
 ) -> Plan:
     """Return the masking plan of a round. Cached: many clients of one process ask for the same.
 
@@ -103,6 +105,7 @@ def plan_of_round(
         digests: What the members of each node hold; so nobody is masked with a client that was
             given other values (Pasquini et al., CCS 2022, "model inconsistency").
         merge: Whether the round merges what was trained alone.
+        beacon: 32 bytes that draw the sparse graph of these nodes; empty for the complete graph.
 
     Raises:
         WireError: Nobody shares anything that such a round would sum.
@@ -111,17 +114,28 @@ def plan_of_round(
     if not nodes:
         raise WireError("a round that would sum nothing")
     largest = max(len(node.members) for node in nodes)
-    cohort = len({name for node in nodes for name in node.members})
-    colluders = terms.job.masking.colluders
-    return Plan(
-        length=facts.layout.length,
-        nodes=nodes,
-        min_group=terms.job.masking.min_group,
-        colluders=colluders,
-        threshold=Plan.full_threshold(cohort, colluders=colluders),
-        quantiser=quantiser_of(terms.job, clip, largest, merge=merge),
-        context=_context(terms, facts, tree, evidence, digests, merge=merge),
+    plan = plan_over(
+        terms.job.masking,
+        nodes,
+        facts.layout.length,
+        quantiser_of(terms.job, clip, largest, merge=merge),
+        _context(terms, facts, tree, evidence, digests, merge=merge),
+        sparse=bool(beacon),
     )
+    return plan.with_beacon(Beacon(beacon, plan.tree)) if beacon else plan
+
+
+@lru_cache(maxsize=8)
+def draft_of_round(terms: Terms, facts: ModelFacts, tree: Tree, *, merge: bool) -> Plan | None:
+    """Return what the sparse graph of such rounds is drawn for; None where it is complete.
+
+    It has the nodes and bounds of the rounds' plans, and nothing else of them.
+    """
+    nodes = nodes_of_round(tree, facts.layout, terms.job, merge=merge)
+    if not nodes or sparse_for(terms.job.masking, cohort_of(nodes)) is None:
+        return None
+    grid = Quantiser(clip=1.0, bits=2)
+    return plan_over(terms.job.masking, nodes, facts.layout.length, grid, terms.digest, sparse=True)
 
 
 def _context(
@@ -270,8 +284,47 @@ def finish_bytes(terms: Terms, digests: tuple[NodeDigest, ...]) -> bytes:
 
 def finish_quorum(terms: Terms, tree: Tree, layout: Layout) -> int:
     """Return how many members must sign the same last experts: as many as must survive a round."""
-    cohort = len({name for node in nodes_of(tree, layout) for name in node.members})
+    cohort = cohort_of(nodes_of(tree, layout))
     return Plan.full_threshold(cohort, colluders=terms.job.masking.colluders)
+
+
+@lru_cache(maxsize=8)
+def committee_of(
+    terms: Terms, facts: ModelFacts, tree: Tree, beacon: str | None
+) -> tuple[tuple[str, ...], int]:
+    """Return whose votes count in training rounds over a sparse graph, and how many must agree.
+
+    Any two such groups share an honest member, as in a round (secagg/SPEC.md, section 12); so they
+    serve for the last experts as well, and nobody checks a signature of every second client.
+
+    Args:
+        beacon: What drew the graph, in hexadecimal; nobody's votes count by themselves if None.
+    """
+    draft = draft_of_round(terms, facts, tree, merge=False)
+    if draft is None or beacon is None:
+        return (), 1
+    plan = draft.with_beacon(Beacon(bytes.fromhex(beacon), draft.tree))
+    return tuple(plan.graph.committee), plan.threshold
+
+
+def enough_votes(
+    terms: Terms, facts: ModelFacts, tree: Tree, beacons: Mapping[str, str], names: Iterable[str]
+) -> tuple[str, ...]:
+    """Return voters on the last experts that are enough, sorted, and no more; nobody if too few.
+
+    Args:
+        beacons: What drew each sparse graph that is known, by its tree, in hexadecimal.
+        names: Whose votes there are.
+    """
+    given = sorted(set(names))
+    draft = draft_of_round(terms, facts, tree, merge=False)
+    beacon = None if draft is None else beacons.get(draft.tree.hex())
+    committee, least = committee_of(terms, facts, tree, beacon)
+    inner = [name for name in given if name in committee]
+    if len(inner) >= least:
+        return tuple(inner[:least])
+    everybody = finish_quorum(terms, tree, facts.layout)
+    return tuple(given[:everybody]) if len(given) >= everybody else ()
 
 
 def evidence_of(message: ProposeTree, job: Job, facts: ModelFacts) -> TreeInputs:

@@ -11,6 +11,7 @@ from typing import Any
 import rfc8785
 
 from fedtree_secagg import Roster
+from fedtree_secure.agreed.graph import check_graph, graph_bytes
 from fedtree_secure.agreed.head_groups import HeadGroup
 from fedtree_secure.config import Job
 from fedtree_secure.errors import ConfigurationError
@@ -61,6 +62,7 @@ class Terms:
                 f"the run's name is {self.run!r}; allowed: 1 to 64 printable characters"
             )
         self._check_share()
+        check_graph(self.job.masking, len(self.roster))
         if self.heads:
             self._check_heads()
 
@@ -103,6 +105,7 @@ class Terms:
             + self.run.encode()
             + self._heads_bytes()
             + self._noise_bytes()
+            + graph_bytes(self.job.masking, len(self.roster))
         ).digest()
 
     def _noise_bytes(self) -> bytes:

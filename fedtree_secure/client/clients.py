@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from fedtree_dp import DPError
+from fedtree_secure.agreed.graph import check_graph
 from fedtree_secure.agreed.noise_plan import plan_noise
 from fedtree_secure.client.data import Client
 from fedtree_secure.config import Job
@@ -25,6 +26,7 @@ def check_clients(job: Job, clients: Sequence[Client]) -> None:
             f"{len(clients)} clients were given; at least masking.min_group = {least} are needed, "
             "because no sum over fewer is ever opened"
         )
+    check_graph(job.masking, len(clients))
     named = (("id", [c.id for c in clients]), ("dataset", [c.dataset or c.id for c in clients]))
     for what, names in named:
         twice = {name for name in names if names.count(name) > 1}

@@ -22,7 +22,13 @@ from fedtree_secure.agreed import messages as wire
 from fedtree_secure.agreed.envelope import Opened, open_request
 from fedtree_secure.agreed.stages import COUNTER_WINDOW
 from fedtree_secure.agreed.terms import Terms
-from fedtree_secure.client import cohort_requests, gradient_requests, round_requests, tree_requests
+from fedtree_secure.client import (
+    cohort_requests,
+    gradient_requests,
+    graph_requests,
+    round_requests,
+    tree_requests,
+)
 from fedtree_secure.client.pacing import Pace
 from fedtree_secure.client.party import Member, Party, Workings
 from fedtree_secure.client.sessions import Idle, Session
@@ -45,6 +51,9 @@ HANDLERS: Mapping[type, Callable[[Party, Session, Any], Step]] = {
     wire.ProposeChange: cohort_requests.propose_change,
     wire.Learn: cohort_requests.learn,
     wire.Prepare: tree_requests.prepare,
+    wire.DrawCommit: graph_requests.draw_commit,
+    wire.DrawOpen: graph_requests.draw_open,
+    wire.DrawKeep: graph_requests.draw_keep,
     wire.Begin: round_requests.begin,
     wire.Alone: round_requests.alone,
     wire.Share: round_requests.share,

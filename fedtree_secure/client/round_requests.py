@@ -26,15 +26,12 @@ from fedtree_secure.agreed.messages import (
     Share,
     Voted,
 )
-from fedtree_secure.agreed.round_plan import (
-    finish_bytes,
-    finish_quorum,
-    plan_of_round,
-)
+from fedtree_secure.agreed.round_plan import enough_votes, finish_bytes, plan_of_round
 from fedtree_secure.agreed.shared_noise import honest_in, release_of
 from fedtree_secure.agreed.stages import FIRST, MERGE, MOST_ATTEMPTS, purpose_of
 from fedtree_secure.client.cohort_requests import check_here, check_turn
 from fedtree_secure.client.gradient_requests import use_first_gradient
+from fedtree_secure.client.graph_requests import checked_beacon
 from fedtree_secure.client.party import Party
 from fedtree_secure.client.received import checked_experts, receive, take_over
 from fedtree_secure.client.sessions import (
@@ -77,6 +74,7 @@ def begin(party: Party, _session: Session, message: Begin) -> Step:
         message.clip,
         received.digests,
         merge=message.merge,
+        beacon=checked_beacon(party, message),
     )
     _check_honest(party, plan, message)
     state, advert = masking.advertise(
@@ -312,11 +310,12 @@ def deliver(party: Party, session: Session, message: Deliver) -> Step:
     if not isinstance(session, FinishVoted):
         raise OutOfOrder(f"{party.id}: no last experts were given to this client")
     signed = finish_bytes(party.terms, session.received.digests)
-    names = [name for name, _ in message.votes]
-    least = finish_quorum(party.terms, party.tree(), party.facts.layout)
-    if len(set(names)) != len(names) or len(names) < least:
-        raise Refusal("experts", f"fewer than {least} clients signed these last experts")
-    if not all(party.terms.roster.verifies(name, sign, signed) for name, sign in message.votes):
+    votes = dict(message.votes)
+    known = party.store.record.beacons
+    enough = enough_votes(party.terms, party.facts, party.tree(), known, votes)
+    if len(votes) != len(message.votes) or not enough:
+        raise Refusal("experts", "too few clients signed these last experts")
+    if not all(party.terms.roster.verifies(name, votes[name], signed) for name in enough):
         raise Refusal("experts", "a signature over the last experts does not hold")
     return _kept(party, session.received)
 

@@ -6,8 +6,8 @@ server begins another.
 
 from dataclasses import dataclass
 
+from fedtree_secagg import beacon, sketch
 from fedtree_secagg import client as masking
-from fedtree_secagg import sketch
 from fedtree_secure.agreed.messages import NodeDigest, ProposeTree
 from fedtree_secure.agreed.moves import Floats, NodeValues
 from fedtree_secure.agreed.tree import Tree
@@ -78,6 +78,20 @@ class TreeVoted:
 
 
 @dataclass(frozen=True)
+class DrawCommitted:
+    """The client's commitment to its part of a graph's randomness is out."""
+
+    state: beacon.Committed
+
+
+@dataclass(frozen=True)
+class DrawOpened:
+    """Its part is out, after it saw the commitments of all."""
+
+    state: beacon.Opened
+
+
+@dataclass(frozen=True)
 class FinishVoted:
     """The client checked the last experts and signed them; it keeps them when enough did."""
 
@@ -123,6 +137,8 @@ Session = (
     | GradientGreeted
     | GradientSealed
     | TreeVoted
+    | DrawCommitted
+    | DrawOpened
     | FinishVoted
     | RoundAdvertised
     | RoundShared

@@ -55,6 +55,7 @@ class Record(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
         gone: Clients that left for good, or were declared gone.
         voted_change: SHA-256 of the change of the present tree that this client signed.
         leaving: Whether its operator ended its part in the run, for good.
+        beacons: What draws the sparse graph, by the tree that it was drawn for, in hexadecimal.
         head_merged: Whether the client's head is the average of its group's.
         releases: Charges by purpose: how often computing began.
         seeds: Sealed seed of repeatable charges whose result is not kept yet, by purpose.
@@ -80,6 +81,7 @@ class Record(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     gone: list[str] = msgspec.field(default_factory=list)
     voted_change: str = ""
     leaving: bool = False
+    beacons: dict[str, str] = msgspec.field(default_factory=dict)
     head_merged: bool = False
     releases: dict[str, int] = msgspec.field(default_factory=dict)
     seeds: dict[str, str] = msgspec.field(default_factory=dict)

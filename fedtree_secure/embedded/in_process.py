@@ -37,6 +37,9 @@ LOSES_NOTHING = frozenset(
         Exchange.TREE,
         Exchange.ADOPT,
         Exchange.PREPARE,
+        Exchange.DRAW_COMMIT,
+        Exchange.DRAW_OPEN,
+        Exchange.DRAW_KEEP,
         Exchange.ADVERTISE,
         Exchange.SHARE,
     }

@@ -14,6 +14,7 @@ from typing import Any
 from fedtree_dp import Ledger, statement
 from fedtree_dp.account.shared import merged
 from fedtree_dp.account.unit import name_of
+from fedtree_secure.agreed.graph_facts import graphs_of
 from fedtree_secure.client.costs import own_noise_report
 from fedtree_secure.client.data import Client
 from fedtree_secure.config import Job
@@ -106,7 +107,7 @@ def write_report(
     summary = {
         "format": 1,
         "job": job.to_dict(),
-        "guarantee": guarantee(job, reports),
+        "guarantee": guarantee(job, reports, _masks(coordinator)),
         "clients": reports,
         "layers": [
             {
@@ -144,6 +145,12 @@ def _cohort(coordinator: Coordinator, layers: list[str]) -> dict[str, Any]:
     heads = [f"head of {group.members[0]}" for group in coordinator.terms.heads]
     told = cohort_report(coordinator.attendance(), coordinator.facts.layout, [*layers, *heads])
     return {} if told is None else {"cohort": told}
+
+
+def _masks(coordinator: Coordinator) -> list[dict[str, Any]]:
+    assert coordinator.tree is not None
+    terms, facts, beacons = coordinator.terms, coordinator.facts, coordinator.state.beacons
+    return graphs_of(terms, facts, coordinator.tree, beacons)
 
 
 def write_summary(folder: Path, summary: dict[str, Any]) -> None:

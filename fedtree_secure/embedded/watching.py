@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fedtree_dp import Ledger, given_honest
+from fedtree_secure.agreed.envelope import bytes_of
 from fedtree_secure.agreed.stages import FIRST, Exchange, kind_of
 from fedtree_secure.agreed.tree import Tree
 from fedtree_secure.client.data import Client
@@ -33,6 +34,9 @@ QUIET = {
     Exchange.TREE: "tree",
     Exchange.ADOPT: "tree",
     Exchange.PREPARE: HEADS,
+    Exchange.DRAW_COMMIT: "graph",
+    Exchange.DRAW_OPEN: "graph",
+    Exchange.DRAW_KEEP: "graph",
     Exchange.CONFIRM: "opening",
     Exchange.REVEAL: "opening",
     Exchange.FINISH: "last experts",
@@ -245,7 +249,7 @@ class Announcing:
                 "answered": sorted(replies),
                 "missing": missing,
                 "seconds": round(time.monotonic() - began, 3),
-                "bytes_out": sum(map(len, requests.values())),
+                "bytes_out": bytes_of(requests),
                 "bytes_in": sum(map(len, replies.values())),
                 "messages": len(requests) + len(replies),
             }

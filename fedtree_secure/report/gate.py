@@ -18,6 +18,7 @@ from fedtree_dp import Event, Ledger, PrivacyBudget, epsilon_of, given_honest
 from fedtree_dp.account.accounting import PLANNING_DISCRETIZATION, merge
 from fedtree_dp.account.shared import counted_on
 from fedtree_dp.account.statements import condition
+from fedtree_secure.config import Masking
 from fedtree_secure.errors import ConfigurationError, FedTreeError, suggest
 from fedtree_secure.report.audit_files import (
     FAIL,
@@ -28,6 +29,7 @@ from fedtree_secure.report.audit_files import (
 )
 from fedtree_secure.report.exit_codes import Exit, worst
 from fedtree_secure.report.manifest import NAME
+from fedtree_secure.report.masks import graph_troubles
 from fedtree_secure.report.verification import verify
 from fedtree_secure.storage import read_json
 
@@ -223,9 +225,17 @@ def _protocol(
             "the data sets. Run it in earnest, or allow simulations",
         )
     try:
+        yield from _graphs(summary)
         yield from _rounds(summary)
-    except (KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, AttributeError, ConfigurationError) as error:
         yield Trouble(Exit.PROTOCOL, f"summary.json cannot be read as a run's: {error!r}")
+
+
+def _graphs(summary: Mapping[str, Any]) -> Iterator[Trouble]:
+    """What the statement says of masks must follow from the job."""
+    said = _table(summary, "guarantee").get("masks", [])
+    for text in graph_troubles(Masking(**summary["job"]["masking"]), said):
+        yield Trouble(Exit.SIGNATURE, f"the statement says of masks: {text}")
 
 
 def _rounds(summary: Mapping[str, Any]) -> Iterator[Trouble]:

@@ -182,6 +182,11 @@ class Statement:
         return found
 
     @property
+    def masks(self) -> tuple[Mapping[str, Any], ...]:
+        """The graphs of masks, as `agreed.graph_facts` describes them; none of older runs."""
+        return tuple(self.guarantee.get("masks", ()))
+
+    @property
     def own_epsilon(self) -> float | None:
         """The largest of any client whatever all others do, where noise is shared."""
         found = [c.own_epsilon for c in self.clients if c.own_epsilon is not None]

@@ -6,7 +6,7 @@ without a model, a client or a server; `fedtree_secure.embedded.summary` collect
 
 import io
 import statistics
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from fedtree_dp.account.unit import RECORD_NEIGHBOURS, name_of
 from fedtree_secure.config import Job
 from fedtree_secure.errors import suggest
 from fedtree_secure.report.advice import Advice, advice_of, interval
+from fedtree_secure.report.masks import sparse_said
 
 ROW = "one record (one training row) of one client"
 REFERENCE_TITLES = {
@@ -92,9 +93,14 @@ class Result:
         return self.data
 
 
-def guarantee(job: Job, reports: Mapping[str, Any]) -> dict[str, Any]:
+def guarantee(
+    job: Job, reports: Mapping[str, Any], masks: Sequence[Mapping[str, Any]] = ()
+) -> dict[str, Any]:
     """The statement that a compliance officer reads: unit, adjacency, observers, and what is not
     protected.
+
+    Args:
+        masks: The graphs of masks, see `agreed.graph_facts`.
     """
     unit = job.privacy_unit
     open_sets = sorted(name for name, report in reports.items() if not report["labels_declared"])
@@ -102,7 +108,9 @@ def guarantee(job: Job, reports: Mapping[str, Any]) -> dict[str, Any]:
         "unit": ROW if unit is None else unit.text,
         "adjacency": RECORD_NEIGHBOURS if unit is None else unit.neighbours,
         **({} if unit is None else {"of": unit.to_dict()}),
-        "observers": _observers(job, honest := _counted_on(job, reports)),
+        "observers": _observers(job, honest := _counted_on(job, reports))
+        + sparse_said(masks, shared=job.noise == "shared"),
+        "masks": [dict(graph) for graph in masks],
         **({} if honest == 1 else {"shared": _shared(job, honest)}),
         "sampling": "Poisson",
         **({} if job.cohort.share == 1.0 else {"participation": _participation(job)}),

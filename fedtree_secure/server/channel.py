@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from fedtree_secagg import Identity
 from fedtree_secure.agreed import messages as wire
 from fedtree_secure.agreed.cohort import leave_bytes
-from fedtree_secure.agreed.envelope import seal
+from fedtree_secure.agreed.envelope import Requests
 from fedtree_secure.agreed.stages import REQUESTS_OF_A_START
 from fedtree_secure.agreed.terms import Terms
 from fedtree_secure.agreed.transport import Transport
@@ -71,15 +71,7 @@ class Channel:
         if not requests:
             return {}
         self._counter += 1
-        bodies: dict[int, bytes] = {}  # equal requests are one object, and encoded once
-        sealed = {}
-        for client, message in requests.items():
-            if id(message) not in bodies:
-                bodies[id(message)] = wire.encode(message)
-            last = self.answered.get(client, 0)
-            sealed[client] = seal(
-                self._key, self._terms.run, client, self._counter, last, bodies[id(message)]
-            )
+        sealed = Requests(self._key, self._terms.run, self._counter, self.answered, requests)
         answers = self._transport.exchange(name, sealed)
         replies = {client: self._read(name, client, data) for client, data in answers.items()}
         found = {client: reply for client, reply in replies.items() if reply is not None}

@@ -20,6 +20,8 @@ from fedtree_secure.agreed import messages as wire
 from fedtree_secure.agreed.round_plan import (
     clip_is_usable,
     compute_tree,
+    draft_of_round,
+    enough_votes,
     finish_bytes,
     finish_quorum,
     fixed_tree,
@@ -43,6 +45,7 @@ from fedtree_secure.report.cohort import Attendance
 from fedtree_secure.server.channel import Channel, Missed, refusals
 from fedtree_secure.server.cohort import CohortKeeper, noise_energy
 from fedtree_secure.server.experts import NodeBook
+from fedtree_secure.server.graph import draw_graph
 from fedtree_secure.server.protocol import MaskedRound, run_sketch
 from fedtree_secure.server.state import RoundRecord, StateFolder
 
@@ -403,6 +406,7 @@ class Coordinator:
     def _sum(self, number: int, record: RoundRecord) -> None:
         assert self.book is not None
         merge, book = number == MERGE, self.book
+        beacon = self._beacon(number)
         clip = self.state.clips["merge" if merge else "round"]
         plan = plan_of_round(
             self.terms,
@@ -412,12 +416,13 @@ class Coordinator:
             clip,
             book.digests(),
             merge=merge,
+            beacon=beacon,
         )
         attempt = self.state.starts
         asked = self._asked(number)
         begins = self._tell(
             (name for name in plan.cohort if name in asked),
-            functools.partial(wire.Begin, number, attempt, merge, clip),
+            functools.partial(wire.Begin, number, attempt, merge, clip, beacon=beacon),
         )
         masked = MaskedRound(self._channel, self.terms, plan, number, attempt)
         sums, began = masked.run(begins)
@@ -427,6 +432,26 @@ class Coordinator:
         book.apply(sums, number)
         record.opened = {name: list(found.members_summed) for name, found in sums.items()}
         record.closed = sorted({node.name for node in plan.nodes} - set(sums))
+
+    def _beacon(self, number: int) -> bytes:
+        """What draws the graph of a round: drawn before the first that has it, and kept.
+
+        Empty where the graph is complete: by the job, or because not all are there to draw one and
+        the job does not insist.
+        """
+        assert self.book is not None
+        merge = number == MERGE
+        draft = draft_of_round(self.terms, self.facts, self.book.tree, merge=merge)
+        if draft is None:
+            return b""
+        drawn = draw_graph(self._channel, self.terms, draft, self.state, self._folder.save, number)
+        if drawn is None and self.job.masking.graph == "sparse":
+            raise RunStopped(
+                f"the graph of round {number} was not drawn: all its {len(draft.cohort)} clients "
+                "must take part in that. Continue when they are there, with complete masks "
+                '(masking.graph = "auto"), or without those who stay away'
+            )
+        return drawn or b""
 
     def _finish(self) -> None:
         """Hand out the last experts until everybody who joined has fetched them, or is given up."""
@@ -445,11 +470,13 @@ class Coordinator:
         if not self.book.cohort:
             return
         self._votes |= self._signed(replies, finish_bytes(self.terms, self.book.digests()))
-        least = finish_quorum(self.terms, self.book.tree, self.facts.layout)
-        if len(self._votes) < least:
+        known = self.terms, self.facts, self.book.tree
+        enough = enough_votes(*known, self.state.beacons, self._votes)
+        if not enough:
+            least = finish_quorum(self.terms, self.book.tree, self.facts.layout)
             raise RunStopped(f"{len(self._votes)} clients confirmed the last experts; {least} must")
         asked = [name for name, reply in replies.items() if isinstance(reply, wire.Voted)]
-        deliver = wire.Deliver(tuple(sorted(self._votes.items())))
+        deliver = wire.Deliver(tuple((name, self._votes[name]) for name in enough))
         given = self._channel.exchange(
             Exchange.DELIVER, dict.fromkeys(asked, deliver), needed=first
         )

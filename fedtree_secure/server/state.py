@@ -80,6 +80,9 @@ class ServerState:
         missed: Rounds that each member missed in a row.
         late_sketches, sketch_attempt: How many sketches late clients took, and the last attempt.
         tried: Who waited at the last of them.
+        labels: Labels of the tree that is in force, or None.
+        ceremonies: How many draws of a sparse graph were begun, by the tree they are for.
+        beacons: What drew it, by the same, in hexadecimal.
     """
 
     starts: int = 0
@@ -99,6 +102,8 @@ class ServerState:
     late_sketches: int = 0
     sketch_attempt: int = 0
     tried: list[str] = field(default_factory=list)
+    ceremonies: dict[str, int] = field(default_factory=dict)
+    beacons: dict[str, str] = field(default_factory=dict)
 
 
 class StateFolder:
@@ -195,6 +200,8 @@ class StateFolder:
             "late_sketches": state.late_sketches,
             "sketch_attempt": state.sketch_attempt,
             "tried": state.tried,
+            "ceremonies": state.ceremonies,
+            "beacons": state.beacons,
         }
         write_json(self.path / "state.json", stored, PRIVATE_FILE)
 

@@ -11,6 +11,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from fedtree_dp import Ledger, statement
 from fedtree_dp.account.shared import merged
+from fedtree_secure.agreed.graph_facts import graphs_of
 from fedtree_secure.client.adapter import save_adapter
 from fedtree_secure.client.costs import outcome_of, own_noise_report
 from fedtree_secure.client.participant import Participant
@@ -65,9 +66,10 @@ def deliver_run(
         "labels_declared": data.labels_declared,
         **own_noise_report(ledger),
     }
+    masks = graphs_of(party.terms, party.facts, party.tree(), party.store.record.beacons)
     shared = {
         "job": job.to_dict(),
-        "guarantee": guarantee(job, {client.id: found}),
+        "guarantee": guarantee(job, {client.id: found}, masks),
         "model_sha256": party.backbone.digest.hex(),
     }
     report = {

@@ -200,6 +200,12 @@ def conclude(
     return message
 
 
+def value_of(roster: Roster, plan: Plan, number: int, openings: bytes) -> bytes:
+    """Server: return the beacon's value from the openings that `conclude` returned."""
+    instance = instance_of(roster, plan, number)
+    return _value(instance, _values(plan, instance, openings))
+
+
 def _list_of(
     kind: type[Commitment | Opening],
     roster: Roster,

@@ -179,28 +179,38 @@ class Journal:
             )
         self._append(_Entry(current.round, current.attempt, stage, update.hex()))
 
-    def ceremony(self, tree: bytes) -> int:
+    def ceremony(self, tree: bytes, number: int | None = None) -> int:
         """Return the number of a tree's next beacon ceremony, written durably; see `beacon`.
 
         Args:
             tree: `Plan.tree`.
+            number: the server's, above every number that this client used for the tree: one that
+                was away from a ceremony skips its number. None takes the next.
 
         Raises:
             ConfigurationError: the tree is no hash.
-            ProtocolError: the tree had all ceremonies it may have; change the tree.
+            ProtocolError: the number was used, or is none; or the tree had all ceremonies it may
+                have: change the tree. Nothing is written.
         """
         if not isinstance(tree, bytes) or len(tree) != 32:
             raise ConfigurationError(
                 "journal: a ceremony is for a tree; give the 32 bytes of Plan.tree"
             )
-        number = sum(held.tree == tree.hex() for held in self._ceremonies)
-        if number >= CEREMONIES:
+        used = [held.ceremony for held in self._ceremonies if held.tree == tree.hex()]
+        least = max(used, default=-1) + 1
+        if least >= CEREMONIES:
             raise ProtocolError(
                 f"journal: this tree had {CEREMONIES} ceremonies; "
                 "each more is another draw: change it"
             )
-        self._append(_Ceremony(tree.hex(), number))
-        return number
+        chosen = least if number is None else number
+        if type(chosen) is not int or not least <= chosen < CEREMONIES:
+            raise ProtocolError(
+                f"journal: ceremony {shown(chosen)} of this tree does not follow {least - 1}; "
+                f"give {least} to {CEREMONIES - 1}"
+            )
+        self._append(_Ceremony(tree.hex(), chosen))
+        return chosen
 
     def close(self) -> None:
         """Release the records."""

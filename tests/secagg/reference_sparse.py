@@ -73,7 +73,8 @@ class SparseReference:
         for node in self.nodes:
             members = sorted(node["members"])
             rings[node["name"]] = found = self.numbers(len(members))
-            order = found and self.ring(members, "node", node["name"])
+            alone = members != self.names  # a node of all stands on the ring of holders
+            order = found and (self.ring(members, "node", node["name"]) if alone else everyone)
             peers[node["name"]] = {
                 name: self.near(order, name, found[0])
                 if found

@@ -208,25 +208,37 @@ def stretch(plan, node, survivors_left):
 
 def test_a_node_whose_ring_has_a_thin_stretch_is_not_opened(plan):
     """A server that calls a victim's neighbours dropped out would else see the victim alone."""
-    trunk = plan.nodes[0]
-    ring = plan.graph.ring(trunk)
-    just_enough = stretch(plan, trunk, ring.least)
-    too_few = stretch(plan, trunk, ring.least - 1)
     everyone = set(NAMES)
-    assert plan.graph.holds_together(trunk, Group.of(NAMES, everyone - set(just_enough)))
-    assert not plan.graph.holds_together(trunk, Group.of(NAMES, everyone - set(too_few)))
-    run = World.of(plan).run({"masked": list(too_few)})
-    assert "trunk" not in opened_sums(run)
+    for node in plan.nodes[:2]:
+        ring = plan.graph.ring(node)
+        just_enough = stretch(plan, node, ring.least)
+        too_few = stretch(plan, node, ring.least - 1)
+        assert plan.graph.holds_together(node, Group.of(NAMES, everyone - set(just_enough)))
+        assert not plan.graph.holds_together(node, Group.of(NAMES, everyone - set(too_few)))
+    run = World.of(plan).run({"masked": list(too_few)})  # of the left branch
+    assert "left" not in opened_sums(run)
     sums = opened_sums(run)
+    assert {"trunk", "right"} <= sums.keys()
     assert sums == {
         name: row for name, row in plain_sums(run, everyone - set(too_few)).items() if name in sums
     }
-    # no holder opened a trunk seed
-    slot = 1  # after the key, the trunk is everybody's first node
+    # no holder opened a seed of that branch
+    left = plan.nodes[1]
     for holder, data in run.sent["reveal"].items():
-        assert not any(
-            bundle[slot] in data for bundle in run.states["masked"][holder].bundles.values()
-        )
+        for dealer, bundle in run.states["masked"][holder].bundles.items():
+            if dealer in left.members:
+                assert bundle[1 + plan.nodes_of(dealer).index(left)] not in data
+
+
+def test_a_node_of_all_stands_on_the_ring_of_holders(plan):
+    """So that a client works with the wider of two neighbourhoods and not with both."""
+    trunk, left, graph = *plan.nodes[:2], plan.graph
+    for name in NAMES:
+        near, wide = sorted((set(graph.peers(name, trunk)), set(graph.holders(name))), key=len)
+        assert near <= wide
+    assert not all(
+        set(graph.peers(name, left)) <= set(graph.holders(name)) for name in left.members
+    )
 
 
 def test_the_windows_are_those_of_a_plain_loop(plan):
@@ -466,3 +478,22 @@ def test_whatever_drops_out_a_node_is_opened_exactly_or_not_at_all(seed):
     assert opened == {name: expected[name] for name in opened}
     held = {n.name for n in nodes if plan.graph.holds_together(n, Group.of(members, alive))}
     assert opened.keys() == held & expected.keys()
+
+
+@pytest.mark.parametrize("drops", [{}, {"masked": ["c03"]}, {"shares": ["c20"], "reveal": ["c11"]}])
+def test_sparse_sums_are_bit_for_bit_those_of_the_complete_graph(drops):
+    """A trunk and two branches, the same updates and rounding; only the masks differ."""
+    names = NAMES[:26]
+    nodes = (
+        Node("trunk", names, ((0, 30),)),
+        Node("left", names[:13], ((30, 60),)),
+        Node("right", names[13:], ((30, 60),)),
+    )
+    chosen = find_neighbourhood(26, Fraction(1, 26), Fraction(2, 26))
+    given = {"nodes": nodes, "colluders": 1, "min_group": 3}
+    one = drawn(draft(**given, threshold=chosen.threshold, sparse=Sparse(chosen.neighbours, 2)))
+    other = draft(**given, threshold=Plan.full_threshold(26), sparse=None)
+    assert len(one.graph.contacts("c00")) < 26 == len(other.graph.contacts("c00"))
+    sums = [opened_sums(World.of(plan).run(drops)) for plan in (one, other)]
+    assert sums[0] == sums[1]
+    assert set(sums[0]) == {"trunk", "left", "right"}

@@ -2,9 +2,9 @@
 
 `Complete` is everyone with everyone. `Rings` is for large cohorts: after Bell et al. (CCS 2020,
 section 3) clients stand on a ring in random order, and neighbours are the k nearest. One ring of
-all clients says who holds shares; each node has a ring of its own for masks, so that its sum stays
-in one piece however small its part of the cohort is; the first k clients of the ring of all are the
-committee whose votes fix the survivors.
+all clients says who holds shares, and with whom a node of all clients masks; each other node has a
+ring of its own for masks, so that its sum stays in one piece however small its part of the cohort
+is; the first k clients of the ring of all are the committee whose votes fix the survivors.
 
 The order comes from a `Beacon`: 32 bytes that nobody could foresee or steer when the tree was fixed
 (`fedtree_secagg.beacon` draws one from the randomness of all clients). A beacon names the tree it
@@ -160,10 +160,18 @@ class Rings:
         sizes = {len(node.members) for node in plan.nodes}
         self._rings = {n: find_ring_graph(n, *self.limits(n), nodes=len(plan.nodes)) for n in sizes}
         self._circles = {
-            node.name: _Circle(node.members, beacon, b"node", node.name)
+            node.name: self._circle_of(node, beacon)
             for node in plan.nodes
             if self._rings[len(node.members)] is not None
         }
+
+    def _circle_of(self, node: Node, beacon: Beacon) -> "_Circle":
+        """Return a node's ring. That of all clients is the one of holders: a client then works with
+        the wider of the two neighbourhoods instead of both, and either bound holds as before.
+        """
+        if len(node.members) == len(self._plan.cohort):
+            return self._everyone
+        return _Circle(node.members, beacon, b"node", node.name)
 
     def limits(self, n: int) -> tuple[int, int]:
         """Return the colluders (all of them, at most n) and dropouts in a node of n."""
