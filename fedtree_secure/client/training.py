@@ -199,6 +199,8 @@ class RoundTrainer:
             yield
         finally:
             head.load_state_dict(own)
+            # Inside a caller's autocast torch would go on with the public head's cast weights.
+            torch.clear_autocast_cache()
 
     def _opened(self, optimizer: SplitAdam, mechanism: Mechanism, noise: NoiseSource) -> DPSGD:
         settings = self._job.training
