@@ -14,7 +14,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from unittest import mock
 
-from fedtree_secure.agreed import messages, round_plan, shared_noise
+from fedtree_secure.agreed import graph, messages, round_plan, shared_noise
 from fedtree_secure.agreed.envelope import Opened, open_request, seal
 from fedtree_secure.agreed.moves import NodeValues, mean_of, node_digest, start
 from fedtree_secure.agreed.noise_plan import NoisePlan, events_of, part_of, plan_noise
@@ -90,6 +90,7 @@ from fedtree_secure.storage import SecretBox
 
 inside = SimpleNamespace(
     experts=experts,
+    graph=graph,
     head=head,
     participant=participant,
     party=party,

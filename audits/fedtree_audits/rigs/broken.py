@@ -277,7 +277,7 @@ def any_group_opens() -> Iterator[None]:
     tree, and out of what both take for a sum.
     """
     with replaced(
-        (inside.round_plan, "Plan", AnyGroup),
+        (inside.graph, "Plan", AnyGroup),
         (inside.party, "tree_of", any_cluster),
         (inside.received, "mean_of", _any_mean),
         (inside.experts, "mean_of", _any_mean),
