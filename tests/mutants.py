@@ -26,6 +26,7 @@ sys.path[:0] = [str(HERE), *(str(HERE / tests) for tests in ("secagg", "dp", "se
 from mutant import Mutant  # noqa: E402
 from mutants_of_agreed import AGREED  # noqa: E402
 from mutants_of_client import CLIENT  # noqa: E402
+from mutants_of_cohort import COHORT  # noqa: E402
 from mutants_of_contents import CONTENTS  # noqa: E402
 from mutants_of_cuts import OF_CUTS  # noqa: E402
 from mutants_of_engine import ENGINE  # noqa: E402
@@ -83,7 +84,7 @@ GROUPS = {
         HERE / "secure",
         (
             *(*MODEL, *CLIENT, *AGREED, *OF_CUTS, *GRADIENTS, *SERVER, *EVIDENCE, *SITES),
-            *(*PRODUCT, *OF_UNITS_IN_THE_PRODUCT, *WATCHING, *SHARED_IN_THE_PRODUCT),
+            *(*PRODUCT, *OF_UNITS_IN_THE_PRODUCT, *WATCHING, *SHARED_IN_THE_PRODUCT, *COHORT),
         ),
     ),
 }

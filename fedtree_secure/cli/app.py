@@ -1,5 +1,6 @@
 """Command line: `fedtree-secure demo | init | check | run | predict | compare | budget | audit |
-report | verify | gate | ledger`, and for deployments `keys | site | node | serve | model-facts`.
+report | verify | gate | ledger`, and for deployments `keys | site | node | agent |
+serve | model-facts`.
 
 Exit codes: 0 done, 1 stopped or failed, 2 refused input (nothing was started or charged), 130
 interrupted; of `audit` 0 PASS, 1 FAIL, 2 INCONCLUSIVE; of `verify` and `gate` see
@@ -22,7 +23,7 @@ from rich.markup import escape
 from fedtree_secure.cli.audit import audit
 from fedtree_secure.cli.budget import budget_app
 from fedtree_secure.cli.demo import demo
-from fedtree_secure.cli.deployment import model_facts, node, serve
+from fedtree_secure.cli.deployment import agent, model_facts, node, serve
 from fedtree_secure.cli.evidence import gate, report, verify
 from fedtree_secure.cli.keys import keys_app
 from fedtree_secure.cli.ledger import ledger_app
@@ -52,6 +53,7 @@ app.command(ledger_app)
 app.command(keys_app)
 app.command(site_app)
 app.command(node)
+app.command(agent)
 app.command(serve)
 app.command(model_facts)
 

@@ -146,6 +146,27 @@ def node(
     return 0
 
 
+def agent(site: Path, *, socket: Path) -> int:
+    """Run a site behind a stock SuperNode: one warm process that answers over a unix socket.
+
+    The SuperNode runs as another user, with --node-config 'agent="SOCKET"'.
+
+    Parameters
+    ----------
+    site
+        Folder of site.toml.
+    socket
+        Where to listen, in a folder that the SuperNode's user may enter.
+    """
+    from fedtree_secure.site.agent import Agent
+    from fedtree_secure.site.site import Site
+
+    _log_progress()
+    with Site.open(site) as opened, _stopping() as stop:
+        Agent(opened, socket).run(stop)
+    return 0
+
+
 def model_facts(job: Path, *, model: Path, out: Path, roster: Path | None = None) -> int:
     """Write what a job's server must know of the model; the server itself needs no weights.
 

@@ -44,8 +44,8 @@ packages = ["."]
 [tool.flwr.app]
 publisher = "fedtree-secure"
 [tool.flwr.app.components]
-serverapp = "fedtree_server.apps:server"
-clientapp = "fedtree_server.apps:client"
+serverapp = "fedtree_server.server:server"
+clientapp = "fedtree_server.client:client"
 [tool.flwr.app.config]
 folder = ""
 start = ""
@@ -56,12 +56,14 @@ enough = 1.0
 grace = 5.0
 """,
     "fedtree_server/__init__.py": "",
-    "fedtree_server/apps.py": """from flwr.clientapp import ClientApp
-
-from fedtree_secure.flower import server_app
+    "fedtree_server/server.py": """from fedtree_secure.flower import server_app
 
 server = server_app.app
-client = ClientApp()  # answers nothing: sites run nodes of their own
+""",
+    # For stock SuperNodes with an agent; own nodes never load it.
+    "fedtree_server/client.py": """from fedtree_secure.flower import forward
+
+client = forward.app
 """,
 }
 

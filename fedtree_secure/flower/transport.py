@@ -30,7 +30,7 @@ from fedtree_secure.flower.records import (
 
 log = logging.getLogger("fedtree_secure.flower")
 QUICK_S, SLOW_S = 0.2, 1.0  # between two looks for replies
-WHO_S = 15.0  # a node that is asked for its name has so long
+WHO_S, WHO_SHARE = 15.0, 0.1  # for a name: so long, or so much of a deadline
 ASK_AGAIN_S = 20.0  # after which a node that gave no good name is asked again
 
 
@@ -154,7 +154,8 @@ class GridTransport:
             node: Parcel(run, WHO, who.ask(self._key, run, str(node), nonces[node]))
             for node in fresh
         }
-        answers, _ = self._ask(parcels, WHO_S)
+        patience = max(WHO_S, WHO_SHARE * self._patience.deadline)
+        answers, _ = self._ask(parcels, patience)
         for node, data in answers.items():
             name = who.known(data, self._terms.roster, run, str(node), nonces[node])
             if name is None:

@@ -165,9 +165,8 @@ def _counting_on(job: Job, ledger: Ledger, plan: NoisePlan) -> list[str]:
 
 def _leaves(site: str, job: Job, roster: RosterFile, plan: NoisePlan) -> list[str]:
     """What leaves the site, and what stays."""
-    masking, part, groups = job.masking, shared_part(job), ()
-    if job.head == "group":
-        groups = roster.head_groups(masking.min_group)
+    masking, part = job.masking, shared_part(job)
+    groups = roster.head_groups(masking.min_group) if job.head == "group" else ()
     shared = next((group.members for group in groups if site in group.members), ())
     noise = f"multiplier {plan.rounds:.3f}"
     if part is not None:

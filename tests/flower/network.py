@@ -16,7 +16,7 @@ from authority import make_authority, make_node_key
 from flwr.proto.control_pb2 import RegisterNodeRequest
 from flwr.supercore.control import ControlHttpClient
 from flwr.supercore.primitives.asymmetric import public_key_to_bytes
-from processes import run_node, run_server
+from processes import run_agent, run_node, run_server
 
 from fedtree_secure.errors import ConfigurationError
 from fedtree_secure.reach import reach
@@ -53,7 +53,7 @@ class Network:
         self.logs = self.root / "logs"
         self.tls = self.root / "tls"
         self.processes: dict = {}
-        self.link = None
+        self.link, self.stock = None, []
 
     @property
     def ca(self) -> Path:
@@ -62,9 +62,7 @@ class Network:
     def __enter__(self):
         self.logs.mkdir(exist_ok=True)
         make_authority(self.tls)
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.address = f"127.0.0.1:{probe.getsockname()[1]}"
+        self.address = f"127.0.0.1:{free_port()}"
         self.start_link()
         for name in self.organisations.names:
             self.register(name)
@@ -75,6 +73,10 @@ class Network:
             if process.is_alive():
                 process.kill()
             process.join()
+        for node in self.stock:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(node.pid, signal.SIGKILL)
+            node.wait()
         self.kill_link()
 
     # --- the SuperLink --------------------------------------------------------------------------
@@ -97,8 +99,7 @@ class Network:
                 "--disable-runtime-dependency-installation",
             ],
             env={
-                **os.environ,
-                "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+                **self._environment(),
                 "FLWR_HOME": str(self.root / "flwr"),
                 "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.1",
             },
@@ -106,6 +107,11 @@ class Network:
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
+
+    @staticmethod
+    def _environment() -> dict[str, str]:
+        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+        return {**os.environ, "PATH": path}
 
     def _answers(self) -> bool:
         with contextlib.suppress(ConfigurationError):
@@ -144,6 +150,32 @@ class Network:
                 str(key or self.node_key(name)),
                 str(self.logs / f"{name}.log"),
                 self.seed,
+            )
+
+    def start_stock(self, name: str) -> None:
+        """A site behind a stock SuperNode: its agent, and the SuperNode."""
+        place = self.root / f"{name}.sock"
+        site, log = str(self.organisations.site(name)), str(self.logs / f"{name}.log")
+        self._run(name, run_agent, site, str(place), log)
+        self.until(place.is_socket, "the agent listens")
+        key = self.node_key(name)
+        with (self.logs / f"{name}-supernode.log").open("a") as said:
+            command = [
+                str(Path(sys.executable).with_name("flower-supernode")),
+                *("--superlink", self.address, "--root-certificates", str(self.ca)),
+                *("--auth-supernode-private-key", str(key)),
+                *("--host", "127.0.0.1", "--port", str(free_port())),
+                *("--node-config", f'agent="{place}"'),
+            ]
+            environment = {**self._environment(), "FLWR_HOME": str(self.root / f"flwr-{name}")}
+            self.stock.append(
+                subprocess.Popen(
+                    command,
+                    env=environment,
+                    stdout=said,
+                    stderr=subprocess.STDOUT,
+                    start_new_session=True,
+                )
             )
 
     def serve(self) -> None:
@@ -196,6 +228,13 @@ class Network:
 
     def until_exchange(self, stage: str) -> None:
         self.until(lambda: self.exchanged(stage), f"exchange {stage}")
+
+
+def free_port() -> int:
+    """A port that nobody listens at."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
 
 
 def copy_store(organisations, name: str, to: Path) -> None:

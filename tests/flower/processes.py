@@ -70,3 +70,16 @@ def run_server(folder: str, address: str, certificates: str, log: str, settings:
     except FedTreeError as error:
         logging.error("refused: %s", error)
         sys.exit(2)
+
+
+def run_agent(site: str, socket: str, log: str) -> None:
+    """What `fedtree-secure agent` does."""
+    import torch
+
+    from fedtree_secure.site.agent import Agent
+    from fedtree_secure.site.site import Site
+
+    log_to(Path(log))
+    torch.set_num_threads(1)
+    with Site.open(Path(site)) as opened:
+        Agent(opened, Path(socket)).run(threading.Event())

@@ -11,12 +11,14 @@ from attendance import Attendance
 from small_jobs import federation, make_clients
 from takeover import changed, hostile
 
+from fedtree_dp import Ledger
 from fedtree_secagg import Identity
 from fedtree_secure import Cohort, Topology, Training
 from fedtree_secure.agreed import messages as wire
 from fedtree_secure.agreed.cohort import change_digest, change_vote_bytes, leave_bytes, next_tree
-from fedtree_secure.agreed.messages import Done, Learnt, Protocol, Refused, Voted
+from fedtree_secure.agreed.messages import Done, Learnt, Protocol, Refused, Voted, decode_reply
 from fedtree_secure.agreed.stages import MOST_SKETCHES
+from fedtree_secure.client.store import Store
 
 LATE = ("t0-c5", "t0-c6", "t0-c7")
 VICTIM, NEWCOMER = "t0-c0", "t0-c7"
@@ -168,6 +170,17 @@ def test_hostile_late_client_learns_no_tree_that_a_quorum_did_not_sign(tiny_bert
         party.store.record.sketches = 0
         assert isinstance(server.send(NEWCOMER, hello), Protocol)
         assert server.charges(NEWCOMER) == []
+
+        # It comes back with the store of another data set, in which this run never was.
+        other = Ledger.open(tmp_path / "b.sqlite", dataset="b", budget=party.job.privacy)
+        member, mine = server.party(VICTIM), server.party(VICTIM).store
+        with other as ledger:
+            member.store = Store(ledger, mine.run, mine.secrets, mine.state)
+            server.asked += 1
+            asked = {"counter": server.asked, "answered": mine.record.counter}
+            assert decode_reply(server.ask(VICTIM, honest, **asked)) == Refused("set-back")
+            assert [entry.purpose for entry in ledger.entries() if entry.purpose] == []
+        member.store = mine
 
         participant = server.inner.participant(VICTIM)
         participant.leave()

@@ -4,8 +4,10 @@ Whole runs on a tiny model through the real coordinator and participants (docs/c
 """
 
 import dataclasses
+import tomllib
 from collections import Counter
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,10 +16,11 @@ from small_jobs import federation, make_clients
 
 from fedtree_audits import audit
 from fedtree_dp import Ledger
-from fedtree_secure import Cohort, Topology, Training
+from fedtree_secure import Cohort, RunFolderError, Topology, Training
 from fedtree_secure.agreed.cohort import leave_bytes
 from fedtree_secure.agreed.messages import Left, encode
 from fedtree_secure.embedded.progress import Silent
+from fedtree_secure.job_file import build
 
 LATE = ("t1-c3", "t1-c4", "t1-c5")  # absent until round 2
 LEAVE = {"t0-c4": 3, "t0-c5": 3}
@@ -196,6 +199,9 @@ def test_late_client_comes_in_over_a_crash_and_takes_its_group_s_head(
     away = dict.fromkeys(late, range(2))
     with pytest.raises(OSError, match="went down"):
         job.run(clients, tmp_path / "run", wrap_transport=lambda inner: Crash(inner, away))
+    elsewhere = [dataclasses.replace(clients[0], dataset="another"), *clients[1:]]
+    with pytest.raises(RunFolderError, match="another"):
+        job.run(elsewhere, tmp_path / "run", resume=True)
     result = job.run(
         clients,
         tmp_path / "run",
@@ -221,3 +227,11 @@ def test_late_client_comes_in_over_a_crash_and_takes_its_group_s_head(
 def declared(clients):
     """The same clients, who say which labels they have."""
     return [dataclasses.replace(c, labels=("class-0", "class-1")) for c in clients]
+
+
+def test_late_client_settings_of_the_page_are_read():
+    page = (Path(__file__).parents[3] / "docs" / "cohort.md").read_text("utf-8")
+    text = page.partition("```toml\n")[2].partition("```")[0]
+    assert build(Cohort, tomllib.loads(text)["cohort"], "") == Cohort(
+        late=True, gone_after=5, share=0.75
+    )
