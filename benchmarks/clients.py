@@ -156,7 +156,7 @@ def masking_of(count, graph, colluders):
     return Masking(min_group=max(3, some + 2), colluders=some, graph=graph, dropouts=count // 20)
 
 
-def federation(backbone, source, rounds, masking):
+def federation(backbone, source, rounds, masking, *, heads):
     from fedtree_secure import Federation, Lora, PrivacyBudget, Topology, Training
 
     return Federation(
@@ -165,7 +165,12 @@ def federation(backbone, source, rounds, masking):
         rounds=rounds,
         lora=Lora(r=2, alpha=4.0),
         training=Training(
-            records=RECORDS, sample_rate=0.5, head_steps=4, head_sample_rate=0.5, max_length=16
+            records=RECORDS,
+            sample_rate=0.5,
+            head_steps=4 if heads else 0,
+            head="auto" if heads else "local",
+            head_sample_rate=0.5,
+            max_length=16,
         ),
         topology=Topology(source=source),
         masking=masking,
@@ -184,7 +189,9 @@ def measure(count, source, rounds, graph=None, colluders=None):
         folder, watches = Path(name), []
         (folder / "model").mkdir()
         masking, timed = masking_of(count, graph, colluders), MaskingTime()
-        job = federation(write_bert(folder / "model", LAYERS), source, rounds, masking)
+        job = federation(
+            write_bert(folder / "model", LAYERS), source, rounds, masking, heads=graph is None
+        )
         clients, shared = people(count), Shared()
         shared.backbone(job.job)
 
@@ -212,7 +219,7 @@ def measure(count, source, rounds, graph=None, colluders=None):
         "loaded_mib": before,
         "refused": watch.refused,
         "colluders": masking.colluders,
-        "masking_ms": timed.of_a_client(rounds + 1),  # heads are merged before the first
+        "masking_ms": timed.of_a_client(rounds if graph else rounds + 1),
         "bytes": statistics.median(
             report["bytes_sent"] + report["bytes_received"]
             for report in result.data["clients"].values()

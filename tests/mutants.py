@@ -42,6 +42,7 @@ from mutants_of_shared_noise import SHARED_IN_DP, SHARED_IN_THE_PRODUCT  # noqa:
 from mutants_of_site import SITES  # noqa: E402
 from mutants_of_sketches import SKETCHES  # noqa: E402
 from mutants_of_sparse_graphs import SPARSE  # noqa: E402
+from mutants_of_sparse_runs import SPARSE_RUNS  # noqa: E402
 from mutants_of_survivors import SURVIVORS  # noqa: E402
 from mutants_of_units import OF_UNITS, OF_UNITS_IN_THE_PRODUCT  # noqa: E402
 from mutants_of_watching import WATCHING  # noqa: E402
@@ -85,6 +86,7 @@ GROUPS = {
         (
             *(*MODEL, *CLIENT, *AGREED, *OF_CUTS, *GRADIENTS, *SERVER, *EVIDENCE, *SITES),
             *(*PRODUCT, *OF_UNITS_IN_THE_PRODUCT, *WATCHING, *SHARED_IN_THE_PRODUCT, *COHORT),
+            *SPARSE_RUNS,
         ),
     ),
 }

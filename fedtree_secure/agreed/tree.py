@@ -32,6 +32,7 @@ from fedtree_secure.config import Topology as Settings
 
 Floats = np.ndarray[Any, np.dtype[np.float64]]
 NULL_DRAWS = 200
+DEAR = 200  # clients from which on distances without groups are drawn once for all cuts
 NULL_LAYERS = 4  # simulated layers of a draw; more would only narrow the same quantile
 _NULL_SEED = 0x7EE  # public: clients must be able to repeat the server's computation
 
@@ -256,11 +257,20 @@ def silhouette(distances: Floats, labels: "np.ndarray[Any, Any]", least: int = 2
         labels: (n,) cluster numbers.
         least: Members of a cluster with fewer members than this (at least 2) score 0.
     """
-    one_hot = (labels[:, None] == np.unique(labels)[None, :]).astype(np.float64)
+    return _score(distances @ _one_hot(labels), labels, least)
+
+
+def _one_hot(labels: "np.ndarray[Any, Any]") -> Floats:
+    """(n, clusters) 1 where a member is of a cluster, clusters by number."""
+    return (labels[:, None] == np.unique(labels)[None, :]).astype(np.float64)
+
+
+def _score(sums: Floats, labels: "np.ndarray[Any, Any]", least: int) -> float:
+    """The mean silhouette from (n, clusters) sums of each member's distances to each cluster's."""
+    one_hot = _one_hot(labels)
     sizes = one_hot.sum(axis=0)
     if len(sizes) < 2:
         return 0.0
-    sums = distances @ one_hot
     own = one_hot.astype(bool)
     within = sums[own] / np.maximum(sizes[one_hot.argmax(axis=1)] - 1, 1)
     between = np.where(own, np.inf, sums / sizes).min(axis=1)
@@ -281,10 +291,14 @@ def null_silhouette(
     count = len(evidence.noise)
     scale = np.sqrt(evidence.noise) if (evidence.noise > 0).all() else np.ones(count)
     key = tuple(float(v) for v in scale / scale.max())
-    shown = min(len(evidence.squared), NULL_LAYERS)
-    # A few neighbouring numbers of clusters at a time: `_cut` asks for them one after the other.
-    begin = clusters - (clusters - 2) % settings.window
-    counts = tuple(range(begin, min(begin + settings.window, count)))
+    layers = len(evidence.squared)
+    shown = min(layers, NULL_LAYERS)
+    # `_cut` asks for one number of clusters after the other. Where drawing costs little, a few
+    # neighbouring ones are scored at a time; else all that it can ever come to, in one pass.
+    most = max(clusters, layers * (settings.window - 1) + 1)
+    window = settings.window if count <= DEAR else most - 1
+    begin = clusters - (clusters - 2) % window
+    counts = tuple(range(begin, min(begin + window, count)))
     null = _Null(key, shown, evidence.dimension, evidence.sketch_size, settings.linkage)
     found = _null_scores(null, counts, min_group)[clusters - begin]
     return float(np.quantile(found, settings.significance))
@@ -323,10 +337,24 @@ def _null_scores(null: _Null, counts: tuple[int, ...], least: int) -> tuple[tupl
     scores: list[list[float]] = [[] for _ in counts]
     for squared in null.draws():
         merges, distances = _merge_tree(squared, null.linkage), _roots(squared)
-        for found, count in zip(scores, counts, strict=True):
-            labels = _labels(merges, count)
-            found.extend(silhouette(layer, labels, least) for layer in distances)
+        cuts = [_labels(merges, count) for count in counts]
+        for layer in distances:
+            if len(layer) <= DEAR:
+                every = [silhouette(layer, labels, least) for labels in cuts]
+            else:
+                every = _nested_silhouettes(layer, cuts, least)
+            for found, score in zip(scores, every, strict=True):
+                found.append(score)
     return tuple(map(tuple, scores))
+
+
+def _nested_silhouettes(
+    distances: Floats, cuts: "Sequence[np.ndarray[Any, Any]]", least: int
+) -> list[float]:
+    """The silhouettes of nested cuts, coarsest first: the sums of the finest give all others'."""
+    finest = cuts[-1]
+    sums, firsts = distances @ _one_hot(finest), np.unique(finest, return_index=True)[1]
+    return [_score(sums @ _one_hot(labels[firsts]), labels, least) for labels in cuts]
 
 
 def _null_distances(rng: np.random.Generator, scale: Floats, dimension: int, sketch: int) -> Floats:
@@ -334,18 +362,31 @@ def _null_distances(rng: np.random.Generator, scale: Floats, dimension: int, ske
 
     The noise vectors' Gram matrix is a scaled Wishart matrix (drawn by Bartlett's decomposition);
     rows of a Gaussian projection are then independent normal vectors with that covariance, so no
-    vector of length `dimension` is needed.
+    vector of length `dimension` is needed. With more clients than rows of the projection it is the
+    projection whose Gram matrix is drawn: given it, clients are independent normal vectors.
     """
     count = len(scale)
-    factor = np.tril(rng.normal(size=(count, count)), -1)
-    factor[np.diag_indices(count)] = np.sqrt(
-        rng.chisquare(np.maximum(dimension - np.arange(count), 1))
-    )
-    views = (
-        rng.normal(size=(sketch, count))
-        @ (scale[:, None] * factor / np.sqrt(dimension)).T
-        / np.sqrt(sketch)
-    )
+    if count <= sketch:
+        factor = _bartlett(rng, count, dimension)
+        views = rng.normal(size=(sketch, count)) @ (scale[:, None] * factor / np.sqrt(dimension)).T
+    else:
+        rows = (
+            _bartlett(rng, sketch, dimension)
+            if sketch <= dimension
+            else rng.normal(size=(sketch, dimension))
+        )
+        views = rows @ rng.normal(size=(rows.shape[1], count)) * (scale / np.sqrt(dimension))
+    views /= np.sqrt(sketch)
     gram = views.T @ views
-    squared: Floats = np.maximum(np.diag(gram)[:, None] + np.diag(gram)[None, :] - 2 * gram, 0.0)
-    return squared
+    norms = gram.diagonal().copy()
+    gram *= -2.0
+    gram += norms[:, None]
+    gram += norms[None, :]
+    return np.maximum(gram, 0.0, out=gram)
+
+
+def _bartlett(rng: np.random.Generator, size: int, degrees: int) -> Floats:
+    """(size, size) factor of a Wishart matrix of independent normal vectors of length `degrees`."""
+    factor: Floats = np.tril(rng.normal(size=(size, size)), -1)
+    factor[np.diag_indices(size)] = np.sqrt(rng.chisquare(np.maximum(degrees - np.arange(size), 1)))
+    return factor

@@ -7,7 +7,7 @@ import contextlib
 import importlib.metadata
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -43,6 +43,7 @@ QUIET = {
     Exchange.DELIVER: "last experts",
 }
 CHARGED = (Exchange.SKETCH, Exchange.PREPARE)  # outside of the rounds
+CHARGING = (*CHARGED, Exchange.MASK, Exchange.ALONE)
 
 
 def spending(ledgers: Mapping[str, Ledger]) -> dict[str, tuple[float, float]]:
@@ -79,6 +80,7 @@ class Watch:
     events: Events
     meter: RoundMeter
     ledgers: Mapping[str, Ledger] = field(default_factory=dict)
+    _spent: dict[str, tuple[float, float]] = field(default_factory=dict)
 
     def started(self, name: str, clients: Sequence[Client], *, resumed: bool) -> None:
         """The job begins, or goes on."""
@@ -152,12 +154,16 @@ class Watch:
             self.forecast.skip()
         self._tell()
 
-    def ends(self, stage: str, facts: Mapping[str, Any]) -> None:
+    def ends(self, stage: str, asked: Iterable[str], facts: Mapping[str, Any]) -> None:
         """An exchange is over: the server is at work.
 
         Args:
+            asked: Whose ledgers it may have charged: no others are read again.
             facts: Of the event ``exchange``, see docs/events.md.
         """
+        if kind_of(stage) in CHARGING:
+            charged = {name: self.ledgers[name] for name in asked if name in self.ledgers}
+            self._spent.update(spending(charged))
         self.observer.client("")
         self.events("exchange", stage=stage, **facts)
         if kind_of(stage) in CHARGED:
@@ -167,7 +173,7 @@ class Watch:
         """A round is over."""
         self.forecast.rest(self.name, f"round {record.round}, opened")
         self._tell()
-        found = spending(self.ledgers)
+        found = self._spending()
         note = f"nothing was opened: {record.error}" if record.error else ""
         self.observer.round(record.round, self.job.rounds, *_tightest(found), note)
         shown = {
@@ -184,7 +190,12 @@ class Watch:
 
     def tell_budget(self) -> None:
         """Tell what is spent."""
-        self.observer.budget(*_tightest(spending(self.ledgers)))
+        self.observer.budget(*_tightest(self._spending()))
+
+    def _spending(self) -> dict[str, tuple[float, float]]:
+        new = {name: ledger for name, ledger in self.ledgers.items() if name not in self._spent}
+        self._spent.update(spending(new))
+        return dict(self._spent)
 
     def note(self, text: str) -> None:
         """Say something that a person must know at once: names and stages, no error's text."""
@@ -253,4 +264,4 @@ class Announcing:
                 "bytes_in": sum(map(len, replies.values())),
                 "messages": len(requests) + len(replies),
             }
-            self._watch.ends(stage, facts)
+            self._watch.ends(stage, requests, facts)

@@ -309,11 +309,29 @@ def distances(
     words = np.stack([np.frombuffer(message.body, "<u4") for message in decoded]).reshape(
         len(names), layers, size
     )
-    out = np.zeros((layers, len(names), len(names)))
-    for i in range(len(names)):
-        steps = (words[i + 1 :] - words[i]).view(np.int32) / scale
-        out[:, i, i + 1 :] = ((steps * steps).sum(axis=2) / size).T
-    return names, out + out.transpose(0, 2, 1)
+    out = np.empty((layers, len(names), len(names)))
+    for layer in range(layers):
+        out[layer] = _squared(words[:, layer]) / (size * scale * scale)
+    return names, out
+
+
+def _squared(words: npt.NDArray[np.uint32]) -> npt.NDArray[np.float64]:
+    """Return the squared differences of all pairs of rows, modulo 2^32, as one matrix product.
+
+    The product needs rows of plain numbers, so the circle is cut open opposite of their mean
+    direction. `encode` keeps rows within half of it; then no cut lies between two of them, whatever
+    words a few other senders made up, the first by name included.
+    """
+    angles = words.astype(np.float64) * (2 * np.pi / 2.0**32)
+    mean = np.arctan2(np.sin(angles).sum(axis=0), np.cos(angles).sum(axis=0))
+    middle = np.floor(mean * (2.0**32 / (2 * np.pi))).astype(np.int64).astype(np.uint32)
+    steps = (words - middle).view(np.int32).astype(np.float64)
+    steps -= np.median(steps, axis=0)  # small numbers, also beside made-up ones: exact products
+    products = steps @ steps.T
+    norms = products.diagonal()
+    squared = np.maximum(norms[:, None] + norms[None, :] - 2.0 * products, 0.0)
+    np.fill_diagonal(squared, 0.0)
+    return np.minimum(squared, squared.T)
 
 
 def grid_bias(scale: float) -> float:

@@ -196,4 +196,28 @@ SPARSE = (
         "another_ceremony",
         B,
     ),
+    Mutant(
+        "sparse: numbers of ceremonies go back",
+        "journal.py",
+        "not least <= chosen < CEREMONIES",
+        "not 0 <= chosen < CEREMONIES",
+        "skip_numbers",
+        "test_journal.py",
+    ),
+    Mutant(
+        "sparse: a node of all on a ring of its own",
+        "agreed/graph.py",
+        "        if len(node.members) == len(self._plan.cohort):\n",
+        "        if False:\n",
+        "stands_on_the_ring",
+        S,
+    ),
+    Mutant(
+        "sketch: the circle is cut open anywhere",
+        "sketch.py",
+        "    steps = (words - middle)",
+        "    steps = (words - words[0])",
+        "same_distances_by_one_product",
+        "test_sketch.py",
+    ),
 )

@@ -171,6 +171,22 @@ def test_rollback_kill_9_never_lets_a_stage_be_answered_twice(tmp_path):
     assert len(told) == len(set(told)) >= 57
 
 
+def test_sparse_ceremonies_may_skip_numbers_and_never_go_back(tmp_path):
+    """A client that was away takes the server's number, and never one that it used or passed."""
+    tree = bytes(range(32))
+    with Journal.open(tmp_path / "j") as journal:
+        assert journal.ceremony(tree, 2) == 2
+        for number in (2, 1, 16, -1, True, "3"):
+            with pytest.raises(ProtocolError, match="does not follow 2; give 3 to 15"):
+                journal.ceremony(tree, number)
+        assert journal.ceremony(tree, 5) == 5
+    with Journal.open(tmp_path / "j") as journal:
+        assert journal.ceremony(tree) == 6
+        assert journal.ceremony(tree, 15) == 15
+        with pytest.raises(ProtocolError, match="had 16 ceremonies"):
+            journal.ceremony(tree)
+
+
 def test_ceremonies_of_a_tree_are_counted_over_restarts_and_come_to_an_end(tmp_path):
     tree, other = bytes(range(32)), bytes(range(1, 33))
     with Journal.open(tmp_path / "j") as journal:

@@ -62,6 +62,27 @@ def random_vectors(dims=(300, 700), seed=0):
     return {m: [rng.normal(size=d).astype(np.float32) for d in dims] for m in MEMBERS}
 
 
+def by_pairs(words):
+    """What the specification says, one pair after the other."""
+    steps = (words[:, None] - words[None]).view(np.int32).astype(np.float64)
+    return (steps * steps).sum(axis=-1)
+
+
+@pytest.mark.parametrize("liars", [0, 1, 3])
+def test_sparse_cohorts_of_many_get_the_same_distances_by_one_product(liars):
+    """Wherever the blinds put them on the circle, and whoever sends made-up words."""
+    rng = np.random.default_rng(liars)
+    for spread in (2**16, 2**24, 2**30):
+        views = rng.integers(-spread // 2, spread // 2, size=(12, 64))
+        words = (views + rng.integers(2**32, size=64)).astype(np.uint32)
+        words[:liars] = rng.integers(2**32, size=(liars, 64), dtype=np.uint32)
+        found, expected = sketch._squared(words), by_pairs(words)
+        honest = slice(liars, None)
+        np.testing.assert_allclose(found[honest, honest], expected[honest, honest], rtol=1e-9)
+        assert (found == found.T).all()
+        assert (found.diagonal() == 0).all()
+
+
 def test_squared_distances_are_estimated_within_the_stated_error():
     vectors = random_vectors()
     order, found, _ = run(vectors, size=1024)

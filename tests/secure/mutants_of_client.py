@@ -419,7 +419,7 @@ ROUNDS_CHECKED = (
     M(
         "other experts: the last ones are kept without the members' word",
         ROUND,
-        "    if len(set(names)) != len(names) or len(names) < least:\n",
+        "    if len(votes) != len(message.votes) or not enough:\n",
         "    if False:\n",
         "hostile_other_experts_a_consistent_lie_at_the_end",
         "test_hostile_variants.py",

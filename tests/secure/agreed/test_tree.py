@@ -11,6 +11,8 @@ from fedtree_secure.agreed.tree import (
     Tree,
     TreeInputs,
     _labels,
+    _nested_silhouettes,
+    _null_distances,
     build_tree,
     null_silhouette,
     silhouette,
@@ -75,6 +77,32 @@ def test_a_threshold_does_not_depend_on_which_were_asked_for_before():
     rising = [null_silhouette(n, first, Settings(window=3), 3) for n in range(2, 9)]
     wide = [null_silhouette(n, second, Settings(window=5), 3) for n in range(8, 1, -1)]
     assert rising == wide[::-1]
+
+
+def test_sparse_cohorts_silhouettes_of_nested_cuts_are_those_of_each():
+    rng = np.random.default_rng(3)
+    points = rng.normal(size=(30, 4))
+    distances = np.sqrt(((points[:, None] - points[None]) ** 2).sum(-1))
+    merges = linkage(points, method="ward")
+    cuts = [_labels(merges, count) for count in range(2, 9)]
+    found = _nested_silhouettes(distances, cuts, 3)
+    assert found == pytest.approx([silhouette(distances, labels, 3) for labels in cuts])
+
+
+@pytest.mark.parametrize("dimension", [400, 24])
+def test_sparse_cohorts_chance_has_one_law_whichever_gram_matrix_is_drawn(dimension):
+    """Mean and spread of distances of 40 clients without groups, in 30 rows."""
+    scale, rng = np.ones(40), np.random.default_rng(5)
+    off = ~np.eye(40, dtype=bool)
+    few = np.stack([_null_distances(rng, scale, dimension, 30)[off] for _ in range(300)])
+    # the same with the vectors themselves
+    true = []
+    for _ in range(300):
+        vectors = rng.normal(size=(dimension, 40)) / np.sqrt(dimension)
+        views = rng.normal(size=(30, dimension)) @ vectors / np.sqrt(30)
+        true.append(((views[:, :, None] - views[:, None, :]) ** 2).sum(0)[off])
+    for measure in (np.mean, np.std):
+        assert measure(few) == pytest.approx(measure(np.stack(true)), rel=0.03)
 
 
 def test_layers_are_cut_where_the_groups_begin():
