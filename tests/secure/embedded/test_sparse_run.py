@@ -5,12 +5,13 @@ import hashlib
 import json
 
 import pytest
+from attendance import Attendance
 from safetensors.numpy import load_file
 from small_jobs import federation, lying, make_clients
 from takeover import changed, hostile
 
 from fedtree_secagg import beacon
-from fedtree_secure import Masking, PrivacyBudget, RunStopped, Topology, Training
+from fedtree_secure import Cohort, Masking, PrivacyBudget, RunStopped, Topology, Training
 from fedtree_secure.agreed import graph
 from fedtree_secure.agreed.messages import (
     DrawKeep,
@@ -259,3 +260,38 @@ def test_sparse_graphs_that_not_all_draw_leave_auto_with_the_complete_one(
     assert [list(map(len, e["opened"].values())) for e in result.data["rounds"]] == [[6], [6]]
     (said,) = result.data["guarantee"]["masks"]
     assert said["graph"] == "sparse"  # which promises less
+
+
+# --- a cohort that changes ------------------------------------------------------------------------
+
+
+def test_sparse_graphs_are_drawn_anew_for_late_clients(tiny_bert, tmp_path):
+    """Three come before round 2; the tree that takes them in has a graph that all of it drew."""
+    clients, made = few(7), []
+    late = [client.id for client in clients if client.id.startswith("t1")][-3:]
+    job = federation(
+        tiny_bert,
+        **{
+            **QUIET,
+            "rounds": 2,
+            "masking": SPARSE,
+            "cohort": Cohort(late=True),
+            "topology": Topology(sketch_size=64, cut="silhouette", significance=0.9999),
+        },
+    )
+    result = job.run(
+        clients,
+        tmp_path / "run",
+        wrap_transport=lambda t: made.append(Attendance(t, dict.fromkeys(late, (0, 1)))) or made[0],
+    )
+    first, second = (set().union(*r["opened"].values()) for r in result.data["rounds"])
+    assert second - first == set(late)
+    asked = {
+        stage: set(requests) for stage, requests, _ in made[0].seen if stage.endswith(DRAWS[0])
+    }
+    assert asked == {f"round-1/{DRAWS[0]}": first, f"round-2/{DRAWS[0]}": second}
+    old, new = record(tmp_path / "run")["beacons"].values()
+    assert old != new
+    for name in late:
+        assert new in record(tmp_path / "run", name)["beacons"].values()
+    assert result.data["guarantee"]["masks"][-1]["clients"] == len(clients)
