@@ -50,7 +50,7 @@ def cohort_report(
     came = {
         name: first
         for before, (first, tree) in zip(trees, told[1:], strict=False)
-        for name in sorted(_members(tree) - _members(before))
+        for name in _came(before, tree)
     }
     closed = [
         {"round": first, "node": node.name, "members": list(node.members)}
@@ -95,6 +95,19 @@ def _sentences(
         for entry in closed
     ]
     return said
+
+
+def _came(before: Tree, after: Tree) -> list[str]:
+    """Who is in a sum of a part in which it was in none; a head's group has all from the start."""
+    return sorted(
+        {
+            name
+            for part in range(len(after.labels))
+            for group in after.released(part)
+            for name in group
+            if before.group_of(name, part) is None
+        }
+    )
 
 
 def _released(tree: Tree, part_names: Sequence[str]) -> dict[str, list[list[str]]]:

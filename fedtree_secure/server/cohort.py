@@ -97,10 +97,12 @@ class CohortKeeper:
 
     # --- between rounds -------------------------------------------------------------------------
 
-    def missed(self, cohort: frozenset[str], began: frozenset[str]) -> None:
-        """Count the rounds that members missed; declare those gone who missed too many."""
+    def missed(self, asked: frozenset[str], began: frozenset[str]) -> None:
+        """Count the rounds that members missed; declare those gone who missed too many. Who was not
+        asked, because it never came or it is not its turn, missed nothing.
+        """
         most = self._terms.job.cohort.gone_after
-        for name in cohort - frozenset(self._state.gone):
+        for name in sorted(asked - frozenset(self._state.gone)):
             count = 0 if name in began else self._state.missed.get(name, 0) + 1
             self._state.missed[name] = count
             if most is not None and count >= most:

@@ -428,7 +428,7 @@ class Coordinator:
         sums, began = masked.run(begins)
         self._learnt(number, began)
         if not merge:
-            self.cohort.missed(book.cohort & turn_of(self.terms, number), began)
+            self.cohort.missed(frozenset(begins), began)
         book.apply(sums, number)
         record.opened = {name: list(found.members_summed) for name, found in sums.items()}
         record.closed = sorted({node.name for node in plan.nodes} - set(sums))

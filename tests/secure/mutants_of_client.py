@@ -518,7 +518,7 @@ EXPERTS = (
     M(
         "other experts: sums of nodes of others",
         RECEIVED,
-        " or any(entry.node not in by_name for entry in opened):",
+        " or any((e.era, e.node) not in lines for e in opened):",
         ":",
         "hostile_other_experts_opened_sums",
         ROUNDS,
@@ -579,15 +579,15 @@ TREES_CHECKED = (
     M(
         "invented distances: a sketch where a tree needs none",
         TREE,
-        "    if fixed_tree(party.terms, party.facts) is not None or record.voted:\n",
-        "    if record.voted:\n",
+        "    if fixed_tree(party.terms, party.facts) is not None or settled:\n",
+        "    if settled:\n",
         "hostile_invented_distances_where_the_job_needs_none",
         TREES,
     ),
     M(
         "invented distances: a sketch after the vote",
         TREE,
-        " is not None or record.voted:",
+        " is not None or settled:",
         " is not None:",
         "signed_a_tree_makes_no_more_sketches",
         TREES,

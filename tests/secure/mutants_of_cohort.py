@@ -184,14 +184,6 @@ COHORT = (
         HOSTILE,
     ),
     M(
-        "cohort: first labels are the server's word",
-        REQUESTS,
-        "    if tree.labels != proposal.labels:\n",
-        "    if False:\n",
-        LEARNS,
-        HOSTILE,
-    ),
-    M(
         "cohort: who left takes part",
         "client/participant.py",
         "            if party.store.record.leaving:\n",

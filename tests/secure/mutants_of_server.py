@@ -27,8 +27,8 @@ SERVER = (
     M(
         "crashing client: one client's bound is everybody's clip",
         COORDINATOR,
-        "self.joined = self._with_known_heads(self._without_outliers(joined))",
-        "self.joined = self._with_known_heads(joined)",
+        "joined = self._with_known_heads(self._without_outliers(joined))",
+        "joined = self._with_known_heads(joined)",
         "hostile_crashing_client_cannot_widen",
         HOSTILE,
     ),

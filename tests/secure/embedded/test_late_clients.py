@@ -210,6 +210,7 @@ def test_late_client_comes_in_over_a_crash_and_takes_its_group_s_head(
     )
     stages = [stage for stage, _, _ in made[0].seen]
     assert not any("sketch" in stage or "change" in stage for stage in stages)
+    assert result.data["cohort"]["late"] == dict.fromkeys(late, 2)
     last = result.data["rounds"][-1]
     assert last["round"] == 2
     assert [len(survivors) for survivors in last["opened"].values()] == [8, 8]
@@ -222,6 +223,48 @@ def test_late_client_comes_in_over_a_crash_and_takes_its_group_s_head(
         early = {} if client.id in late else {"head": 1, "round 1": 1}
         assert made_of == {"fingerprint": 1, "round 2": 1, **early}
     assert audit(result.folder, "disclosure").verdict == "PASS"
+
+
+def test_late_client_group_that_shrinks_below_the_least_closes(tiny_bert, tmp_path):
+    """Two of a head's four members leave: it is never opened again, and stays where it was."""
+    leave, stay = {"t1-c0": 2, "t1-c1": 2}, ("t1-c2", "t1-c3")
+    made, held = [], {}
+    clients = [
+        dataclasses.replace(client, labels=LABELS[: 2 + client.id.startswith("t1")])
+        for client in make_clients(each=4)
+    ]
+
+    class Watch(Attendance):
+        def exchange(self, stage, requests):
+            if stage == "round-3/advertise":
+                held.update({n: dict(self.participant(n).party.store.state.head) for n in stay})
+            return super().exchange(stage, requests)
+
+    result = federation(
+        tiny_bert,
+        rounds=3,
+        topology=Topology(source="one_group"),
+        training=Training(records=60, sample_rate=0.5, head_steps=2, max_length=16),
+    ).run(
+        clients,
+        tmp_path / "run",
+        wrap_transport=lambda inner: made.append(Watch(inner, leaves=leave)) or made[0],
+    )
+    opened = [sorted(map(len, record["opened"].values())) for record in result.data["rounds"]]
+    assert opened == [[4, 4], [4, 4, 8], [4, 6], [4, 6]]
+    assert [len(record["closed"]) for record in result.data["rounds"]] == [0, 0, 1, 0]
+    told = result.data["cohort"]
+    (closed,) = told["closed"]
+    assert closed["members"] == [*sorted(leave), *stay]
+    assert told["sentences"][-1].startswith(f"{closed['node']} closed before round 3: fewer than 3")
+    for name in stay:
+        party = made[0].participant(name).party
+        assert closed["node"] not in party.store.state.nodes
+        assert any((party.store.state.head[k] != v).any() for k, v in held[name].items())  # at home
+    assert audit(result.folder, "disclosure").verdict == "PASS"
+
+
+LABELS = ("class-0", "class-1", "class-2")
 
 
 def declared(clients):
