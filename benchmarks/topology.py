@@ -33,8 +33,8 @@ START = """# What finding the tree costs over the number of clients
 
 Processor seconds, one thread, on a machine that other work shared. Each number of clients is
 measured in a process of its own: {layers} layers, fingerprints of {hidden} values and gradients of
-{values}, in sketches of 256 and 2,048 rows. Every party computes the tree once in a run, the server
-and each client; "peak" is the whole process, which plays both.
+{values:,}, in sketches of 256 and 2,048 rows. A party computes the tree once in a run, by one of
+the two ways; "peak" is the whole process, which plays server and client.
 
 {marker}
 {end}

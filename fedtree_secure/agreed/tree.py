@@ -262,7 +262,8 @@ def silhouette(distances: Floats, labels: "np.ndarray[Any, Any]", least: int = 2
 
 def _one_hot(labels: "np.ndarray[Any, Any]") -> Floats:
     """(n, clusters) 1 where a member is of a cluster, clusters by number."""
-    return (labels[:, None] == np.unique(labels)[None, :]).astype(np.float64)
+    found: Floats = (labels[:, None] == np.unique(labels)[None, :]).astype(np.float64)
+    return found
 
 
 def _score(sums: Floats, labels: "np.ndarray[Any, Any]", least: int) -> float:
@@ -382,7 +383,8 @@ def _null_distances(rng: np.random.Generator, scale: Floats, dimension: int, ske
     gram *= -2.0
     gram += norms[:, None]
     gram += norms[None, :]
-    return np.maximum(gram, 0.0, out=gram)
+    squared: Floats = np.maximum(gram, 0.0, out=gram)
+    return squared
 
 
 def _bartlett(rng: np.random.Generator, size: int, degrees: int) -> Floats:

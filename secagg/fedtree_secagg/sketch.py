@@ -331,7 +331,8 @@ def _squared(words: npt.NDArray[np.uint32]) -> npt.NDArray[np.float64]:
     norms = products.diagonal()
     squared = np.maximum(norms[:, None] + norms[None, :] - 2.0 * products, 0.0)
     np.fill_diagonal(squared, 0.0)
-    return np.minimum(squared, squared.T)
+    found: npt.NDArray[np.float64] = np.minimum(squared, squared.T)
+    return found
 
 
 def grid_bias(scale: float) -> float:

@@ -1,5 +1,9 @@
 """Which graph of masks a job leads to, what is refused, and what plans and terms are bound to."""
 
+import re
+import tomllib
+from pathlib import Path
+
 import numpy as np
 import pytest
 from small_jobs import federation, make_clients, make_job
@@ -169,3 +173,10 @@ def test_sparse_last_experts_need_the_committee_or_as_many_as_ever():
     assert len(enough_votes(*given, drawn, [*few, *others[7:9]])) == Plan.full_threshold(COUNT)
     # of a graph that was never drawn nobody is in a committee
     assert enough_votes(*given, {}, committee) == ()
+
+
+def test_sparse_settings_of_the_page_on_choosing_are_read():
+    text = (Path(__file__).parents[3] / "docs" / "choosing.md").read_text()
+    (block,) = (b for b in re.findall(r"```toml\n(.*?)```", text, re.DOTALL) if "graph" in b)
+    masking = Masking(**tomllib.loads(block)["masking"])
+    assert sparse_for(masking, 1000) == numbers_for(masking, 1000) is not None
