@@ -43,7 +43,7 @@ CLINICS = {
 MORE = {  # two more clinics, for `make demo-flower`, which has five sites
     "eyes": {
         "routine": ("new reading glasses", "a copy of my prescription", "a test for driving"),
-        "soon": ("itching eyes", "a stye that does not heal", "blurred letters when I read"),
+        "soon": ("itching eyes", "a sore eyelid for a week", "blurred letters when I read"),
         "urgent": ("flashes and a dark curtain", "bleach in my eye", "I suddenly see nothing"),
     },
     "lungs": {

@@ -189,7 +189,8 @@ def model_facts(job: Path, *, model: Path, out: Path, roster: Path | None = None
     from fedtree_secure.model.facts_file import write_facts
     from fedtree_secure.roster_file import read_roster
 
-    given, heads = load_public_job(job), ()
+    given = load_public_job(job)
+    heads: tuple[int, ...] = ()
     if given.head == "group":
         if roster is None:
             raise ConfigurationError(

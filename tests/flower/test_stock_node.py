@@ -20,7 +20,7 @@ def test_a_stock_node_with_an_agent_and_two_own_nodes_finish(six):
         assert exchange["answered"] == places.names
         report = read_json(places.folder / "report.json")
         assert report["fetched"] == places.names
-        (found,) = (places.site(STOCK) / "runs").glob("*")
-        network.until((found / "manifest.json").exists, "the agent delivers")
+        place = places.site(STOCK) / "runs" / report["run"]
+        network.until((place / "manifest.json").exists, "the agent delivers")
     with Ledger.inspect(places.site(STOCK) / "state" / STOCK / "store.sqlite") as ledger:
         assert [e.purpose for e in ledger.entries() if e.event is not None] == ["round 1"]
