@@ -190,7 +190,7 @@ class Watch:
 
     def advise(self, found: Advice) -> None:
         """Say what a person may want to change before anything is spent."""
-        self.observer.note(f"before anything is spent: {found.text}")
+        self.observer.advice(found.text)
         self.events("advice", key=found.key, text=found.text)
 
     def _tell(self) -> None:

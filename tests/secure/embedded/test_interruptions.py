@@ -64,8 +64,7 @@ class Watcher(Silent):
                 time.sleep(0.01)
 
     def note(self, text):
-        if not text.startswith("before anything is spent: "):  # advice on the job
-            self.notes.append(text)
+        self.notes.append(text)
 
 
 def test_ctrl_c_acts_between_clients_and_says_so_at_once(tiny_bert, tmp_path, stores):
