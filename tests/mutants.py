@@ -24,6 +24,7 @@ ROOT = HERE.parent
 sys.path[:0] = [str(HERE), *(str(HERE / tests) for tests in ("secagg", "dp", "secure"))]
 
 from mutant import Mutant  # noqa: E402
+from mutants_of_advice import ADVICE  # noqa: E402
 from mutants_of_agreed import AGREED  # noqa: E402
 from mutants_of_client import CLIENT  # noqa: E402
 from mutants_of_contents import CONTENTS  # noqa: E402
@@ -83,7 +84,7 @@ GROUPS = {
         HERE / "secure",
         (
             *(*MODEL, *CLIENT, *AGREED, *OF_CUTS, *GRADIENTS, *SERVER, *EVIDENCE, *SITES),
-            *(*PRODUCT, *OF_UNITS_IN_THE_PRODUCT, *WATCHING, *SHARED_IN_THE_PRODUCT),
+            *(*PRODUCT, *OF_UNITS_IN_THE_PRODUCT, *WATCHING, *SHARED_IN_THE_PRODUCT, *ADVICE),
         ),
     ),
 }
