@@ -63,6 +63,10 @@ class Observer(Protocol):
         """Something that a person must know at once."""
         ...
 
+    def advice(self, text: str) -> None:
+        """Something that a person may want to change before anything is spent."""
+        ...
+
 
 class Silent:
     """Shows nothing but notes, which are logged as warnings."""
@@ -91,6 +95,9 @@ class Silent:
     def note(self, text: str) -> None:
         """See `Observer.note`."""
         log.warning("%s", text)
+
+    def advice(self, text: str) -> None:
+        """See `Observer.advice`."""
 
 
 class Notes(Silent):
@@ -169,6 +176,10 @@ class Bars:
     def note(self, text: str) -> None:
         """See `Observer.note`."""
         self.console.print(_plain(text), style="yellow", highlight=False, markup=False)
+
+    def advice(self, text: str) -> None:
+        """See `Observer.advice`."""
+        self.note(f"advice: {text}")
 
     def _show(self) -> None:
         if self._rounds is not None:
@@ -260,6 +271,10 @@ class Lines:
     def note(self, text: str) -> None:
         """See `Observer.note`."""
         self._write(_plain(text))
+
+    def advice(self, text: str) -> None:
+        """See `Observer.advice`."""
+        self.note(f"advice: {text}")
 
     def _sign_of_life(self) -> None:
         if self._stage and self._clock() - self._last >= SILENCE_S:

@@ -8,6 +8,7 @@ import contextlib
 import dataclasses
 import os
 import signal
+import statistics
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -56,6 +57,7 @@ from fedtree_secure.events import Events
 from fedtree_secure.model.backbone import Backbone
 from fedtree_secure.model.rows import ClientData
 from fedtree_secure.report.evidence import write_evidence
+from fedtree_secure.report.expected import noise_to_clip, of_features, of_noise
 from fedtree_secure.report.manifest import write_manifest
 from fedtree_secure.report.summary import Result
 from fedtree_secure.server.coordinator import Coordinator, Hooks
@@ -115,7 +117,7 @@ def _run(
     if options.simulate:
         plan += plan_of_references(job, out, declared)
     watching = Watching(Forecast(plan), events)
-    result = _run_once(job, clients, out, options, watching)
+    result = _run_once(job, clients, out, options, watching, advise=True)
     run = str(read_json(out / "job.json")["run"])
     if options.simulate:
 
@@ -154,7 +156,13 @@ class Watching:
 
 
 def _run_once(
-    job: Job, clients: Sequence[Client], out: Path, options: RunOptions, watching: Watching
+    job: Job,
+    clients: Sequence[Client],
+    out: Path,
+    options: RunOptions,
+    watching: Watching,
+    *,
+    advise: bool = False,
 ) -> Result:
     if options.resume and not (out / "job.json").exists():
         raise RunFolderError(
@@ -182,6 +190,8 @@ def _run_once(
             if new:  # refused before anything happened: the folder is free for another run
                 empty(out)
             raise
+        if advise and new:
+            _advise(setting, sides)
         clock.lap("read data, plan noise")
         kept_messages = out / "messages.bin" if options.auditable else None
         transcript = Transcript(out / "transcript.txt", kept_messages)
@@ -202,6 +212,19 @@ def _set_up(
         train = plant(setting.folder, data, job, tokenizer, options.canaries, os.urandom)
         setting = dataclasses.replace(setting, shared=options.shared.without_caches())
     return setting, data, open_parties(stack, setting, train)
+
+
+def _advise(setting: Setting, sides: Parties) -> None:
+    """Say what public numbers say of adapters, before anything is spent."""
+    job, backbone = setting.job, setting.backbone
+    values, ratios = backbone.layout().length, []
+    for client in setting.clients:
+        plan = sides.participants[client.id].party.member.noise_plan
+        records = client.records or job.training.records
+        ratios.append(noise_to_clip(job, plan, records, values))
+    noisy = of_noise(job, statistics.median(ratios), len(setting.clients))
+    for found in filter(None, (of_features(job, backbone.pooling), noisy)):
+        setting.watch.advise(found)
 
 
 def _path(state: Path | str | None) -> Path | None:

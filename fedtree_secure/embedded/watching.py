@@ -22,6 +22,7 @@ from fedtree_secure.embedded.in_process import InProcess
 from fedtree_secure.embedded.progress import Observer
 from fedtree_secure.events import Events
 from fedtree_secure.model.facts import ModelFacts
+from fedtree_secure.report.advice import Advice
 from fedtree_secure.report.statement import quick_epsilon, without_path
 from fedtree_secure.server.state import RoundRecord
 from fedtree_secure.server.telemetry import RoundMeter, layers_of
@@ -201,6 +202,11 @@ class Watch:
         """Say something that a person must know at once: names and stages, no error's text."""
         self.observer.note(text)
         self.events("note", text=text)
+
+    def advise(self, found: Advice) -> None:
+        """Say what a person may want to change before anything is spent."""
+        self.observer.advice(found.text)
+        self.events("advice", key=found.key, text=found.text)
 
     def _tell(self) -> None:
         self.observer.left(self.forecast.left())

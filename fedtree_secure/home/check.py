@@ -27,7 +27,8 @@ from fedtree_secure.home.cost import estimate
 from fedtree_secure.job_file import ClientFiles, load_job
 from fedtree_secure.model.backbone import Backbone
 from fedtree_secure.model.rows import ClientData
-from fedtree_secure.report.advice import drowned, too_few
+from fedtree_secure.report.advice import too_few
+from fedtree_secure.report.expected import noise_to_clip, of_features, of_noise
 
 OFF = 0.2  # of the declared size: above this, it is said
 LEAST_SHARE = 0.05  # of a label among the rows
@@ -193,6 +194,8 @@ def _say_model(report: Report, job: Job, backbone: Backbone) -> None:
         f"{len(backbone.tokenizer)} tokens"
         + ("" if job.task == "causal-lm" else f"; the head reads {backbone.pooling} states")
     )
+    if found := of_features(job, backbone.pooling):
+        report.advice.append(found.text)
 
 
 def _say_labels(report: Report, job: Job, data: Sequence[tuple[Client, ClientData]]) -> None:
@@ -255,7 +258,7 @@ def _say_noise(
             report.facts.append(f"noise: {', '.join(names)}: no rounds, heads alone")
             continue
         multiplier = part_of(job, plan.rounds) if job.noise == "shared" else plan.rounds
-        ratio = multiplier * math.sqrt(values) / (job.training.sample_rate * records)
+        ratio = noise_to_clip(job, plan, records, values)
         if job.noise == "shared":
             report.facts.append(_assumed(job, plan, budget, spent))
         report.facts.append(
@@ -264,12 +267,8 @@ def _say_noise(
             + f": multiplier {multiplier:.3g} a step; its noise is {ratio:.2g} of the clipping "
             f"norm, {ratio / math.sqrt(len(clients)):.2g} in one group of all"
         )
-        if drowned(ratio, len(clients)):
-            report.advice.append(
-                f"the noise of {', '.join(names)} moves the adapters more than data can, even in "
-                "one group: more records, fewer rounds, a smaller lora.r or fewer last_layers; "
-                "the head alone may be as good here (docs/utility.md)"
-            )
+        if found := of_noise(job, ratio, len(clients)):
+            report.advice.append(f"{', '.join(names)}: {found.text}")
 
 
 def _assumed(job: Job, plan: NoisePlan, budget: PrivacyBudget, spent: Sequence[Event]) -> str:

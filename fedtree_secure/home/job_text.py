@@ -108,7 +108,7 @@ def _head(
 # the sizes, which were taken from your rows, before you share it.
 
 backbone = {_quoted(choices.backbone or ENCODER)}  # local folder, .gguf file or hub id
-{task}rounds = 4
+{task}rounds = 4               # of adapters; 0: heads alone (`check` says where that is better)
 
 [privacy]                # of each client, for its data set, over all jobs on it
 epsilon = {budget.epsilon:g}

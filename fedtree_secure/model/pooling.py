@@ -106,7 +106,7 @@ def pooling_of(
     """
     if wanted != "auto":
         return wanted
-    trained = _trained_pooling(folder)
+    trained = trained_pooling(folder)
     if trained is not None:
         return trained
     if hasattr(model, "score"):
@@ -116,7 +116,12 @@ def pooling_of(
     return "mean" if fresh_layers else "native"
 
 
-def _trained_pooling(folder: Path) -> Pooled | None:
+def trained_pooling(folder: Path) -> Pooled | None:
+    """Return what a sentence transformer's own configuration says; None without one.
+
+    Raises:
+        BackboneError: It was trained for a pooling that is not offered.
+    """
     path = folder / "1_Pooling" / "config.json"
     if not path.is_file():
         return None

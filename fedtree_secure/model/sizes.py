@@ -1,4 +1,4 @@
-"""How many values a job trains, from the model's configuration alone: no weight is read."""
+"""What a job trains and reads, from the model's configuration alone: no weight is read."""
 
 from typing import Any
 
@@ -14,6 +14,18 @@ from fedtree_secure.model.experts import (
     places,
 )
 from fedtree_secure.model.loading import find_checkpoint
+from fedtree_secure.model.pooling import trained_pooling
+
+
+def known_pooling(job: Job) -> str:
+    """Return what the head reads, as far as it can be told without loading weights; else nothing.
+
+    Raises:
+        BackboneError: The backbone is missing, or was trained for a pooling that is not offered.
+    """
+    if job.training.pooling != "auto" or job.task == "causal-lm":
+        return "" if job.task == "causal-lm" else job.training.pooling
+    return trained_pooling(find_checkpoint(job.backbone)[0]) or ""
 
 
 def trained_values(job: Job) -> int:

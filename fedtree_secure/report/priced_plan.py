@@ -17,7 +17,9 @@ from fedtree_secure.agreed.noise_plan import events_of, part_of, plan_noise, sta
 from fedtree_secure.config import Job
 from fedtree_secure.errors import ConfigurationError
 from fedtree_secure.job_file import ClientFiles, load_job
-from fedtree_secure.model.sizes import trained_values
+from fedtree_secure.model.sizes import known_pooling, trained_values
+from fedtree_secure.report.advice import Advice
+from fedtree_secure.report.expected import of_features, of_noise
 
 # Epsilon of a plan is solved for at a delta; the epsilon beside it is then not looked at.
 _ANY_EPSILON = 1.0
@@ -79,6 +81,7 @@ class PricedPlan:
         honest_others: Where noise is shared: epsilon by the number of honest others in every sum,
             from what `epsilon` counts on down to none; else empty.
         part: Where noise is shared: the noise multiplier that one member of a sum adds.
+        advice: What follows for the job's adapters, where there is a job file.
     """
 
     title: str
@@ -89,6 +92,7 @@ class PricedPlan:
     counted: str = "record"
     honest_others: tuple[shared.Assumed, ...] = ()
     part: float | None = None
+    advice: tuple[Advice, ...] = ()
 
     @property
     def epsilon(self) -> float:
@@ -147,6 +151,8 @@ class PricedPlan:
                 f". Noise is shared: each member adds {self.part:.4g}; epsilon holds while "
                 f"{condition(honest)}. By number of honest others: {found}"
             )
+        for advice in self.advice:
+            table.caption += f". Advice: {advice.text}"
         return table
 
 
@@ -209,8 +215,14 @@ def price_job_file(
             f'{given}; with noise = "shared" solve for the noise alone: all clients add the same '
             "part, which follows from the job's epsilon and own_epsilon"
         )
+    features = None
     if parameters is None:
-        parameters = trained_values(job)
+        parameters, features = trained_values(job), of_features(job, known_pooling(job))
+
+    def advised(priced: PricedPlan) -> PricedPlan:
+        noise = of_noise(job, priced.noise_to_clip, len(clients))
+        return replace(priced, advice=tuple(filter(None, (features, noise))))
+
     groups: dict[tuple[PrivacyBudget, int], list[ClientFiles]] = {}
     for client in clients:
         key = (client.privacy or job.privacy, client.records or job.training.records)
@@ -219,20 +231,19 @@ def price_job_file(
     for (budget, records), members in groups.items():
         if job.noise == "shared":
             title = ", ".join(client.id for client in members)
-            found.append(_price_shared(job, budget, (), parameters, title))
+            found.append(advised(_price_shared(job, budget, (), parameters, title)))
             continue
         plan = plan_of_job(job, budget, records, parameters)
         title = ", ".join(client.id for client in members)
-        found.append(
-            price(
-                plan,
-                budget,
-                unknown=unknown,
-                noise_multiplier=noise_multiplier,
-                title=title,
-                job=job,
-            )
+        priced = price(
+            plan,
+            budget,
+            unknown=unknown,
+            noise_multiplier=noise_multiplier,
+            title=title,
+            job=job,
         )
+        found.append(advised(priced))
     return found
 
 

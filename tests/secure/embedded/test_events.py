@@ -1,5 +1,6 @@
 """Events of an embedded run: what is written, in which order, and what never is."""
 
+import dataclasses
 import json
 import os
 import signal
@@ -8,10 +9,11 @@ import time
 from pathlib import Path
 
 import pytest
-from small_jobs import Adversary, federation, make_clients
+from small_jobs import Adversary, federation, make_clients, make_job
 
 from fedtree_secure import ConfigurationError, RunStopped, Topology
 from fedtree_secure.events import ALWAYS, FACTS, SCHEMA, Events
+from fedtree_secure.report.advice import FEATURES
 from fedtree_secure.storage import read_json
 
 sys.path[:0] = [str(Path(__file__).parents[1] / "cli")]
@@ -37,7 +39,8 @@ def told(tiny_bert, tmp_path_factory):
     """Run folder and events of a run that was stopped after a round, and went on."""
     place = tmp_path_factory.mktemp("events")
     path, out = place / "events.jsonl", place / "run"
-    job = federation(tiny_bert, rounds=2, topology=ONE)
+    training = dataclasses.replace(make_job(tiny_bert).training, pooling="mean")
+    job = federation(tiny_bert, rounds=2, topology=ONE, training=training)
     options = {"state": place / "state", "events": path, "progress": False}
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("FEDTREE_HEADS", str(place / "heads"))
@@ -132,8 +135,23 @@ def test_the_tree_is_told_by_sizes(lines):
 def test_advice_from_public_facts_is_told_and_no_other(told, lines):
     advice = read_json(told[0] / "summary.json")["advice"]
     assert {found["public"] for found in advice} == {True, False}  # the search has an object
-    shown = [(line["key"], line["text"]) for line in of(lines, "advice")]
+    order = [line["event"] for line in lines]
+    spent = order.index("exchange")
+    shown = [(x["key"], x["text"]) for x in lines[spent:] if x["event"] == "advice"]
     assert shown == [(found["key"], found["text"]) for found in advice if found["public"]]
+
+
+def test_what_public_numbers_say_of_adapters_is_told_once_before_anything_is_spent(lines):
+    """Its head reads mean-pooled states."""
+    order = [line["event"] for line in lines]
+    before = lines[: order.index("exchange")]
+    keys = [line["key"] for line in before if line["event"] == "advice"]
+    notes = [line for line in before if line["event"] == "note"]
+    assert keys == [FEATURES]
+    assert not notes  # it is an event of its own
+    again = lines[order.index("ended") :]
+    told = [x["event"] for x in again[: [x["event"] for x in again].index("exchange")]]
+    assert "advice" not in told
 
 
 def test_nothing_that_was_measured_on_test_rows_is_told(told, lines):

@@ -101,7 +101,9 @@ def test_a_folder_name_puts_no_control_character_into_a_log():
     lines.job("a\x1b[31m\nb", 1)
     lines.stage("join", 3)
     lines.note("c\rd")
-    assert found == ["a?[31m?b: 1 round; join; time left unknown", "c?d"]
+    lines.advice("e\rf")
+    began = "a?[31m?b: 1 round; join; time left unknown"
+    assert found == [began, "c?d", "advice: e?f"]
 
 
 def test_a_job_that_is_refused_leaves_nothing_but_the_refusal():
@@ -132,6 +134,7 @@ def test_bars_are_for_terminals_alone(monkeypatch):
 def test_notes_are_all_that_quiet_leaves(capsys):
     play(Notes())
     Notes().note("stopping\x1b")
+    Notes().advice("can wait")
     assert capsys.readouterr().err == "stopping?\n"
 
 

@@ -168,3 +168,15 @@ def test_every_kind_of_job_can_be_checked(job, tiny_bert, tiny_llama, change):
     assert {client.balance == "-" for client in report.clients} == {change == "a language model"}
     assert any("heads alone" in fact for fact in report.facts) == (change == "heads alone")
     assert any(fact.startswith("time: about") for fact in report.facts)
+
+
+def test_adapters_that_are_not_expected_to_pay_are_said_with_both_reasons(job, stores):
+    both = ("mean-pooled states", "times the clipping norm even among 3 clients")
+    replace(job, "records = 60", 'records = 60\npooling = "native"')
+    assert not any(said in line for line in examine(job).advice for said in both)
+    replace(job, '"native"', '"mean"')
+    replace(job, "epsilon = 8", "epsilon = 0.2")
+    advice = examine(job).advice
+    assert [sum(said in line for line in advice) for said in both] == [1, 1]
+    replace(job, "rounds = 1", "rounds = 0")
+    assert not any(said in line for line in examine(job).advice for said in both)

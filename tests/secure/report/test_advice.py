@@ -115,13 +115,14 @@ def test_too_few_clients_for_two_groups_are_counted():
     assert "the warm-up" in too_few("lora_b", 5, 3)
 
 
-def test_noise_above_the_clip_in_the_largest_group_is_advised_about():
+def test_more_noise_in_the_largest_group_than_adapters_have_paid_with_is_advised_about():
     data = summary()
     each(data, noise_to_clip=3.0)
     (found,) = advice_of(data)
     assert (found.key, found.public) == (NOISE, True)
     assert "1.7 times the clipping norm even among 3 clients" in found.text
-    each(data, noise_to_clip=1.7)  # below the root of three
+    assert "or rounds = 0, the head alone" in found.text
+    each(data, noise_to_clip=0.7)  # below .45 times the root of three
     assert keys(data) == []
     each(data, noise_to_clip=None)  # heads alone: nothing is drowned
     assert keys(data) == []
