@@ -172,8 +172,8 @@ SHARED_IN_THE_PRODUCT = (
     M(
         "shared: no floor of a member's own noise",
         PLAN,
-        '    if found["rounds"] <= plan.rounds:\n        return plan\n',
-        "    return plan\n",
+        '    if found["rounds"] > plan.rounds:\n',
+        "    if False:\n",
         "is_a_floor",
         RUNS,
     ),

@@ -288,6 +288,6 @@ def test_disclosure_counts_the_sums_of_shared_heads():
             {"layers": [], "heads": [group], "rounds": [{"round": 0, "opened": opened}]}
         )
 
-    assert [row.place for row in released(["c0", "c1", "c2"])] == [(0, "head 0")]
+    assert [row.place for row in released(["c0", "c1", "c2"])] == [(0, "head of c0")]
     with pytest.raises(disclosure.MissingEvidence, match="no layer of the summary explains"):
         disclosure.rows_of({"layers": [], "rounds": [{"round": 0, "opened": {"head-x": []}}]})

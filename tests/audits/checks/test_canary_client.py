@@ -49,16 +49,16 @@ def test_values_that_never_move_are_no_division_by_zero():
 
 
 def test_the_guard_is_back_after_a_broken_build():
-    shipped = inside.round_plan.Plan, inside.party.tree_of
+    shipped = inside.graph.Plan, inside.party.tree_of
 
     def broken():
         with any_group_opens():
-            assert inside.round_plan.Plan is AnyGroup
+            assert inside.graph.Plan is AnyGroup
             raise KeyError
 
     with pytest.raises(KeyError):
         broken()
-    assert (inside.round_plan.Plan, inside.party.tree_of) == shipped
+    assert (inside.graph.Plan, inside.party.tree_of) == shipped
 
 
 def test_two_clusters_share_a_trunk():
