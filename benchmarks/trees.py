@@ -7,8 +7,8 @@
 All methods have the same clients, rows, frozen features, head of the group, budget and number of
 steps; see `peers`. A cell is a method, a setting, an epsilon and a seed; each finished one is a
 line of the results file and is not run again. Test rows of different seeds are disjoint. Head steps
-come first and are the same for all methods whose plan gives them the same noise, so that
-differences are paired; intervals are over the seeds (Student), 95%.
+come first and are, within one call, the same for all methods whose plan gives them the same noise.
+Differences are paired by seed; intervals are over the seeds (Student), 95%.
 
 Settings (`SETTINGS`): features are those of a pooler that MiniLM was not trained with, so that a
 head alone finds little; texts are cut to 24 tokens; 800 rows a client, 400 test rows.

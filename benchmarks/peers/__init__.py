@@ -20,6 +20,7 @@ from peers import (
     rolora,
     silhouette_tree,
     tree,
+    tree_both,
     tree_without_external,
 )
 
@@ -36,6 +37,7 @@ METHODS: dict[str, ModuleType] = {
     "FedLEASE": flat,
     "PINA": pina,
     "tree": tree,
+    "tree, A and B": tree_both,
     "tree, no external": tree_without_external,
     "tree, silhouette": silhouette_tree,
 }

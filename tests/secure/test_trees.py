@@ -175,7 +175,7 @@ def test_flat_clusters_are_the_tasks_where_noise_is_small(trees, stage, deep_ber
     assert all(equal(held(game, layer)) == TASK for layer in range(DEPTH))
 
 
-@pytest.mark.parametrize("name", ["tree", "tree, no external", "tree, silhouette"])
+@pytest.mark.parametrize("name", ["tree", "tree, A and B", "tree, no external", "tree, silhouette"])
 def test_a_tree_shares_what_its_cuts_say(trees, stage, deep_bert, name):
     noise = NoisePlan(fingerprint=1e-3, rounds=0.5)
     game, method = played(trees, stage[0], deep_bert, name, noise)

@@ -7,12 +7,13 @@ import math
 from dataclasses import replace
 
 import pytest
-from small_jobs import federation, make_job, write_job_file
+from small_jobs import make_job, write_job_file
 
 from fedtree_dp import PrivacyBudget
-from fedtree_secure import Topology, Training
-from fedtree_secure.agreed.noise_plan import part_of, plan_noise
-from fedtree_secure.model.sizes import known_pooling, trained_values
+from fedtree_dp.account.planner import signal_ratio
+from fedtree_secure import Masking, Topology, Training
+from fedtree_secure.agreed.noise_plan import NoisePlan
+from fedtree_secure.model.sizes import known_pooling
 from fedtree_secure.report.advice import FEATURES, NOISE, PAYS
 from fedtree_secure.report.expected import noise_to_clip, of_features, of_noise
 from fedtree_secure.report.priced_plan import price_job_file
@@ -61,17 +62,13 @@ def test_noise_is_weighed_in_the_mean_of_all_clients(clients):
     assert "rounds = 0" not in headless.text
 
 
-def test_the_ratio_is_the_planners(tiny_bert):
-    job = make_job(tiny_bert, topology=Topology(source="one_group"))
-    plan, values = plan_noise(job, job.privacy), trained_values(job)
-    planned = federation(tiny_bert, topology=job.topology).plan(records=ROWS)
-    assert noise_to_clip(job, plan, ROWS, values) == pytest.approx(planned.noise_to_clip, rel=1e-6)
+def test_the_ratio_is_the_planners_and_with_shared_noise_that_of_one_part():
+    job, plan, values = job_of(topology=Topology(source="one_group")), NoisePlan(rounds=2.0), 512
+    whole = signal_ratio(2.0, values, job.training.sample_rate * ROWS)
+    assert noise_to_clip(job, plan, ROWS, values) == pytest.approx(whole, rel=1e-9)
     budget = PrivacyBudget(epsilon=8, delta=1e-3, own_epsilon=14)
-    shared = replace(job, noise="shared", privacy=budget)
-    plan = plan_noise(shared, budget)
-    part = part_of(shared, plan.rounds) / plan.rounds
-    whole = plan.rounds * math.sqrt(values) / (job.training.sample_rate * ROWS)
-    assert noise_to_clip(shared, plan, ROWS, values) == pytest.approx(part * whole, rel=1e-9)
+    shared = replace(job, noise="shared", privacy=budget, masking=Masking(min_group=5, colluders=1))
+    assert noise_to_clip(shared, plan, ROWS, values) == pytest.approx(whole / 2, rel=1e-9)
 
 
 def test_pooling_is_known_without_weights_where_a_file_says_it(tmp_path):
