@@ -10,7 +10,7 @@ from small_jobs import federation, make_clients, make_job
 
 from fedtree_secagg import Beacon, Identity, Plan, Roster
 from fedtree_secure import ConfigurationError, Masking
-from fedtree_secure.agreed.graph import check_graph, numbers_for, sparse_for
+from fedtree_secure.agreed.graph import check_graph, graph_bytes, numbers_for, sparse_for
 from fedtree_secure.agreed.graph_facts import graphs_of
 from fedtree_secure.agreed.messages import NodeDigest
 from fedtree_secure.agreed.round_plan import draft_of_round, enough_votes, plan_of_round
@@ -90,11 +90,16 @@ def test_sparse_more_dropouts_than_a_complete_graph_leaves_are_refused():
             Masking(**bad)
 
 
-def test_sparse_settings_are_agreed_and_older_jobs_read_as_before():
+def test_sparse_settings_are_agreed_and_older_jobs_read_as_before(monkeypatch):
     usual, asked = terms(Masking()), terms()
     assert usual.job.to_dict()["masking"] == {"min_group": 3, "colluders": 1}
     assert asked.job.to_dict()["masking"]["graph"] == "sparse"
     assert usual.digest != asked.digest
+    # another version of the choice would be noticed before anything is computed
+    assert graph_bytes(SPARSE, COUNT) == b"\0graph\n4 3 1"
+    assert graph_bytes(Masking(), COUNT) == b""
+    monkeypatch.setattr("fedtree_secure.agreed.terms.graph_bytes", lambda *_: b"\0graph\n6 4 1")
+    assert terms().digest != asked.digest
 
 
 def test_sparse_plans_have_the_rounds_nodes_and_another_beacon_another_hash():
