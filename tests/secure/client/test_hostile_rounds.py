@@ -14,7 +14,7 @@ from takeover import changed, hostile
 from tiny_models import WORDS
 
 from fedtree_dp import DPSGD, Ledger, NoiseSource, TrainingError
-from fedtree_secure import Topology, Training
+from fedtree_secure import PrivacyBudget, Topology, Training
 from fedtree_secure.agreed import messages as wire
 from fedtree_secure.agreed.messages import OpenedSum, Protocol, Refused, WireError, pack, unpack
 from fedtree_secure.agreed.moves import node_digest, start
@@ -171,7 +171,9 @@ def test_hostile_guards_as_oracle_charges_are_on_the_disk_before_anything_is_com
     training = Training(
         records=60, sample_rate=0.5, head_steps=2, head_sample_rate=0.5, max_length=16
     )
-    job = federation(tiny_bert, rounds=2, topology=Topology(sketch_size=64), training=training)
+    # Under this much noise the tree leaves nobody alone.
+    changes = {"topology": Topology(sketch_size=64), "privacy": PrivacyBudget(0.5, 1e-3)}
+    job = federation(tiny_bert, rounds=2, training=training, **changes)
     job.run(make_clients(), tmp_path / "run", wrap_transport=Watch)
     alone = ("step", "round 2", False)
     seen = set(found) - {alone}  # a client that the tree left to itself uploads nothing
