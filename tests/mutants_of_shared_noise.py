@@ -123,7 +123,7 @@ SHARED_IN_THE_PRODUCT = (
     ),
     M(
         "shared: h counted too high",
-        CONFIG,
+        "settings.py",
         "        return self.min_group - max(self.colluders, 1)\n",
         "        return self.min_group\n",
         "curious_member",
@@ -131,7 +131,7 @@ SHARED_IN_THE_PRODUCT = (
     ),
     M(
         "shared: a curious member is forgotten",
-        CONFIG,
+        "settings.py",
         "        return self.min_group - max(self.colluders, 1)\n",
         "        return self.min_group - self.colluders\n",
         "curious_member",
