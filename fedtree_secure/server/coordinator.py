@@ -7,7 +7,6 @@ writes down its state, so that an interrupted run continues with the next round.
 
 import functools
 import logging
-import statistics
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +17,6 @@ import numpy as np
 from fedtree_secagg import Identity, SecAggError
 from fedtree_secure.agreed import messages as wire
 from fedtree_secure.agreed.round_plan import (
-    clip_is_usable,
     compute_tree,
     draft_of_round,
     enough_votes,
@@ -27,14 +25,12 @@ from fedtree_secure.agreed.round_plan import (
     fixed_tree,
     gradient_context,
     gradient_noise,
-    largest_change,
     plan_of_round,
     sketch_context,
     tree_without_distances,
     vote_bytes,
 )
 from fedtree_secure.agreed.schedule import opens, turn_of
-from fedtree_secure.agreed.shared_noise import shared_clip
 from fedtree_secure.agreed.stages import FIRST, MERGE, Exchange, in_round
 from fedtree_secure.agreed.terms import Terms
 from fedtree_secure.agreed.transport import Transport
@@ -42,6 +38,7 @@ from fedtree_secure.agreed.tree import Tree
 from fedtree_secure.errors import RunStopped
 from fedtree_secure.model.facts import ModelFacts
 from fedtree_secure.report.cohort import Attendance
+from fedtree_secure.server.admission import Admission
 from fedtree_secure.server.channel import Channel, Missed, refusals
 from fedtree_secure.server.cohort import CohortKeeper, noise_energy
 from fedtree_secure.server.experts import NodeBook
@@ -50,7 +47,6 @@ from fedtree_secure.server.protocol import MaskedRound, run_sketch
 from fedtree_secure.server.state import RoundRecord, StateFolder
 
 log = logging.getLogger("fedtree_secure.server")
-CLIP_OUTLIER = 16.0  # a client whose bound is so many times the median takes no part
 
 
 @dataclass(frozen=True)
@@ -105,7 +101,7 @@ class Coordinator:
             save=lambda: self._folder.save(self.state),
             signed=self._signed,
         )
-        self._left_out: frozenset[str] = frozenset()
+        self._admission = Admission(terms, facts, self._channel)
         self.finished: frozenset[str] = frozenset()
         self._votes: dict[str, bytes] = {}
         self.book: NodeBook | None = None
@@ -147,7 +143,6 @@ class Coordinator:
         """
         self._folder.save(self.state)
         self._join()
-        self._fix_clips()
         if self.state.labels is None:
             self._find_tree()
         self._prepare(str(Exchange.PREPARE), self.joined, needed=True)
@@ -161,11 +156,7 @@ class Coordinator:
     # --- before the first round -----------------------------------------------------------------
 
     def _join(self) -> None:
-        request = wire.Join(self.terms.digest, self.facts.digest)
-        replies = self._channel.exchange(Exchange.JOIN, dict.fromkeys(self.terms.names, request))
-        joined = {n: reply for n, reply in replies.items() if isinstance(reply, wire.Joined)}
-        joined = self._with_known_heads(self._without_outliers(joined))
-        for name, reply in joined.items():
+        for name, reply in self._admission.first(Exchange.JOIN).items():
             if name not in self.state.gone:
                 self.cohort.took(name, reply)
         if len(self.joined) < self.job.masking.min_group:
@@ -173,41 +164,18 @@ class Coordinator:
                 f"{len(self.joined)} of {len(self.terms.names)} clients joined; at least min_group "
                 f"= {self.job.masking.min_group} are needed, or nothing may be summed"
             )
-
-    def _with_known_heads(self, joined: dict[str, wire.Joined]) -> dict[str, wire.Joined]:
-        """Leave out clients whose head is not the one that the terms pin for their group."""
-        wanted = {name: group.outputs for group in self.terms.heads for name in group.members}
-        other = {n for n, reply in joined.items() if wanted.get(n, reply.outputs) != reply.outputs}
-        for name in sorted(other):
-            log.warning("client %s takes no part: its head has other outputs than pinned", name)
-        return {name: reply for name, reply in joined.items() if name not in other}
-
-    def _without_outliers(self, joined: dict[str, wire.Joined]) -> dict[str, wire.Joined]:
-        """Leave out clients whose bound would make the grid useless for all others."""
-        bounds = {name: self._bound(reply, merge=False) for name, reply in joined.items()}
-        if not bounds:
-            return joined
-        most = CLIP_OUTLIER * statistics.median(bounds.values())
-        self._left_out = frozenset(name for name, bound in bounds.items() if bound > most)
-        for name in sorted(self._left_out):
-            log.warning("client %s takes no part: its bound is far above the others'", name)
-        return {name: reply for name, reply in joined.items() if bounds[name] <= most}
+        if not self.state.clips:  # fixed once; clients accept no others later
+            self.state.clips = self._admission.clips(self.joined)
+            self._folder.save(self.state)
 
     def _join_late(self, number: int) -> None:
-        """Ask those to join who did not answer before: they may be back, or have approved now."""
-        away = {*self.joined, *self._left_out, *self.state.gone, *self._channel.left}
+        left_out = self._admission.left_out
+        away = {*self.joined, *left_out, *self.state.gone, *self._channel.left}
         missing = [name for name in self.terms.names if name not in away]
         if not missing:
             return
-        request = wire.Join(self.terms.digest, self.facts.digest)
-        asked = dict.fromkeys(missing, request)
-        replies = self._channel.exchange(in_round(number, Exchange.JOIN), asked, needed=False)
-        joined = {n: reply for n, reply in replies.items() if isinstance(reply, wire.Joined)}
-        for name, reply in self._with_known_heads(joined).items():
-            if not clip_is_usable(self.state.clips["round"], self._bound(reply, merge=False)):
-                log.warning("client %s takes no part: the run's clip would cut its updates", name)
-                self._left_out |= {name}
-                continue
+        exchange, clip = in_round(number, Exchange.JOIN), self.state.clips["round"]
+        for name, reply in self._admission.late(exchange, missing, clip).items():
             log.info("client %s joins before round %d", name, number)
             self.cohort.took(name, reply)
         late = [name for name in missing if name in self.joined]
@@ -226,20 +194,6 @@ class Coordinator:
         heads = {n.name for n in self.book.nodes if n.ranges[0] in self.facts.layout.heads}
         mine = {node.name for node in self.book.nodes if name in node.members} & heads
         return any(entry.round == MERGE and entry.node in mine for entry in self.book.opened)
-
-    def _bound(self, reply: wire.Joined, *, merge: bool) -> float:
-        if self.job.noise == "shared" and not merge:
-            return shared_clip(self.terms)
-        return largest_change(self.job, reply.noise_multiplier, reply.records, merge=merge)
-
-    def _fix_clips(self) -> None:
-        """Fix the run's clips once; clients accept no others later."""
-        if not self.state.clips:
-            self.state.clips = {
-                kind: max(self._bound(r, merge=kind == "merge") for r in self.joined.values())
-                for kind in ("round", "merge")
-            }
-            self._folder.save(self.state)
 
     def _find_tree(self) -> None:
         fixed = fixed_tree(self.terms, self.facts)

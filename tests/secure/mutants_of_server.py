@@ -26,9 +26,9 @@ SERVER = (
     ),
     M(
         "crashing client: one client's bound is everybody's clip",
-        COORDINATOR,
-        "joined = self._with_known_heads(self._without_outliers(joined))",
-        "joined = self._with_known_heads(joined)",
+        "server/admission.py",
+        "self._with_known_heads(self._without_outliers(self._asked(exchange, needed=True)))",
+        "self._with_known_heads(self._asked(exchange, needed=True))",
         "hostile_crashing_client_cannot_widen",
         HOSTILE,
     ),
