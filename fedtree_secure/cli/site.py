@@ -167,5 +167,33 @@ def approve(site: Path, job: Path, *, yes: bool = False) -> int:
     return 0
 
 
+@site_app.command
+def leave(site: Path, run: str, *, yes: bool = False) -> int:
+    """End this site's part in a run, for good. Stop its node first, and start it again after.
+
+    The node then answers the run's requests with a signed farewell. Nothing more is charged for it;
+    what was uploaded stays in the sums, and there is no way back.
+
+    Parameters
+    ----------
+    site
+        Folder of site.toml.
+    run
+        Name of the run, as `fedtree-secure site status` shows it.
+    yes
+        Do not ask on the terminal.
+    """
+    from fedtree_secure.site.site import Site
+
+    with Site.open(site) as opened:
+        question = f"Leave run {run} for good? There is no way back. [y/N] "
+        if not yes and input(question).strip().lower() not in ("y", "yes"):
+            _say("Nothing was changed.")
+            return 1
+        opened.leave(run)
+    _say(f"Left run {run}. Start the node again, so that it says so to the server.")
+    return 0
+
+
 def _say(text: str) -> None:
     console.print(text, highlight=False, markup=False, soft_wrap=True)

@@ -94,6 +94,39 @@ class Record(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
         return found
 
 
+def read_record(ledger: Ledger, run: str) -> Record:
+    """Return what a client decided in a run so far.
+
+    Raises:
+        StoreError: It is of another format, or damaged.
+    """
+    stored = ledger.get(run, "record")
+    if stored is None:
+        return Record()
+    try:
+        found = msgspec.json.decode(stored, type=Record)
+    except msgspec.DecodeError as error:
+        raise StoreError(f"{ledger.path}: the record of run {run}: {error}") from None
+    if found.format != _FORMAT:
+        raise StoreError(
+            f"{ledger.path}: run {run} was written by another version (format {found.format}, this "
+            f"one reads {_FORMAT}); finish it with that version"
+        )
+    return found
+
+
+def leave_run(ledger: Ledger, run: str) -> None:
+    """Write down that a client leaves a run for good; see `Participant.leave`.
+
+    Raises:
+        StoreError, fedtree_dp.LedgerError: The store cannot be read or written.
+    """
+    record = read_record(ledger, run)
+    record.leaving = True
+    with ledger.transaction() as transaction:
+        transaction.put(run, "record", msgspec.json.encode(record))
+
+
 class Writing:
     """One transaction on a client's store."""
 
@@ -151,25 +184,10 @@ class Store:
         self.ledger, self.run, self.secrets = ledger, run, secrets
         self._transaction: Transaction | None = None
         self._broken = False
-        self.record = self._read_record()
+        self.record = read_record(ledger, run)
         values = ledger.get(run, "values")
         self.state = initial if values is None else ClientState.from_bytes(secrets.open(values))
         self.journal = Journal(_Lines(self))
-
-    def _read_record(self) -> Record:
-        stored = self.ledger.get(self.run, "record")
-        if stored is None:
-            return Record()
-        try:
-            found = msgspec.json.decode(stored, type=Record)
-        except msgspec.DecodeError as error:
-            raise StoreError(f"{self.ledger.path}: the record of run {self.run}: {error}") from None
-        if found.format != _FORMAT:
-            raise StoreError(
-                f"{self.ledger.path}: run {self.run} was written by another version (format "
-                f"{found.format}, this one reads {_FORMAT}); finish it with that version"
-            )
-        return found
 
     @contextlib.contextmanager
     def writing(self) -> Iterator[Writing]:

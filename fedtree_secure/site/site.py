@@ -28,7 +28,7 @@ from fedtree_secure.client.participant import Participant
 from fedtree_secure.client.party import Member
 from fedtree_secure.client.state import initial_state
 from fedtree_secure.client.step import Refusal
-from fedtree_secure.client.store import Store
+from fedtree_secure.client.store import Store, leave_run
 from fedtree_secure.config import Job
 from fedtree_secure.errors import ConfigurationError, DataError, FedTreeError, StoreError
 from fedtree_secure.key_file import read_identity
@@ -194,6 +194,23 @@ class Site:
                 "epsilon_allowed": allowed.epsilon,
                 "delta": allowed.delta,
             }
+
+    def leave(self, run: str) -> None:
+        """Leave a run for good: its requests are answered with a signed farewell from now on.
+
+        Nothing more is computed or charged for it; what was uploaded stays in the sums.
+
+        Raises:
+            ConfigurationError: No run of this name was joined here.
+            StoreError, LedgerError: The store cannot be written.
+        """
+        with self._lock:
+            if run not in self.admitted:
+                raise ConfigurationError(
+                    f"no run {run!r} was joined here; joined: {', '.join(self.admitted) or 'none'}"
+                )
+            leave_run(self.ledger, run)
+            self._runs.pop(run, None)  # the next request reads the store again
 
     def settle(self) -> None:
         """Write down what finished runs delivered: adapter and report. Call it between requests.

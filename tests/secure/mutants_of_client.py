@@ -220,7 +220,7 @@ KEPT = (
     M(
         "a record of another version is read",
         STORE,
-        "        if found.format != _FORMAT:\n",
+        "    if found.format != _FORMAT:\n",
         "        if False:\n",
         "record_of_another_version",
         OF_STORE,

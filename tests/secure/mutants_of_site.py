@@ -169,4 +169,12 @@ SITES = (
         "revoked_key_never_comes_back",
         IN_KEYS,
     ),
+    M(
+        "site: a farewell is not written down",
+        "site/site.py",
+        "            leave_run(self.ledger, run)\n",
+        "",
+        "site_that_leaves",
+        IN_SITE,
+    ),
 )

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-sys.path[:0] = [str(Path(__file__).parent)]
+sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1] / "cli")]
 
 from organisations import ONE, Organisations  # noqa: E402
 from small_jobs import make_job  # noqa: E402

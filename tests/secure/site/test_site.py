@@ -6,6 +6,7 @@ import json
 import logging
 
 import pytest
+from command_line import call
 from organisations import Directly
 
 from fedtree_dp import Gaussian, Ledger
@@ -169,6 +170,32 @@ def test_a_site_that_is_started_again_goes_on_in_the_next_round(clinics, backbon
         server.run()
     assert [len(next(iter(r.opened.values()))) for r in server.records] == [3, 3]
     assert charges(clinics, "t0-c0") == ["round 1", "round 2"]
+
+
+def test_a_site_that_leaves_says_so_and_pays_for_nothing_more(clinics, backbone, monkeypatch):
+    """By the operator's command, between two rounds, with the node stopped."""
+    with contextlib.ExitStack() as stack:
+        others = [name for name in clinics.names if name != "t0-c0"]
+        sites = {n: stack.enter_context(Site.open(clinics.site(n))) for n in others}
+        first = contextlib.ExitStack()
+        sites["t0-c0"] = first.enter_context(Site.open(clinics.site("t0-c0")))
+
+        class Leaving(Directly):
+            def exchange(self, stage, requests):
+                if stage == "round-2/advertise":
+                    first.close()
+                    assert call("site", "leave", clinics.site("t0-c0"), "run-9", "--yes") == 2
+                    monkeypatch.setattr("builtins.input", lambda _: "")
+                    assert call("site", "leave", clinics.site("t0-c0"), "run-1") == 1
+                    assert call("site", "leave", clinics.site("t0-c0"), "run-1", "--yes") == 0
+                    sites["t0-c0"] = stack.enter_context(Site.open(clinics.site("t0-c0")))
+                return super().exchange(stage, requests)
+
+        server = clinics.serve(backbone, Leaving(sites))
+        with contextlib.suppress(RunStopped):  # two of three are too few to open anything
+            server.run()
+        assert set(server._channel.left) == {"t0-c0"}
+    assert charges(clinics, "t0-c0") == ["round 1"]
 
 
 def test_noise_is_planned_anew_where_something_was_spent_since_the_approval(clinics, backbone):
