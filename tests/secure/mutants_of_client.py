@@ -221,7 +221,7 @@ KEPT = (
         "a record of another version is read",
         STORE,
         "    if found.format != _FORMAT:\n",
-        "        if False:\n",
+        "    if False:\n",
         "record_of_another_version",
         OF_STORE,
     ),
