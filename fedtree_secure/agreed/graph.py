@@ -48,10 +48,14 @@ def cohort_of(nodes: Iterable[Node]) -> int:
     return len({name for node in nodes for name in node.members})
 
 
+def _dropouts(masking: Masking, clients: int) -> int:
+    return clients // COMMON if masking.dropouts is None else masking.dropouts
+
+
 @lru_cache(maxsize=64)
 def numbers_for(masking: Masking, clients: int) -> Numbers | None:
     """Return the narrowest sparse graph that keeps the bound; None where there is none."""
-    gone = clients // COMMON if masking.dropouts is None else masking.dropouts
+    gone = _dropouts(masking, clients)
     if clients < 3 or max(masking.colluders, gone) >= clients:
         return None
     shares = (Fraction(number, clients) for number in (masking.colluders, gone))
@@ -84,7 +88,7 @@ def check_graph(masking: Masking, clients: int) -> None:
             out than the graph leaves.
     """
     if masking.graph == "sparse" and numbers_for(masking, clients) is None:
-        gone = clients // COMMON if masking.dropouts is None else masking.dropouts
+        gone = _dropouts(masking, clients)
         raise ConfigurationError(
             f'masking.graph is "sparse" for {clients} clients, of which {masking.colluders} may '
             f"collude and {gone} drop out: no sparse graph of so few fails with a probability of "

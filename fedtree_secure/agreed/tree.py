@@ -92,6 +92,11 @@ class Tree:
                     held.append((start, stop))
         return {group: tuple(held) for group, held in ranges.items()}
 
+    @cached_property
+    def sharers(self) -> frozenset[str]:
+        """Clients that belong to a released cluster of any part."""
+        return frozenset(name for groups in self._groups for name in groups)
+
     # Every client asks for its own place in every part: what they look it up in is made once.
 
     @cached_property

@@ -5,8 +5,6 @@ roster signed each, so no two lines exist while at most `colluders` clients lie,
 every tree itself: the disclosure rule is its own (`agreed.cohort`). Nothing here costs budget.
 """
 
-from collections.abc import Sequence
-
 from fedtree_secure.agreed.cohort import (
     Roll,
     change_digest,
@@ -40,6 +38,7 @@ from fedtree_secure.client.party import Party
 from fedtree_secure.client.sessions import Idle, Session
 from fedtree_secure.client.step import Refusal, Step
 from fedtree_secure.client.store import Earlier, Record
+from fedtree_secure.client.tree_requests import check_quorum
 
 
 def propose_change(party: Party, _session: Session, message: ProposeChange) -> Step:
@@ -81,7 +80,7 @@ def learn(party: Party, _session: Session, message: Learn) -> Step:
             raise Refusal("tree", "another change of a tree than the one that was followed")
         changes = changes[1:]
     for change, votes in changes:
-        _check_quorum(party, votes, change_vote_bytes(party.terms, change))
+        check_quorum(party, votes, change_vote_bytes(party.terms, change))
         roll = _followed(party, roll, change)
     values, whole = _values_under(party, roll)
     known = party.store.record.known_round if whole else -1
@@ -144,7 +143,7 @@ def _known(party: Party, message: Learn) -> Roll:
             raise Refusal("tree", "another tree was adopted")
         return party.roll()
     _check_first(party, proposal)
-    _check_quorum(party, message.votes, vote_bytes(terms, proposal))
+    check_quorum(party, message.votes, vote_bytes(terms, proposal))
     return first_roll(terms, compute_tree(terms, party.facts, proposal), proposal)
 
 
@@ -160,14 +159,6 @@ def _check_first(party: Party, proposal: ProposeTree) -> None:
         gradients is not None and gradients.attempt != record.gradient_sketched
     ):
         raise Refusal("tree", "the distances are not of a sketch that this client took part in")
-
-
-def _check_quorum(party: Party, votes: Sequence[tuple[str, bytes]], signed: bytes) -> None:
-    names = [name for name, _ in votes]
-    if len(set(names)) != len(names) or len(names) < party.terms.quorum:
-        raise Refusal("tree", "fewer clients than a quorum signed this")
-    if not all(party.terms.roster.verifies(name, sign, signed) for name, sign in votes):
-        raise Refusal("tree", "a signature of the quorum does not hold")
 
 
 def _followed(party: Party, roll: Roll, change: Change) -> Roll:

@@ -3,6 +3,8 @@
 Each function looks at one request and returns the `Step` that it leads to; none changes anything.
 """
 
+from collections.abc import Sequence
+
 from fedtree_secagg import sketch
 from fedtree_secure.agreed.messages import (
     AdoptTree,
@@ -154,12 +156,7 @@ def adopt_tree(party: Party, session: Session, message: AdoptTree) -> Step:
     """A quorum of the roster must have signed the very proposal that this client signed."""
     if not isinstance(session, TreeVoted):
         raise OutOfOrder(f"{party.id}: no tree was proposed to this client")
-    signed = vote_bytes(party.terms, session.proposal)
-    names = [name for name, _ in message.votes]
-    if len(set(names)) != len(names) or len(names) < party.terms.quorum:
-        raise Refusal("tree", "fewer clients than a quorum signed this tree")
-    if not all(party.terms.roster.verifies(name, sign, signed) for name, sign in message.votes):
-        raise Refusal("tree", "a signature over the tree does not hold")
+    check_quorum(party, message.votes, vote_bytes(party.terms, session.proposal))
     labels, proposed = session.tree.labels, digest(session.proposal)
     new = party.store.record.tree is None
 
@@ -195,3 +192,12 @@ def prepare(party: Party, _session: Session, _message: Prepare) -> Step:
 
     charge = Charge(Purpose.HEAD, party.head_event(), repeatable=True)
     return Step(answer, charge=charge, keeps=True, paced=True)
+
+
+def check_quorum(party: Party, votes: Sequence[tuple[str, bytes]], signed: bytes) -> None:
+    """Refuse a tree, or a change of one, that no quorum of the roster signed."""
+    names = [name for name, _ in votes]
+    if len(set(names)) != len(names) or len(names) < party.terms.quorum:
+        raise Refusal("tree", "fewer clients than a quorum signed this tree")
+    if not all(party.terms.roster.verifies(name, sign, signed) for name, sign in votes):
+        raise Refusal("tree", "a signature of the quorum does not hold")

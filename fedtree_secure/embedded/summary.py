@@ -24,6 +24,7 @@ from fedtree_secure.model.backbone import Backbone
 from fedtree_secure.model.rows import ClientData
 from fedtree_secure.report.advice import advice_of
 from fedtree_secure.report.cohort import cohort_report
+from fedtree_secure.report.layers import layers_of
 from fedtree_secure.report.summary import Result, guarantee
 from fedtree_secure.report.tree_picture import draw_tree
 from fedtree_secure.server.coordinator import Coordinator
@@ -101,7 +102,9 @@ def write_report(
     coordinator = finished.coordinator
     tree = coordinator.tree
     assert tree is not None
-    depth = coordinator.facts.depth
+    numbers = coordinator.facts.layer_names
+    names = [f"layer {number}" for number in numbers]
+    whys = reasons(coordinator) or [""] * len(numbers)
     for name, ratio in noise_to_clip(coordinator).items():
         reports[name]["noise_to_clip"] = ratio
     summary = {
@@ -109,18 +112,10 @@ def write_report(
         "job": job.to_dict(),
         "guarantee": guarantee(job, reports, _masks(coordinator)),
         "clients": reports,
-        "layers": [
-            {
-                "layer": backbone.experts.indices[i],
-                "clusters": [list(group) for group in tree.clusters(i)],
-                "released": [list(group) for group in tree.released(i)],
-                "why": why,
-            }
-            for i, why in enumerate(reasons(coordinator) or [""] * depth)
-        ],
+        "layers": layers_of(tree, numbers, whys),
         "heads": [list(group.members) for group in coordinator.terms.heads],
         "rounds": [vars(record) for record in coordinator.records],
-        **_cohort(coordinator, [f"layer {i}" for i in backbone.experts.indices]),
+        **_cohort(coordinator, names),
         "failures": [
             {"client": f.client, "stage": f.stage, "error": type(f.error).__name__}
             for f in finished.embedded.failures
@@ -135,8 +130,7 @@ def write_report(
     write_summary(folder, summary)
     # read again, so that the result says exactly what the file says
     summary = read_json(folder / "summary.json")
-    names = [f"layer {i}" for i in backbone.experts.indices]
-    draw_tree(tree, names, folder / "tree.png", [layer["why"] for layer in summary["layers"]])
+    draw_tree(tree, names, folder / "tree.png", whys)
     return Result(folder, dict(adapters), summary)
 
 

@@ -3,6 +3,7 @@
 from typing import Any
 
 from fedtree_secure.flower.job_folder import JobFolder
+from fedtree_secure.report.layers import layers_of
 from fedtree_secure.server.coordinator import Coordinator
 from fedtree_secure.server.telemetry import noise_to_clip, reasons
 
@@ -24,15 +25,7 @@ def report_of(folder: JobFolder, coordinator: Coordinator) -> dict[str, Any]:
         "job": folder.job.to_dict(),
         "roster": folder.roster.digest,
         "model_sha256": folder.facts.digest.hex(),
-        "layers": [
-            {
-                "layer": name,
-                "clusters": [list(group) for group in tree.clusters(at)],
-                "released": [list(group) for group in tree.released(at)],
-                "why": why,
-            }
-            for at, (name, why) in enumerate(zip(folder.facts.layer_names, whys, strict=True))
-        ],
+        "layers": layers_of(tree, folder.facts.layer_names, whys),
         "heads": [list(group.members) for group in coordinator.terms.heads],
         "rounds": [vars(record) for record in coordinator.records],
         "fetched": sorted(coordinator.finished),

@@ -74,7 +74,7 @@ def _sentences(
     found: Attendance, came: Mapping[str, int], closed: Sequence[Mapping[str, Any]]
 ) -> list[str]:
     said = [f"{name} came late and is in sums from round {first}" for name, first in came.items()]
-    members = _members(found.roll.tree)
+    members = found.roll.tree.sharers
     for name, own_word in sorted(found.gone.items()):
         how = "left for good" if own_word else "was declared gone by the server"
         rest = (
@@ -114,11 +114,6 @@ def _released(tree: Tree, part_names: Sequence[str]) -> dict[str, list[list[str]
     return {
         name: [list(group) for group in tree.released(part)] for part, name in enumerate(part_names)
     }
-
-
-def _members(tree: Tree) -> frozenset[str]:
-    parts = range(len(tree.labels))
-    return frozenset(n for part in parts for group in tree.released(part) for n in group)
 
 
 def _closed(before: Tree, after: Tree, layout: Layout) -> list[Any]:

@@ -132,7 +132,7 @@ class CohortKeeper:
     def teach(self, number: int) -> None:
         """Tell those who do not know it which tree is in force."""
         assert self.roll is not None
-        current, members = len(self.roll.eras), _members(self.roll.tree)
+        current, members = len(self.roll.eras), self.roll.tree.sharers
         asked: dict[str, wire.Message] = {}
         for name in self.joined:
             has = self.trees[name]
@@ -200,22 +200,19 @@ class CohortKeeper:
         state, current = self._state, len(self.roll.eras)
         state.sketch_attempt = attempt = max(state.starts, state.sketch_attempt) + 1
         self._save()
-        members = tuple(sorted(name for name in self.joined if self.trees[name] == current))
-        context = sketch_context(self._terms, self._facts.digest, attempt)
-        hello = dict.fromkeys(members, wire.SketchHello(members, attempt))
+        here = {name: r for name, r in self.joined.items() if self.trees[name] == current}
         try:
-            found, squared = run_sketch(
-                *(self._channel, self._terms, context, hello),
+            found = fingerprint_distances(
+                *(self._channel, self._terms, self._facts, here, attempt),
                 lambda exchange: in_round(number, exchange),
             )
         except RunStopped as error:
             log.warning("late clients cannot be placed: %s", error)
             return None
-        if len(found) < self._terms.quorum:
-            log.warning("late clients cannot be placed: %d sketches came", len(found))
+        if len(found.members) < self._terms.quorum:
+            log.warning("late clients cannot be placed: %d sketches came", len(found.members))
             return None
-        noise = tuple(noise_energy(self._facts, self.joined[name]) for name in found)
-        return wire.ProposeTree(attempt, found, noise, squared.astype("<f8").tobytes(), ())
+        return found
 
     def _agree(self, number: int, change: wire.Change) -> bool:
         assert self.roll is not None
@@ -239,11 +236,34 @@ class CohortKeeper:
         return True
 
 
-def noise_energy(facts: ModelFacts, reply: wire.Joined) -> float:
+def fingerprint_distances(
+    channel: Channel,
+    terms: Terms,
+    facts: ModelFacts,
+    joined: Mapping[str, wire.Joined],
+    attempt: int,
+    named: Callable[[Exchange], str] = str,
+) -> wire.ProposeTree:
+    """Let clients sketch their fingerprints; return the distances, without labels.
+
+    Args:
+        channel: To the clients.
+        terms, facts: Public settings, and the model's facts.
+        joined: Who is asked.
+        attempt: Number of the sketch.
+        named: See `run_sketch`.
+
+    Raises:
+        RunStopped: See `run_sketch`.
+    """
+    members = tuple(sorted(joined))
+    context = sketch_context(terms, facts.digest, attempt)
+    hello = dict.fromkeys(members, wire.SketchHello(members, attempt))
+    found, squared = run_sketch(channel, terms, context, hello, named)
+    noise = tuple(_noise_energy(facts, joined[name]) for name in found)
+    return wire.ProposeTree(attempt, found, noise, squared.astype("<f8").tobytes(), ())
+
+
+def _noise_energy(facts: ModelFacts, reply: wire.Joined) -> float:
     """Expected squared norm of the noise in one layer of a client's fingerprint."""
     return float(facts.hidden_size * (reply.fingerprint_noise / reply.records) ** 2)
-
-
-def _members(tree: Tree) -> frozenset[str]:
-    parts = range(len(tree.labels))
-    return frozenset(n for part in parts for group in tree.released(part) for n in group)

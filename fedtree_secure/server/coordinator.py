@@ -26,7 +26,6 @@ from fedtree_secure.agreed.round_plan import (
     gradient_context,
     gradient_noise,
     plan_of_round,
-    sketch_context,
     tree_without_distances,
     vote_bytes,
 )
@@ -40,7 +39,7 @@ from fedtree_secure.model.facts import ModelFacts
 from fedtree_secure.report.cohort import Attendance
 from fedtree_secure.server.admission import Admission
 from fedtree_secure.server.channel import Channel, Missed, refusals
-from fedtree_secure.server.cohort import CohortKeeper, noise_energy
+from fedtree_secure.server.cohort import CohortKeeper, fingerprint_distances
 from fedtree_secure.server.experts import NodeBook
 from fedtree_secure.server.graph import draw_graph
 from fedtree_secure.server.protocol import MaskedRound, run_sketch
@@ -218,14 +217,11 @@ class Coordinator:
     def _fingerprints(self) -> wire.ProposeTree:
         """Distances that the merge tree comes from, without labels."""
         if self.state.distances is None:
-            members, attempt = tuple(sorted(self.joined)), self.state.starts
-            context = sketch_context(self.terms, self.facts.digest, attempt)
-            hello = dict.fromkeys(members, wire.SketchHello(members, attempt))
-            found, squared = run_sketch(self._channel, self.terms, context, hello)
-            self._check_sketched(found)
-            noise = tuple(noise_energy(self.facts, self.joined[name]) for name in found)
-            data = squared.astype("<f8").tobytes()
-            self.state.distances = wire.ProposeTree(attempt, found, noise, data, ())
+            found = fingerprint_distances(
+                self._channel, self.terms, self.facts, self.joined, self.state.starts
+            )
+            self._check_sketched(found.members)
+            self.state.distances = found
             self._folder.save(self.state)
         return self.state.distances
 

@@ -15,6 +15,7 @@ from fedtree_secure.agreed.graph_facts import graphs_of
 from fedtree_secure.client.adapter import save_adapter
 from fedtree_secure.client.costs import outcome_of, own_noise_report
 from fedtree_secure.client.participant import Participant
+from fedtree_secure.report.layers import layers_of
 from fedtree_secure.report.party_folder import PartyRun, write_party_folder
 from fedtree_secure.report.summary import guarantee
 from fedtree_secure.roster_file import RosterFile
@@ -88,7 +89,7 @@ def deliver_run(
     summary = {
         **shared,
         "clients": {client.id: found},
-        "layers": _layers(participant),
+        "layers": layers_of(party.tree(), party.facts.layer_names),
         "heads": [list(group.members) for group in party.terms.heads],
     }
     own = {"dataset": dataset, "records": client.records}
@@ -112,16 +113,3 @@ def _keep_evidence(
     secret = party.member.identity.to_private_bytes()
     key = Ed25519PrivateKey.from_private_bytes(secret)
     ledger.keep_checkpoint(copy.with_suffix(".checkpoints"), key)
-
-
-def _layers(participant: Participant) -> list[dict[str, Any]]:
-    """Who shares what, by the tree that this site signed."""
-    tree, names = participant.party.tree(), participant.party.facts.layer_names
-    return [
-        {
-            "layer": name,
-            "clusters": [list(group) for group in tree.clusters(at)],
-            "released": [list(group) for group in tree.released(at)],
-        }
-        for at, name in enumerate(names)
-    ]

@@ -716,7 +716,7 @@ TREES_CHECKED = (
         "invented distances: votes are not verified",
         TREE,
         "    if not all(party.terms.roster.verifies("
-        "name, sign, signed) for name, sign in message.votes):\n",
+        "name, sign, signed) for name, sign in votes):\n",
         "    if False:\n",
         "adopting_needs_the_signatures",
         TREES,

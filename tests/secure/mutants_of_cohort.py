@@ -138,14 +138,14 @@ COHORT = (
     M(
         "cohort: a change is followed without a quorum",
         REQUESTS,
-        "        _check_quorum(party, votes, change_vote_bytes(party.terms, change))\n",
+        "        check_quorum(party, votes, change_vote_bytes(party.terms, change))\n",
         "",
         QUORUM,
         HOSTILE,
     ),
     M(
         "cohort: signatures of a quorum are not verified",
-        REQUESTS,
+        "client/tree_requests.py",
         "    if not all(party.terms.roster.verifies(",
         "    if False and not all(party.terms.roster.verifies(",
         QUORUM,
@@ -153,7 +153,7 @@ COHORT = (
     ),
     M(
         "cohort: one signature counts as a quorum's",
-        REQUESTS,
+        "client/tree_requests.py",
         "    if len(set(names)) != len(names) or len(names) < party.terms.quorum:\n",
         "    if len(names) < party.terms.quorum:\n",
         QUORUM,
@@ -170,7 +170,7 @@ COHORT = (
     M(
         "cohort: a first tree is learnt without a quorum",
         REQUESTS,
-        "    _check_quorum(party, message.votes, vote_bytes(terms, proposal))\n",
+        "    check_quorum(party, message.votes, vote_bytes(terms, proposal))\n",
         "",
         LEARNS,
         HOSTILE,
