@@ -94,14 +94,24 @@ def test_attacks_on_masking_are_cited_by_names_of_the_specification():
     assert {"partition", "other_model", "split_view", "shrunken_node"} <= cited & names
 
 
-def test_the_readme_names_every_place_that_the_environment_moves():
+def test_the_page_of_stores_names_every_place_that_the_environment_moves():
     sources = "".join(
         (ROOT / "fedtree_secure" / name).read_text()
         for name in ("storage.py", "client/data_sets.py")
     )
     places = set(re.findall(r'"(FEDTREE_[A-Z_]+)"', sources))
-    assert places == set(re.findall(r"FEDTREE_[A-Z_]+", read("README.md")))
+    assert places == set(re.findall(r"FEDTREE_[A-Z_]+", read("docs/stores.md")))
     assert len(places) == 3
+
+
+def test_the_readmes_table_is_what_the_benchmark_wrote():
+    rows = re.findall(
+        r"^\| mean \| ([^|]+) \| all \| (.+) \|$", read("docs/accuracy.md"), re.MULTILINE
+    )
+    assert len(rows) == 4
+    table = read("README.md").split("<!-- table: python benchmarks/accuracy.py")[1]
+    shown = re.findall(r"^\| (\d|no DP) \| (.+) \|$", table.split("<!-- end -->")[0], re.MULTILINE)
+    assert shown == rows
 
 
 def test_no_document_promises_that_nobody_can_be_told():

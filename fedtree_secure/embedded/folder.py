@@ -61,9 +61,10 @@ def open_folder(
     stored = read_json(path)
     if stored.get("format") != FORMAT:
         raise RunFolderError(f"{folder} was written by another version; choose another folder")
-    if {key: stored.get(key) for key in described} != described:
+    if differing := differences({key: stored.get(key) for key in described}, described):
         raise RunFolderError(
-            f"{folder} holds another job (its job.json differs); choose another folder"
+            f"{folder} holds another job: its job.json differs in {', '.join(differing[:5])}; "
+            "continue with the settings of before, or choose another folder"
         )
     if not resume:
         state = "a finished run" if (folder / "summary.json").exists() else "an unfinished run"
@@ -72,6 +73,19 @@ def open_folder(
             "another folder"
         )
     return str(stored["run"])
+
+
+def differences(stored: object, given: object, at: str = "") -> list[str]:
+    """Return the dotted names of settings in which two descriptions of a run differ."""
+    if isinstance(stored, Mapping) and isinstance(given, Mapping):
+        return [
+            name
+            for key in sorted({*stored, *given})
+            for name in differences(
+                stored.get(key), given.get(key), f"{at}.{key}" if at else str(key)
+            )
+        ]
+    return [] if stored == given else [at]
 
 
 def empty(folder: Path) -> None:

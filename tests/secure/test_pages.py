@@ -20,6 +20,7 @@ BLOCK = re.compile(
 OURS = re.compile(r"^\s*(fedtree-secure |pip install |uvx |make )", re.MULTILINE)
 # Pages that a test of their own walks through, block by block.
 WALKED = {
+    "commands.md": "tests/secure/cli/test_commands_page.py",
     "quickstart.md": "tests/secure/cli/test_quickstart.py",
     "deploy.md": "tests/flower/test_deploy.py",
 }

@@ -1,57 +1,18 @@
 """docs/quickstart.md as it is printed: every command is run, in order, on a tiny model."""
 
 import csv
-import io
 import json
 import re
-import shlex
-import shutil
-from contextlib import redirect_stderr, redirect_stdout
-from pathlib import Path
 
 import pytest
-from command_line import call
-
-from fedtree_secure.cli import screen
-from fedtree_secure.home import job_text
-
-ROOT = Path(__file__).parents[3]
-
-
-def blocks():
-    """The shell blocks of the document, each a list of command lines."""
-    text = (ROOT / "docs" / "quickstart.md").read_text("utf-8")
-    return [block.strip().splitlines() for block in re.findall(r"```sh\n(.*?)```", text, re.DOTALL)]
-
-
-def shorten(job):
-    """Fewer steps for the simulation, which trains references as well."""
-    text = job.read_text().replace("rounds = 4", "rounds = 1")
-    job.write_text(text.replace("[training]\n", "[training]\nhead_steps = 0\n"))
+from walking import shell_blocks, walk
 
 
 @pytest.fixture(scope="module")
 def walked(tmp_path_factory, tiny_bert):
     """Where the commands ran, and exit code and output of each."""
     place = tmp_path_factory.mktemp("walk")
-    shutil.copytree(ROOT / "examples" / "clinics", place / "examples" / "clinics")
-    done = {}
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(place)
-        patch.setenv("FEDTREE_STATE", str(place / "state"))
-        patch.setenv("FEDTREE_HEADS", str(place / "heads"))
-        patch.setattr(job_text, "ENCODER", str(tiny_bert))
-        for line in (line for block in blocks() for line in block):
-            program, *arguments = shlex.split(line)
-            if program != "fedtree-secure":
-                continue
-            if "--simulate" in arguments:
-                shorten(place / "clinics.toml")
-            with redirect_stdout(io.StringIO()) as out, redirect_stderr(io.StringIO()) as err:
-                patch.setattr(screen.console, "_file", None)
-                code = call(*arguments)
-            done[line] = code, out.getvalue() + err.getvalue()
-    return place, done
+    return place, walk("quickstart.md", place, tiny_bert, "--simulate")
 
 
 def said(walked, command):
@@ -60,7 +21,7 @@ def said(walked, command):
 
 
 def test_it_takes_at_most_six_commands_and_an_installation_is_one_of_them():
-    first = blocks()[0]
+    first = shell_blocks("quickstart.md")[0]
     assert len(first) <= 6
     assert [line.split()[0] for line in first] == ["pip", *["fedtree-secure"] * (len(first) - 1)]
     assert [line.split()[1] for line in first[1:]] == ["init", "check", "run", "report", "gate"]

@@ -13,12 +13,24 @@ ROOT = Path(__file__).parents[3]
 EXAMPLES = ROOT / "examples"
 
 
+def section() -> str:
+    """The README's section "In Python"."""
+    return (ROOT / "README.md").read_text("utf-8").split("\n## In Python\n")[1]
+
+
 def snippet() -> str:
-    """The first Python block of the README's section "In Python"."""
-    section = (ROOT / "README.md").read_text("utf-8").split("\n## In Python\n")[1]
-    found = re.search(r"```python\n(.*?)```", section, re.DOTALL)
-    assert found is not None
-    return found[1]
+    """What it says to run."""
+    return section().split("```python\n")[1].split("```")[0]
+
+
+def printed() -> str:
+    """What it says that this prints."""
+    return section().split("-->\n```\n")[1].split("```")[0]
+
+
+def forms(text: str) -> list[str]:
+    """Lines without their numbers and spaces."""
+    return [" ".join(re.sub(r"[\d.]+", "#", line).split()) for line in text.splitlines()]
 
 
 @pytest.mark.slow
@@ -34,6 +46,11 @@ def test_the_readmes_example_runs_as_printed(tmp_path, monkeypatch, tiny_bert, c
     assert "tweets-1" in shown
     ratios = [float(line.split()[1]) for line in shown.splitlines()[:3]]
     assert ratios == sorted(ratios, reverse=True)
+    promised = [f for f in forms(printed()) if f and not f.startswith(("#", "Cl", "layer", "Ad"))]
+    assert len(promised) >= 8
+    assert set(promised) <= set(forms(shown))
+    assert "Advice:" in shown
+    assert "Clusters by layer, shallow to deep:" in shown
     assert result["tweets-1"].adapter == Path("runs/first/adapters/tweets-1")
     assert 0 < result["tweets-1"].epsilon <= 8
     assert 0 <= result["tweets-1"].metric <= 1
