@@ -112,7 +112,7 @@ def test_what_violates_the_policy_is_told_to_the_operator_alone(
 def test_a_policy_that_is_tightened_ends_the_site_part_in_a_run(clinics, backbone):
     class Tightening(Directly):
         def exchange(self, stage, requests):
-            if stage == "round-2/advertise":
+            if stage == "round-2/mask":
                 digest = backbone.frozen_digest.hex()
                 clinics.policy("t0-c0", digest, largest_epsilon=1.0)
             return super().exchange(stage, requests)
@@ -159,7 +159,7 @@ def test_a_site_that_is_started_again_goes_on_in_the_next_round(clinics, backbon
 
         class Restarting(Directly):
             def exchange(self, stage, requests):
-                if stage == "round-2/advertise":
+                if stage == "round-2/mask":
                     first.close()
                     sites["t0-c0"] = stack.enter_context(Site.open(clinics.site("t0-c0")))
                 return super().exchange(stage, requests)
@@ -182,7 +182,7 @@ def test_a_site_that_leaves_says_so_and_pays_for_nothing_more(clinics, backbone,
 
         class Leaving(Directly):
             def exchange(self, stage, requests):
-                if stage == "round-2/advertise":
+                if stage == "round-2/mask":
                     first.close()
                     assert call("site", "leave", clinics.site("t0-c0"), "run-9", "--yes") == 2
                     monkeypatch.setattr("builtins.input", lambda _: "")
