@@ -34,10 +34,12 @@ from fedtree_secure.agreed.stages import MERGE, Exchange, Purpose, in_round, pur
 from fedtree_secure.agreed.terms import Terms
 from fedtree_secure.agreed.tree import Tree
 from fedtree_secure.client import (
+    ahead_requests,
     head,
     participant,
     party,
     received,
+    round_checks,
     round_requests,
     training,
     tree_requests,
@@ -85,16 +87,19 @@ from fedtree_secure.server import experts
 from fedtree_secure.server.channel import Channel
 from fedtree_secure.server.coordinator import Coordinator
 from fedtree_secure.server.experts import NodeBook
-from fedtree_secure.server.protocol import MaskedRound, run_sketch
+from fedtree_secure.server.masked_round import MaskedRound
+from fedtree_secure.server.protocol import run_sketch
 from fedtree_secure.storage import SecretBox
 
 inside = SimpleNamespace(
+    ahead_requests=ahead_requests,
     experts=experts,
     graph=graph,
     head=head,
     participant=participant,
     party=party,
     received=received,
+    round_checks=round_checks,
     round_plan=round_plan,
     round_requests=round_requests,
     shared_noise=shared_noise,

@@ -26,6 +26,7 @@ sys.path[:0] = [str(HERE), *(str(HERE / tests) for tests in ("secagg", "dp", "se
 from mutant import Mutant  # noqa: E402
 from mutants_of_advice import ADVICE  # noqa: E402
 from mutants_of_agreed import AGREED  # noqa: E402
+from mutants_of_ahead import AHEAD_OF_TIME  # noqa: E402
 from mutants_of_client import CLIENT  # noqa: E402
 from mutants_of_cohort import COHORT  # noqa: E402
 from mutants_of_contents import CONTENTS  # noqa: E402
@@ -34,6 +35,7 @@ from mutants_of_engine import ENGINE  # noqa: E402
 from mutants_of_evidence import BUDGETS, EVIDENCE  # noqa: E402
 from mutants_of_gradients import GRADIENTS  # noqa: E402
 from mutants_of_journal import JOURNAL  # noqa: E402
+from mutants_of_late_context import LATE_CONTEXT  # noqa: E402
 from mutants_of_ledger import LEDGER  # noqa: E402
 from mutants_of_model import MODEL  # noqa: E402
 from mutants_of_product import PRODUCT  # noqa: E402
@@ -74,7 +76,7 @@ GROUPS = {
     "secagg": Group(
         ROOT / "secagg" / "fedtree_secagg",
         HERE / "secagg",
-        (*SURVIVORS, *SESSIONS, *CONTENTS, *JOURNAL, *SKETCHES, *SPARSE),
+        (*SURVIVORS, *SESSIONS, *CONTENTS, *JOURNAL, *SKETCHES, *SPARSE, *LATE_CONTEXT),
     ),
     "dp": Group(
         ROOT / "dp" / "fedtree_dp",
@@ -87,7 +89,7 @@ GROUPS = {
         (
             *(*MODEL, *CLIENT, *AGREED, *OF_CUTS, *GRADIENTS, *SERVER, *EVIDENCE, *SITES),
             *(*PRODUCT, *OF_UNITS_IN_THE_PRODUCT, *WATCHING, *SHARED_IN_THE_PRODUCT, *COHORT),
-            *(*SPARSE_RUNS, *ADVICE),
+            *(*SPARSE_RUNS, *ADVICE, *AHEAD_OF_TIME),
         ),
     ),
 }

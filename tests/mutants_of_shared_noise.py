@@ -99,7 +99,7 @@ SHARED_IN_DP = (
     ),
 )
 
-PARTY, ROUNDS, PARTS = "client/party.py", "client/round_requests.py", "client/parts.py"
+PARTY, CHECKS, PARTS = "client/party.py", "client/round_checks.py", "client/parts.py"
 CONFIG, PLAN, NOISE = "config.py", "agreed/noise_plan.py", "agreed/shared_noise.py"
 GATE, CLIENTS, TERMS = "report/gate.py", "client/clients.py", "agreed/terms.py"
 HOSTILE, RUNS = "test_hostile_thin_noise.py", "test_shared_noise.py"
@@ -115,7 +115,7 @@ SHARED_IN_THE_PRODUCT = (
     ),
     M(
         "shared: h is not compared with the plan",
-        ROUNDS,
+        CHECKS,
         "    if honest_in(plan) < event.honest:\n",
         "    if False:\n",
         "fewer_honest",

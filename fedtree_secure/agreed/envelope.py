@@ -3,7 +3,9 @@
 A client looks at nothing that the pinned key did not sign. The counter only grows, so a request is
 answered at most once, whatever a network repeats, delays or reorders. `answered` is the number of
 the last request that the server saw this client answer: a client that finds it ahead of its own
-counter was set back to an older copy of its store, and says so instead of answering twice.
+counter was set back to an older copy of its store, and says so instead of answering twice. What
+several clients are told alike in requests that differ (`messages.apart`) lies beside the body, so
+that a network may carry it once; the signature covers both.
 """
 
 import hashlib
@@ -15,9 +17,18 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from fedtree_secagg import Identity
-from fedtree_secure.agreed.messages import Message, Request, WireError, decode_request, encode
+from fedtree_secure.agreed.messages import (
+    Message,
+    Request,
+    WireError,
+    apart,
+    decode_request,
+    encode,
+    encode_experts,
+    together,
+)
 
-_TAG = b"fedtree-secure/request/v1\n"
+_TAG = b"fedtree-secure/request/v2\n"
 LARGEST_COUNTER = 2**53 - 1
 
 
@@ -27,6 +38,7 @@ class _Envelope(msgspec.Struct, frozen=True, forbid_unknown_fields=True, array_l
     counter: int
     answered: int
     body: bytes
+    alike: bytes | None
     signature: bytes
 
 
@@ -56,8 +68,9 @@ def seal(server: Identity, run: str, to: str, counter: int, answered: int, body:
         answered: Number of the last request that the client answered, 0 if none.
         body: The encoded message.
     """
-    signature = server.sign(_signed(run, to, counter, answered, hashlib.sha256(body).digest()))
-    return msgspec.msgpack.encode(_Envelope(run, to, counter, answered, body, signature))
+    place = (run, to, counter, answered)
+    signature = server.sign(_signed(*place, _digest(body), _digest(b"")))
+    return msgspec.msgpack.encode(_Envelope(*place, body, None, signature))
 
 
 class Requests(Mapping[str, bytes]):
@@ -71,7 +84,8 @@ class Requests(Mapping[str, bytes]):
         run: Name of the run.
         counter: Of the exchange.
         answered: Number of the last request that each client answered.
-        messages: By client; equal ones are one object, which is encoded once.
+        messages: By client; equal ones are one object, which is encoded once, and so are the
+            experts in them.
     """
 
     def __init__(
@@ -85,19 +99,25 @@ class Requests(Mapping[str, bytes]):
         self._server, self._run, self._counter = server, run, counter
         self._answered, self._messages = dict(answered), messages
         self._bodies: dict[int, tuple[bytes, bytes]] = {}
+        self._alike: dict[int, tuple[bytes, bytes]] = {}
         self._sizes: dict[str, int] = {}
 
     def __getitem__(self, client: str) -> bytes:
         """Return a client's request; the same bytes every time."""
         message = self._messages[client]
+        own, experts = apart(message)
         if id(message) not in self._bodies:
-            body = encode(message)
-            self._bodies[id(message)] = body, hashlib.sha256(body).digest()
+            body = encode(own)
+            self._bodies[id(message)] = body, _digest(body)
+        if experts is not None and id(experts) not in self._alike:
+            alike = encode_experts(experts)
+            self._alike[id(experts)] = alike, _digest(alike)
         body, digest = self._bodies[id(message)]
+        alike, other = self._alike.get(id(experts), (None, _digest(b"")))
         answered = self._answered.get(client, 0)
         place = (self._run, client, self._counter, answered)
-        signature = self._server.sign(_signed(*place, digest))
-        found = msgspec.msgpack.encode(_Envelope(*place, body, signature))
+        signature = self._server.sign(_signed(*place, digest, other))
+        found = msgspec.msgpack.encode(_Envelope(*place, body, alike, signature))
         self._sizes[client] = len(found)
         return found
 
@@ -138,7 +158,8 @@ def open_request(data: bytes, server_key: bytes, run: str, me: str) -> Opened:
                 found.to,
                 found.counter,
                 found.answered,
-                hashlib.sha256(found.body).digest(),
+                _digest(found.body),
+                _digest(found.alike or b""),
             ),
         )
     except (InvalidSignature, OverflowError, UnicodeEncodeError):
@@ -147,16 +168,20 @@ def open_request(data: bytes, server_key: bytes, run: str, me: str) -> Opened:
         raise WireError("a request of another run, or for another client")
     if not 0 <= found.answered < found.counter <= LARGEST_COUNTER:
         raise WireError("a request with an impossible counter")
-    return Opened(found.counter, found.answered, decode_request(found.body))
+    message = together(decode_request(found.body), found.alike or b"")
+    return Opened(found.counter, found.answered, message)
 
 
 def split(data: bytes) -> tuple[bytes, bytes]:
-    """Take the body out of a sealed request, so that a network may carry equal bodies once.
+    """Take out of a sealed request what may be alike for several clients, so that a network may
+    carry that once: what lies beside the body, or else the body.
 
     Returns:
-        What is one client's alone, and the body, which the signature in the first covers.
+        What is one client's alone, and the rest, which the signature in the first covers.
     """
     found = _decoder.decode(data)
+    if found.alike:
+        return msgspec.msgpack.encode(msgspec.structs.replace(found, alike=b"")), found.alike
     return msgspec.msgpack.encode(msgspec.structs.replace(found, body=b"")), found.body
 
 
@@ -164,20 +189,25 @@ def joined(head: bytes, body: bytes) -> bytes:
     """Put a request together again; byte for byte what `seal` made.
 
     Raises:
-        WireError: The head is no request without its body.
+        WireError: The head is no request that lacks something.
     """
     try:
         found = _decoder.decode(head)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, ValueError, TypeError):
         raise WireError(f"{len(head)} bytes are no request") from None
-    if found.body:
+    lacks = [part for part in ("body", "alike") if getattr(found, part) == b""]
+    if len(lacks) != 1:
         raise WireError("a request with two bodies")
-    return msgspec.msgpack.encode(msgspec.structs.replace(found, body=body))
+    return msgspec.msgpack.encode(msgspec.structs.replace(found, **{lacks[0]: body}))
 
 
-def _signed(run: str, to: str, counter: int, answered: int, digest: bytes) -> bytes:
+def _digest(data: bytes) -> bytes:
+    return hashlib.sha256(data).digest()
+
+
+def _signed(run: str, to: str, counter: int, answered: int, body: bytes, alike: bytes) -> bytes:
     place = msgspec.msgpack.encode([run, to, counter, answered])
-    return _TAG + len(place).to_bytes(4, "big") + place + digest
+    return _TAG + len(place).to_bytes(4, "big") + place + body + alike
 
 
 _decoder: "msgspec.msgpack.Decoder[_Envelope]" = msgspec.msgpack.Decoder(_Envelope)

@@ -246,13 +246,14 @@ class Experts(msgspec.Struct, frozen=True, forbid_unknown_fields=True, array_lik
 
 
 class Begin(Message, frozen=True, tag="begin"):
-    """Starts a round for a client that belongs to at least one node.
+    """Starts a round for a client that belongs to at least one node: asks for its keys.
 
     Attributes:
         round, attempt: Counters; neither may ever go back.
         merge: True if what was trained alone before is uploaded, instead of a newly trained change.
         clip: Largest absolute value of an uploaded coordinate, fixed for the run.
-        experts: See `Experts`.
+        experts: See `Experts`; None in a round that is dealt ahead, whose experts nobody knows yet:
+            they come with its `Mask`.
         beacon: What the sparse graph of this round is drawn by; empty for the complete graph.
     """
 
@@ -260,7 +261,7 @@ class Begin(Message, frozen=True, tag="begin"):
     attempt: Positive
     merge: bool
     clip: float
-    experts: Experts
+    experts: Experts | None
     beacon: Annotated[bytes, Meta(max_length=32)] = b""
 
 
@@ -278,15 +279,24 @@ class Share(Message, frozen=True, tag="share"):
 
 
 class Mask(Message, frozen=True, tag="mask"):
-    """The encrypted shares for this client; it trains now and answers with its masked update."""
+    """The encrypted shares for this client; it trains now and answers with its masked update.
+
+    Attributes:
+        inbox: The shares.
+        experts: What the round begins with, where its keys were dealt ahead; else None.
+        ahead: The next round, to deal its keys with this one's last exchanges; or None.
+    """
 
     inbox: bytes
+    experts: Experts | None = None
+    ahead: Begin | None = None
 
 
 class Confirm(Message, frozen=True, tag="confirm"):
-    """The survivor set."""
+    """The survivor set, and all adverts of the next round where that is dealt ahead; else empty."""
 
     survivors: bytes
+    adverts: bytes = b""
 
 
 class Reveal(Message, frozen=True, tag="reveal"):
@@ -352,9 +362,15 @@ class Left(Message, frozen=True, tag="left"):
 
 
 class Protocol(Message, frozen=True, tag="protocol"):
-    """A message of the masking or sketch protocol, possibly empty."""
+    """A message of the masking or sketch protocol, possibly empty.
+
+    Attributes:
+        payload: The message.
+        ahead: That of the next round, which is dealt ahead: an advert, or shares; else empty.
+    """
 
     payload: bytes
+    ahead: bytes = b""
 
 
 class Voted(Message, frozen=True, tag="voted"):
@@ -417,6 +433,7 @@ REASONS = (
 _encoder = msgspec.msgpack.Encoder()
 _requests: msgspec.msgpack.Decoder[Request] = msgspec.msgpack.Decoder(Request)
 _replies: msgspec.msgpack.Decoder[Reply] = msgspec.msgpack.Decoder(Reply)
+_experts: msgspec.msgpack.Decoder[Experts] = msgspec.msgpack.Decoder(Experts)
 
 
 def encode(message: Message) -> bytes:
@@ -432,6 +449,31 @@ def digest(message: Message) -> str:
 def decode_request(data: bytes) -> Request:
     """Decode what a client received; `WireError` if it is no request."""
     return _decode(_requests, data)  # type: ignore[no-any-return]
+
+
+def apart(message: Message) -> tuple[Message, Experts | None]:
+    """Take what several clients are told alike out of a message that is one client's alone."""
+    if isinstance(message, Mask) and message.experts is not None:
+        return msgspec.structs.replace(message, experts=None), message.experts
+    return message, None
+
+
+def encode_experts(experts: Experts) -> bytes:
+    """Serialise what was taken out."""
+    return _encoder.encode(experts)
+
+
+def together(message: Request, alike: bytes) -> Request:
+    """Undo `apart`; ``alike`` is empty where nothing was taken out.
+
+    Raises:
+        WireError: It is not what such a message lacks.
+    """
+    if not alike:
+        return message
+    if not isinstance(message, Mask) or message.experts is not None:
+        raise WireError("a request with experts that it does not lack")
+    return msgspec.structs.replace(message, experts=_decode(_experts, alike))
 
 
 def decode_reply(data: bytes) -> Reply:

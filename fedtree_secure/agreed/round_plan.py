@@ -8,6 +8,7 @@ other masks, and nothing opens.
 import hashlib
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
@@ -90,7 +91,7 @@ def plan_of_round(
     tree: Tree,
     evidence: str,
     clip: float,
-    digests: tuple[NodeDigest, ...],
+    digests: tuple[NodeDigest, ...] | None,
     *,
     merge: bool,
     beacon: bytes = b"",
@@ -103,7 +104,8 @@ def plan_of_round(
         clip: Largest absolute value of an uploaded coordinate; rarer ones are cut (they carry noise
             already).
         digests: What the members of each node hold; so nobody is masked with a client that was
-            given other values (Pasquini et al., CCS 2022, "model inconsistency").
+            given other values (Pasquini et al., CCS 2022, "model inconsistency"). None where keys
+            are dealt ahead, before anybody knows it: then `late_context` of them binds the masks.
         merge: Whether the round merges what was trained alone.
         beacon: 32 bytes that draw the sparse graph of these nodes; empty for the complete graph.
 
@@ -119,9 +121,11 @@ def plan_of_round(
         nodes,
         facts.layout.length,
         quantiser_of(terms.job, clip, largest, merge=merge),
-        _context(terms, facts, tree, evidence, digests, merge=merge),
+        _context(terms, facts, tree, evidence, digests or (), merge=merge),
         sparse=bool(beacon),
     )
+    if digests is None:
+        plan = replace(plan, late=True)
     return plan.with_beacon(Beacon(beacon, plan.tree)) if beacon else plan
 
 
@@ -156,6 +160,15 @@ def _context(
         + _held(digests)
         + (b"merge" if merge else b"round")
     ).digest()
+
+
+def late_context(terms: Terms, digests: tuple[NodeDigest, ...]) -> bytes:
+    """Return what binds the masks of a round that was dealt ahead to what its members hold.
+
+    Returns:
+        32 bytes (secagg/SPEC.md, "Late context").
+    """
+    return hashlib.sha256(b"fedtree-secure/late/v1\n" + terms.digest + _held(digests)).digest()
 
 
 def _held(digests: tuple[NodeDigest, ...]) -> bytes:

@@ -10,7 +10,7 @@ from enum import StrEnum
 MERGE, FIRST = 0, 1
 
 # What an honest server never exceeds, so that a client may refuse it without looking further.
-MOST_ATTEMPTS = 900  # starts of a server in one run
+MOST_ATTEMPTS = 900  # of a round or a sketch; a start of a server has two of a round
 MOST_SKETCHES = 3  # of one charge: each shows a server with a colluding member `sketch_size` more
 COUNTER_WINDOW = 2**31  # a request may be so many numbers after the last one that was answered
 REQUESTS_OF_A_START = 2**20  # a server numbers its requests from here on at each start
@@ -52,6 +52,15 @@ class Purpose(StrEnum):
 def purpose_of(number: int) -> str:
     """Return the ledger purpose of a training round, from 1."""
     return f"round {number}"
+
+
+def attempt_of(start: int, *, ahead: bool) -> int:
+    """Return the number of a round's attempt in a start of the server.
+
+    A start has two of a round: one that is dealt ahead, with the round before, and another where
+    that one is of no use any more. No later start has a number that is not above both.
+    """
+    return 2 * start - 1 if ahead else 2 * start
 
 
 def in_round(number: int, exchange: Exchange) -> str:

@@ -175,6 +175,9 @@ class Participant:
             else:
                 seed = noted.charge(charge.purpose, charge.event, repeatable=charge.repeatable)
                 step.write(noted.record)
+                if step.takes is not None:
+                    step.takes()
+                    noted.keep(store.state)
         if charge is not None:
             self._session, reply = step.answer(seed)
             with store.writing() as noted:

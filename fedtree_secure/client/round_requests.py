@@ -5,12 +5,12 @@ Everything that a server sent is checked before the charge: after it nothing can
 """
 
 import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from fedtree_dp import ConfigurationError, SharedPoissonGaussian
-from fedtree_secagg import Plan
 from fedtree_secagg import client as masking
 from fedtree_secure.agreed.messages import (
     Alone,
@@ -26,14 +26,20 @@ from fedtree_secure.agreed.messages import (
     Share,
     Voted,
 )
-from fedtree_secure.agreed.round_plan import enough_votes, finish_bytes, plan_of_round
-from fedtree_secure.agreed.shared_noise import honest_in, release_of
-from fedtree_secure.agreed.stages import FIRST, MERGE, MOST_ATTEMPTS, purpose_of
-from fedtree_secure.client.cohort_requests import check_here, check_turn
+from fedtree_secure.agreed.round_plan import enough_votes, finish_bytes
+from fedtree_secure.agreed.stages import FIRST, MERGE, purpose_of
+from fedtree_secure.client import ahead_requests
+from fedtree_secure.client.cohort_requests import check_turn
 from fedtree_secure.client.gradient_requests import use_first_gradient
-from fedtree_secure.client.graph_requests import checked_beacon
 from fedtree_secure.client.party import Party
 from fedtree_secure.client.received import checked_experts, receive, take_over
+from fedtree_secure.client.round_checks import (
+    LAST,
+    check_open,
+    check_round,
+    kind_of,
+    round_plan,
+)
 from fedtree_secure.client.sessions import (
     FinishVoted,
     Idle,
@@ -48,40 +54,25 @@ from fedtree_secure.client.state import Floats
 from fedtree_secure.client.step import Charge, OutOfOrder, Refusal, Step
 from fedtree_secure.client.store import Record
 
-LAST = "all"  # the stage after which no round follows
 KEPT = "kept"  # the last experts are at home
 
 
 def begin(party: Party, _session: Session, message: Begin) -> Step:
     """Counters, kind, clip, budget and experts must be what the public computations allow."""
-    _check_open(party)
-    _check_counters(party, message)
-    if not party.sums(merge=message.merge):
-        raise OutOfOrder(f"{party.id}: this client belongs to no group")
-    check_turn(party, message.round)
-    _check_clip(party, message)
+    check_round(party, message)
+    if message.experts is None:
+        raise OutOfOrder(f"{party.id}: a round by itself begins with its experts")
     if message.merge and party.store.state.pending is None:
         raise Refusal("merge")
     charged = message.merge or _first_is_made(party, message.round)
     if not charged and not party.store.affords(party.round_event()):
         raise Refusal("budget", f"round {message.round} would exceed the budget")
     received = checked_experts(party, message.experts, message.round)
-    plan = plan_of_round(
-        party.terms,
-        party.facts,
-        party.tree(),
-        party.store.record.evidence,
-        message.clip,
-        received.digests,
-        merge=message.merge,
-        beacon=checked_beacon(party, message),
-    )
-    _check_honest(party, plan, message)
     state, advert = masking.advertise(
         party.member.identity,
         party.id,
         party.terms.roster,
-        plan,
+        round_plan(party, message, received.digests),
         round=message.round,
         attempt=message.attempt,
         randomness=party.fresh(),
@@ -94,67 +85,21 @@ def begin(party: Party, _session: Session, message: Begin) -> Step:
     def write(noted: Record) -> None:
         party.store.journal.begin(message.round, message.attempt)
         party.store.journal.record("advertised")
-        noted.round, noted.known_round = message.round, received.known_round
-        noted.head_merged = received.head_merged
-        noted.clips = {**noted.clips, _kind(message): message.clip}
+        _took(noted, message.round, received)
+        noted.clips = {**noted.clips, kind_of(message): message.clip}
 
     return Step(answer, write, keeps=True)
 
 
-def _check_open(party: Party) -> None:
-    """After the last experts no round follows: their reach is that of all rounds."""
-    check_here(party)
-    if LAST in party.store.record.finished:
-        raise OutOfOrder(f"{party.id}: the run is over for this client")
-
-
-def _check_counters(party: Party, message: Begin) -> None:
-    last = party.store.journal.last or (-1, 0)
-    if not 0 < message.attempt <= MOST_ATTEMPTS or message.round > party.job.rounds:
-        raise OutOfOrder(f"{party.id}: a round or an attempt beyond the job's")
-    if (message.round, message.attempt) <= last:
-        raise OutOfOrder(
-            f"{party.id}: round {message.round} attempt {message.attempt} is not after {last}, "
-            "which this client has answered"
-        )
-    merges = party.terms.merges
-    if message.merge != (message.round == MERGE) or (message.merge and not merges):
-        raise OutOfOrder(
-            f"{party.id}: round {MERGE} merges what was trained alone, and no other; this one is "
-            f"{message.round}"
-        )
-
-
-def _check_clip(party: Party, message: Begin) -> None:
-    """The clip is fixed for the run; see `Party.takes_clip` for what it may be."""
-    fixed = party.store.record.clips.get(_kind(message))
-    usable = party.takes_clip(message.clip, merge=message.merge)
-    if not usable or (fixed is not None and message.clip != fixed):
-        raise Refusal("clip", f"the run's clip of {message.clip:g} would cut this client's updates")
-
-
-def _check_honest(party: Party, plan: Plan, message: Begin) -> None:
-    """The plan that this client computed must open no sum with fewer honest members than its charge
-    counts on, and its grid must be fine enough for the noise.
-    """
-    event = party.round_event()
-    if message.merge or not isinstance(event, SharedPoissonGaussian):
-        return
-    if honest_in(plan) < event.honest:
-        raise Refusal("tree", "a sum could open with fewer honest members than are counted on")
-    try:
-        release_of(party.terms, plan)
-    except ConfigurationError as error:
-        raise Refusal("clip", str(error)) from None
+def _took(noted: Record, number: int, received: Received) -> None:
+    """Note the experts that a round begins with."""
+    noted.round, noted.known_round = number, received.known_round
+    noted.head_merged = received.head_merged
 
 
 def _first_is_made(party: Party, number: int) -> bool:
     """Whether this round's gradient was made, and charged, before there was a tree."""
     return number == FIRST and party.store.state.first is not None
-
-
-def _kind(message: Begin) -> str:
-    return "merge" if message.merge else "round"
 
 
 def share(party: Party, session: Session, message: Share) -> Step:
@@ -170,84 +115,142 @@ def share(party: Party, session: Session, message: Share) -> Step:
     return Step(lambda _: (following, Protocol(shares)), write)
 
 
-def mask(party: Party, session: Session, message: Mask) -> Step:
-    """Every peer's box must open; then the round is charged, trained, masked and burnt."""
-    if not isinstance(session, RoundShared):
-        raise OutOfOrder(f"{party.id}: no round is at this stage")
-    opened = masking.receive(session.state, message.inbox)
+@dataclass(frozen=True)
+class _Upload:
+    """A masked update that is due: all that the server sent for it was checked.
 
-    def upload(change: Floats) -> tuple[Session, Reply]:
+    Attributes:
+        party: This client.
+        number: The round.
+        opened: Its session; every box in it has opened.
+        given: What the round begins with, where that came with the inbox.
+        ahead: The next round's session and advert, where it is dealt ahead.
+    """
+
+    party: Party
+    number: int
+    opened: masking.Opened
+    given: ahead_requests.Given
+    ahead: tuple[RoundAdvertised, bytes] | None
+
+    def of(self, change: Floats) -> tuple[Session, Reply]:
+        """Mask a change."""
         # Noise makes every value finite; what is not was so before it and carries no record.
-        finite = np.nan_to_num(change.astype(np.float64), nan=0.0, posinf=0.0, neginf=0.0)
-        return sent(finite)
+        return self._sent(np.nan_to_num(change.astype(np.float64), nan=0.0, posinf=0.0, neginf=0.0))
 
-    def sent(update: "np.ndarray[Any, Any]", *, on_grid: bool = False) -> tuple[Session, Reply]:
-        fresh = party.fresh()
-        state, masked = masking.upload(opened, update, randomness=fresh, on_grid=on_grid)
-        return RoundUploaded(state), Protocol(masked)
-
-    def trained(seed: bytes) -> tuple[Session, Reply]:
+    def trained(self, seed: bytes) -> tuple[Session, Reply]:
+        """Train and mask, after the charge."""
+        party = self.party
+        if self.ahead is not None and not party.store.affords(party.round_event()):
+            return replace(self, ahead=None).trained(seed)  # it has no part in the next round
         if party.job.noise == "shared":
-            return sent(party.round_release(seed, opened.session.plan), on_grid=True)
-        return upload(party.round_change(seed))
+            return self._sent(party.round_release(seed, self.opened.session.plan), on_grid=True)
+        return self.of(party.round_change(seed))
 
-    if session.merge:
-        pending = party.store.state.pending
-        if pending is None:
-            raise Refusal("merge")
+    def take(self) -> None:
+        """Take over the experts that came with the inbox."""
+        if self.given.received is not None:
+            take_over(self.party, self.party.store.state, self.given.received)
 
-        def merged(_: bytes) -> tuple[Session, Reply]:
-            party.store.state.pending = None
-            return upload(pending)
+    def burning(self, update: bytes) -> Callable[[Record], None]:
+        """Note that the update of this attempt is burnt, before it is computed: it may leave."""
 
-        return Step(merged, _burning(party, hashlib.sha256(pending.tobytes()).digest()), keeps=True)
+        def write(noted: Record) -> None:
+            at = self.opened.session.round, self.opened.session.attempt
+            self.party.store.journal.record("masked", update=update, of=at)
+            if self.given.received is not None:
+                _took(noted, self.number, self.given.received)
+            if self.ahead is not None:
+                ahead_requests.note(self.party, self.ahead[0])
+
+        return write
+
+    def _sent(
+        self, update: "np.ndarray[Any, Any]", *, on_grid: bool = False
+    ) -> tuple[Session, Reply]:
+        fresh = self.party.fresh()
+        state, masked = masking.upload(self.opened, update, randomness=fresh, on_grid=on_grid)
+        if self.ahead is None:
+            return RoundUploaded(state), Protocol(masked)
+        following, advert = self.ahead
+        return RoundUploaded(state, following), Protocol(masked, advert)
+
+
+def mask(party: Party, session: Session, message: Mask) -> Step:
+    """Every peer's box must open, and experts that come now must fit; then the round is charged,
+    trained, masked and burnt. Keys for the next round go with the update.
+    """
+    mine = ahead_requests.dealt(session)
+    if mine is None:
+        raise OutOfOrder(f"{party.id}: no round is at this stage")
+    given = ahead_requests.given(party, mine, message)
+    ahead = ahead_requests.advertise(party, mine, message.ahead)
+    opened = masking.receive(mine.state, message.inbox, late=given.late)
+    due = _Upload(party, mine.number, opened, given, ahead)
+    if mine.merge:
+        return _merging(party, due)
     first = party.store.state.first
-    if first is not None and session.number == FIRST:  # charged when it was made
+    if first is not None and mine.number == FIRST:  # charged when it was made
+        if not party.store.affords(party.round_event()):
+            due = replace(due, ahead=None)
         return Step(
-            lambda _: upload(use_first_gradient(party)),
-            _burning(party, hashlib.sha256(first.tobytes()).digest()),
+            lambda _: due.of(use_first_gradient(party)),
+            due.burning(hashlib.sha256(first.tobytes()).digest()),
             keeps=True,
         )
     return Step(
-        trained,
-        _burning(party, party.fresh()),
-        Charge(purpose_of(session.number), party.round_event(), repeatable=False),
+        due.trained,
+        due.burning(party.fresh()),
+        Charge(purpose_of(mine.number), party.round_event(), repeatable=False),
+        takes=due.take,
         keeps=True,
         paced=True,
     )
 
 
-def _burning(party: Party, update: bytes):  # type: ignore[no-untyped-def]
-    """Note that the update of this attempt is burnt, before it is computed: it may leave."""
+def _merging(party: Party, due: _Upload) -> Step:
+    pending = party.store.state.pending
+    if pending is None:
+        raise Refusal("merge")
 
-    def write(_: Record) -> None:
-        party.store.journal.record("masked", update=update)
+    def merged(_: bytes) -> tuple[Session, Reply]:
+        party.store.state.pending = None
+        return due.of(pending)
 
-    return write
+    return Step(merged, due.burning(hashlib.sha256(pending.tobytes()).digest()), keeps=True)
 
 
 def confirm(party: Party, session: Session, message: Confirm) -> Step:
-    """The survivors must be sharers, this client among them, and enough."""
+    """The survivors must be sharers, this client among them, and enough; the adverts of the next
+    round must be signed by roster members for that very plan.
+    """
     if not isinstance(session, RoundUploaded):
         raise OutOfOrder(f"{party.id}: no round is at this stage")
+    at = session.state.session.round, session.state.session.attempt
+    ahead = ahead_requests.share(party, session, message.adverts)
     state, vote = masking.confirm(session.state, message.survivors)
+    following, shares = (None, b"") if ahead is None else ahead
 
     def write(_: Record) -> None:
-        party.store.journal.record("confirmed")
+        party.store.journal.record("confirmed", of=at)
+        if following is not None:
+            party.store.journal.record("shared")
 
-    return Step(lambda _: (RoundConfirmed(state), Protocol(vote)), write)
+    return Step(lambda _: (RoundConfirmed(state, following), Protocol(vote, shares)), write)
 
 
 def reveal(party: Party, session: Session, message: Reveal) -> Step:
     """A threshold must have signed the same survivors."""
     if not isinstance(session, RoundConfirmed):
         raise OutOfOrder(f"{party.id}: no round is at this stage")
+    at = session.state.session.round, session.state.session.attempt
     shares = masking.reveal(session.state, message.votes)
+    following = session.ahead or Idle()
 
     def write(_: Record) -> None:
-        party.store.journal.record("revealed")
+        party.store.journal.record("revealed", of=at)
 
-    return Step(lambda _: (Idle(), Protocol(shares)), write)
+    return Step(lambda _: (following, Protocol(shares)), write)
 
 
 def alone(party: Party, _session: Session, message: Alone) -> Step:
@@ -256,7 +259,7 @@ def alone(party: Party, _session: Session, message: Alone) -> Step:
     A server that crashed asks again; a round that is done is not done or charged once more.
     """
     record = party.store.record
-    _check_open(party)
+    check_open(party)
     if party.nodes() or not MERGE < message.round <= party.job.rounds:
         raise OutOfOrder(f"{party.id}: this client trains in a group, or the job has no such round")
     if message.round <= record.round:

@@ -1,7 +1,8 @@
 """Where a client stands between two requests: the class of the session *is* the stage.
 
 Sessions live in memory only and are never written down: after a crash an attempt is over, and the
-server begins another.
+server begins another. A session may hold that of the next round beside it, which is dealt ahead;
+any other request gives both up.
 """
 
 from dataclasses import dataclass
@@ -118,16 +119,20 @@ class RoundShared:
 
 @dataclass(frozen=True)
 class RoundUploaded:
-    """Its masked update may have left."""
+    """Its masked update may have left; so may its keys for the next round, where they are asked
+    for.
+    """
 
     state: masking.Uploaded
+    ahead: RoundAdvertised | None = None
 
 
 @dataclass(frozen=True)
 class RoundConfirmed:
-    """It signed the survivors."""
+    """It signed the survivors; its shares for the next round may be out."""
 
     state: masking.Confirmed
+    ahead: RoundShared | None = None
 
 
 Session = (

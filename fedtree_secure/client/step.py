@@ -56,6 +56,8 @@ class Step:
             on rows but through a private mechanism.
         write: Notes the decision in the client's record, in one transaction with the charge.
         charge: What it costs, None if nothing private is computed.
+        takes: Takes values over that the computation begins with. They are kept in the transaction
+            of ``write``, which notes that they are held; only where there is a charge.
         keeps: Whether the client's values change and must be written down before the reply leaves.
         paced: Whether the reply's time could tell about rows, see `pacing`.
     """
@@ -63,5 +65,6 @@ class Step:
     answer: Callable[[bytes], tuple[Session, Reply]]
     write: Callable[[Record], None] = lambda _: None
     charge: Charge | None = None
+    takes: Callable[[], None] | None = None
     keeps: bool = False
     paced: bool = False

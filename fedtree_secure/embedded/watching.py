@@ -130,8 +130,8 @@ class Watch:
         """An exchange begins."""
         kind, number = kind_of(stage), _round_of(stage)
         title, label, steps = self._planned(kind, number)
-        if kind == Exchange.ADVERTISE:
-            self.forecast.mark()
+        if kind == (Exchange.ADVERTISE if number == FIRST else Exchange.MASK):
+            self.forecast.mark()  # a round that was dealt ahead begins with its masks
         self.forecast.reach(self.name, label)
         where = f" (round {number})" if number > 0 else " (merge)" if number == 0 else ""
         self.observer.stage(title + where, (steps or 1) * clients)

@@ -14,7 +14,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from fedtree_secagg import Identity, SecAggError
+from fedtree_secagg import Identity, Plan, SecAggError
 from fedtree_secure.agreed import messages as wire
 from fedtree_secure.agreed.round_plan import (
     compute_tree,
@@ -25,12 +25,13 @@ from fedtree_secure.agreed.round_plan import (
     fixed_tree,
     gradient_context,
     gradient_noise,
+    late_context,
     plan_of_round,
     tree_without_distances,
     vote_bytes,
 )
 from fedtree_secure.agreed.schedule import opens, turn_of
-from fedtree_secure.agreed.stages import FIRST, MERGE, Exchange, in_round
+from fedtree_secure.agreed.stages import FIRST, MERGE, Exchange, attempt_of, in_round
 from fedtree_secure.agreed.terms import Terms
 from fedtree_secure.agreed.transport import Transport
 from fedtree_secure.agreed.tree import Tree
@@ -42,7 +43,8 @@ from fedtree_secure.server.channel import Channel, Missed, refusals
 from fedtree_secure.server.cohort import CohortKeeper, fingerprint_distances
 from fedtree_secure.server.experts import NodeBook
 from fedtree_secure.server.graph import draw_graph
-from fedtree_secure.server.protocol import MaskedRound, run_sketch
+from fedtree_secure.server.masked_round import Following, Given, MaskedRound
+from fedtree_secure.server.protocol import run_sketch
 from fedtree_secure.server.state import RoundRecord, StateFolder
 
 log = logging.getLogger("fedtree_secure.server")
@@ -103,6 +105,7 @@ class Coordinator:
         self._admission = Admission(terms, facts, self._channel)
         self.finished: frozenset[str] = frozenset()
         self._votes: dict[str, bytes] = {}
+        self._ahead: MaskedRound | None = None  # the next round, whose keys are dealt
         self.book: NodeBook | None = None
         if self.state.labels is not None:
             self._restore(Tree(terms.names, self.state.labels, self.job.masking.min_group))
@@ -357,31 +360,67 @@ class Coordinator:
         assert self.book is not None
         merge, book = number == MERGE, self.book
         beacon = self._beacon(number)
-        clip = self.state.clips["merge" if merge else "round"]
-        plan = plan_of_round(
-            self.terms,
-            self.facts,
-            book.tree,
-            "" if self.cohort.roll is None else self.cohort.roll.eras[-1].evidence,
-            clip,
-            book.digests(),
-            merge=merge,
-            beacon=beacon,
-        )
-        attempt = self.state.starts
-        asked = self._asked(number)
-        begins = self._tell(
-            (name for name in plan.cohort if name in asked),
-            functools.partial(wire.Begin, number, attempt, merge, clip, beacon=beacon),
-        )
-        masked = MaskedRound(self._channel, self.terms, plan, number, attempt)
-        sums, began = masked.run(begins)
+        asked = frozenset(self._asked(number)) & book.cohort
+        ahead, self._ahead = self._ahead, None
+        following = self._following(number, asked, beacon)
+        if ahead is not None and (ahead.number, ahead.plan, ahead.dealt) == (
+            *(number, self._plan(merge=False, beacon=beacon, digests=None)),
+            asked,
+        ):
+            told = {name: book.told(name, self.cohort.known.get(name, -1)) for name in asked}
+            given = Given(told, late_context(self.terms, book.digests()))
+            plan, begins = ahead.plan, asked
+            sums, began = ahead.open(given, following)
+        else:
+            clip, attempt = self._clip(merge=merge), attempt_of(self.state.starts, ahead=False)
+            plan = self._plan(merge=merge, beacon=beacon, digests=book.digests())
+            make = functools.partial(wire.Begin, number, attempt, merge, clip, beacon=beacon)
+            requests = self._tell((name for name in plan.cohort if name in asked), make)
+            begins = frozenset(requests)
+            masked = MaskedRound(self._channel, self.terms, plan, number, attempt)
+            sums, began = masked.run(requests, following)
         self._learnt(number, began)
         if not merge:
-            self.cohort.missed(frozenset(begins), began)
+            self.cohort.missed(begins, began)
+        self._ahead = None if following is None else following.round
         book.apply(sums, number)
         record.opened = {name: list(found.members_summed) for name, found in sums.items()}
         record.closed = sorted({node.name for node in plan.nodes} - set(sums))
+
+    def _clip(self, *, merge: bool) -> float:
+        return self.state.clips["merge" if merge else "round"]
+
+    def _plan(
+        self, *, merge: bool, beacon: bytes, digests: tuple[wire.NodeDigest, ...] | None
+    ) -> Plan:
+        assert self.book is not None
+        return plan_of_round(
+            self.terms,
+            self.facts,
+            self.book.tree,
+            "" if self.cohort.roll is None else self.cohort.roll.eras[-1].evidence,
+            self._clip(merge=merge),
+            digests,
+            merge=merge,
+            beacon=beacon,
+        )
+
+    def _following(self, number: int, asked: frozenset[str], beacon: bytes) -> Following | None:
+        """The next round, to be dealt with this one; None where it cannot be, or is not known yet:
+        after the merge other nodes are summed, and over another graph.
+        """
+        assert self.book is not None
+        after = number + 1
+        if number == MERGE or after > self.job.rounds:
+            return None
+        names = frozenset(self._asked(after)) & self.book.cohort
+        if not names or not names <= asked:
+            return None
+        attempt = attempt_of(self.state.starts, ahead=True)
+        plan = self._plan(merge=False, beacon=beacon, digests=None)
+        begin = wire.Begin(*(after, attempt, False, self._clip(merge=False), None), beacon=beacon)
+        made = MaskedRound(self._channel, self.terms, plan, after, attempt)
+        return Following(made, begin, names)
 
     def _beacon(self, number: int) -> bytes:
         """What draws the graph of a round: drawn before the first that has it, and kept.

@@ -4,11 +4,9 @@ import logging
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
-from fedtree_secagg import Plan, ProtocolError, SecAggError, sketch
-from fedtree_secagg import server as masking
-from fedtree_secagg.server import NodeSum
+from fedtree_secagg import ProtocolError, SecAggError, sketch
 from fedtree_secure.agreed import messages as wire
-from fedtree_secure.agreed.stages import Exchange, in_round
+from fedtree_secure.agreed.stages import Exchange
 from fedtree_secure.agreed.terms import Terms
 from fedtree_secure.errors import RunStopped
 from fedtree_secure.server.channel import Channel, payloads
@@ -72,72 +70,3 @@ def run_sketch(
         )
     except SecAggError as error:
         raise RunStopped(f"no distances, and so no tree: {error}") from error
-
-
-class MaskedRound:
-    """One attempt of a masked round.
-
-    Args:
-        channel: To the clients.
-        terms: What everybody pinned.
-        plan: Of the round.
-        number: The round.
-        attempt: See `fedtree_secagg.Session`.
-    """
-
-    def __init__(
-        self, channel: Channel, terms: Terms, plan: Plan, number: int, attempt: int
-    ) -> None:
-        self._channel, self._number = channel, number
-        self._begun = masking.begin(terms.roster, plan, round=number, attempt=attempt)
-
-    def run(self, begins: Mapping[str, wire.Message]) -> tuple[dict[str, NodeSum], frozenset[str]]:
-        """Run the protocol once.
-
-        Args:
-            begins: The opening request of each client of the cohort.
-
-        Returns:
-            The sums of the opened nodes by name, and who answered the opening request.
-
-        Raises:
-            fedtree_secagg.SecAggError: Nothing can be opened.
-        """
-        replies = self._ask(Exchange.ADVERTISE, begins)
-        began = frozenset(payloads(replies))
-        gathered, out = self._step(
-            Exchange.ADVERTISE, replies, masking.collect_adverts, self._begun
-        )
-        replies = self._ask(Exchange.SHARE, _wrap(wire.Share, out))
-        routed, out = self._step(Exchange.SHARE, replies, masking.route_shares, gathered)
-        replies = self._ask(Exchange.MASK, _wrap(wire.Mask, out))
-        summed, out = self._step(Exchange.MASK, replies, masking.collect_masked, routed)
-        replies = self._ask(Exchange.CONFIRM, _wrap(wire.Confirm, out))
-        agreed, out = self._step(Exchange.CONFIRM, replies, masking.collect_votes, summed)
-        replies = self._ask(Exchange.REVEAL, _wrap(wire.Reveal, out))
-        return self._step(Exchange.REVEAL, replies, masking.open_sums, agreed), began
-
-    def _ask(
-        self, exchange: Exchange, requests: Mapping[str, wire.Message]
-    ) -> dict[str, wire.Reply]:
-        return self._channel.exchange(in_round(self._number, exchange), requests)
-
-    def _step(
-        self,
-        exchange: Exchange,
-        replies: Mapping[str, wire.Reply],
-        step: Callable[[Any, Any], S],
-        state: Any,
-    ) -> S:
-        what = in_round(self._number, exchange)
-        return accepted(what, lambda incoming: step(state, incoming), payloads(replies))
-
-
-def _wrap(
-    kind: Callable[[bytes], wire.Message], messages: Mapping[str, bytes]
-) -> dict[str, wire.Message]:
-    """Wrap protocol messages; equal ones become one object, so that they are encoded once."""
-    made: dict[int, wire.Message] = {}
-    for data in messages.values():
-        made.setdefault(id(data), kind(data))
-    return {name: made[id(data)] for name, data in messages.items()}

@@ -40,7 +40,14 @@ from fedtree_secagg.rounds.messages import (
     Vote,
     Votes,
 )
-from fedtree_secagg.rounds.session import Cohort, Session, require, sharers_hash, view_hash
+from fedtree_secagg.rounds.session import (
+    Cohort,
+    Session,
+    check_late,
+    require,
+    sharers_hash,
+    view_hash,
+)
 from fedtree_secagg.rounds.states import (
     Advertised,
     Confirmed,
@@ -151,7 +158,7 @@ def share(state: Advertised, adverts: bytes, *, randomness: bytes) -> tuple[Shar
         return following, _sealed(following, dealt, stream)
 
 
-def receive(state: Shared, inbox: bytes) -> Opened:
+def receive(state: Shared, inbox: bytes, *, late: bytes = b"") -> Opened:
     """Open and check all that the server sent before the upload; read no private value for it.
 
     Training may begin after this step: nothing that the server sent is left to refuse. So whether
@@ -160,17 +167,21 @@ def receive(state: Shared, inbox: bytes) -> Opened:
     Args:
         state: from `share`.
         inbox: the server's message to this client.
+        late: 32 bytes that all members must give alike, where the plan says `late`: the digest of
+            what the application's clients were given since they dealt shares.
 
     Returns:
         The state for `upload`.
 
     Raises:
+        ConfigurationError: a late context is missing, or the plan has none.
         ProtocolError: a bundle does not open, or is not the one that its dealer signed for (blames
             the dealer only when nobody else can have caused it).
         ThresholdError: fewer sharers than the threshold.
     """
+    check_late(state.session.plan, late)
     with state:
-        return _received(state, inbox)
+        return _received(state, inbox, late)
 
 
 def upload(
@@ -210,6 +221,7 @@ def mask(
     *,
     randomness: bytes,
     on_grid: bool = False,
+    late: bytes = b"",
 ) -> tuple[Uploaded, bytes]:
     """Do `receive` and `upload` in one step, for a vector that is there already.
 
@@ -218,7 +230,7 @@ def mask(
 
     Args:
         state: from `share`.
-        inbox: see `receive`.
+        inbox, late: see `receive`.
         vector, on_grid: see `upload`.
         randomness: 32 fresh bytes.
 
@@ -226,14 +238,15 @@ def mask(
         As `upload`, the same bytes.
 
     Raises:
-        ConfigurationError: see `upload`.
+        ConfigurationError: see `upload` and `receive`.
         ProtocolError: see `receive`.
         ThresholdError: see `receive`.
     """
     stream = keys.Stream(check_randomness(randomness), b"mask")
+    check_late(state.session.plan, late)
     with state:
         _check_vector(vector, state.session.plan, on_grid=on_grid)
-        return _uploaded(_received(state, inbox), vector, stream)
+        return _uploaded(_received(state, inbox, late), vector, stream)
 
 
 def confirm(state: Uploaded, survivors: bytes) -> tuple[Confirmed, bytes]:
@@ -252,7 +265,9 @@ def confirm(state: Uploaded, survivors: bytes) -> tuple[Confirmed, bytes]:
         following = Confirmed(state.identity, state.name, state.session)
         following.inherit(state)
         following.sharers, following.survivors = state.sharers, alive
-        vote = Vote(state.cohort.id, state.name, view_hash(state.cohort.id, state.sharers, alive))
+        following.late = state.late
+        view = view_hash(state.cohort.id, state.sharers, alive, state.late)
+        vote = Vote(state.cohort.id, state.name, view)
         signed = messages.sign(state.identity, state.cohort.id, vote, state.name)
         following.spoken = (*state.spoken, signed)
         return following, signed
@@ -337,13 +352,14 @@ def _check_stage(state: InCohort, session: bytes, group: Group, stage: str) -> N
     require(plan, stage, len(group.select(state.cohort.holders(state.name), plan.place)))
 
 
-def _received(state: Shared, inbox: bytes) -> Opened:
+def _received(state: Shared, inbox: bytes, late: bytes) -> Opened:
     message = messages.decode(Inbox, inbox)
     sharers = state.cohort.group(message.sharers, "inbox")
     _check_stage(state, message.session, sharers, "inbox")
     following = Opened(state.identity, state.name, state.session)
     following.inherit(state)
     following.mask, following.seeds, following.sharers = state.mask, state.seeds, sharers
+    following.late = late
     opened = bundles.open_inbox(state.cohort, state.name, state.channels, message, sharers)
     following.bundles = {**state.bundles, **opened}
     return following
@@ -354,7 +370,7 @@ def _uploaded(
 ) -> tuple[Uploaded, bytes]:
     following = Uploaded(state.identity, state.name, state.session)
     following.inherit(state)
-    following.sharers = state.sharers
+    following.sharers, following.late = state.sharers, state.late
     data = _masked(state, vector, stream)
     following.spoken = (messages.detach(data)[0],)
     return following, data
@@ -362,7 +378,7 @@ def _uploaded(
 
 def _masked(state: Opened, vector: npt.NDArray[Any], stream: keys.Stream) -> bytes:
     session, me, plan = state.cohort.id, state.name, state.session.plan
-    head = partial(Masked, session, me, sharers_hash(session, state.sharers))
+    head = partial(Masked, session, me, sharers_hash(session, state.sharers, state.late))
 
     def write(body: memoryview) -> bytes:
         _write_masked(np.frombuffer(body, plan.ring.dtype), state, vector, stream)
@@ -387,13 +403,13 @@ def _write_masked(out: Words, state: Opened, vector: npt.NDArray[Any], stream: k
             part[:] = node.gather(vector).astype(part.dtype)  # keeps the low bits
         else:
             plan.quantiser.quantise_into(part, node.gather(vector), key)
-        masks = [(keys.self_mask_key(seed.reveal(), cohort.id, state.name, node.name), 1)]
+        own = keys.self_mask_key(seed.reveal(), cohort.id, state.name, node.name, state.late)
+        masks = [(own, 1)]
         for peer in cohort.peers(state.name, node, state.sharers):
             if peer not in agreed:
                 agreed[peer] = state.mask.agree(cohort.id, peer, cohort.adverts[peer].mask_key)
-            masks.append(
-                (keys.pair_mask_key(agreed[peer], node.name), 1 if state.name < peer else -1)
-            )
+            shared = keys.pair_mask_key(agreed[peer], node.name, state.late)
+            masks.append((shared, 1 if state.name < peer else -1))
         plan.ring.add_masks(part, masks)
         at += node.width
 

@@ -1,7 +1,8 @@
 """The client's write-ahead journal: a restarted client never answers twice.
 
-Two counters, (round, attempt), only grow; the stage of the current attempt is written durably
-before the message of that stage may leave. After a crash the attempt is over, whatever its stage:
+Two counters, (round, attempt), only grow; the stage of an attempt is written durably before the
+message of that stage may leave. (`attempts` has the rules, and the one case of two attempts at
+once.) After a crash the attempt is over, whatever its stage:
 keys and shares lived in memory only, so there is nothing to resume, and nothing of them is written
 here. What survives is which updates are *burnt*: once an upload may have left, its update must
 never be uploaded again. Reveals of others open the sum that it is in, also when this client never
@@ -15,7 +16,9 @@ Call it around the pure steps:
     journal.record("advertised")                    # then send
     ...
     journal.record("masked", update=hash_of_update) # refuses an update that is burnt, and burns it
-    journal.record("revealed")
+    following = journal.begin(round + 1, ahead=True)      # its keys leave with this upload
+    journal.record("confirmed", of=(round, attempt))
+    journal.record("revealed", of=(round, attempt))
 
     number = journal.ceremony(plan.tree)            # before `beacon.commit`
 
@@ -29,21 +32,27 @@ from typing import Any, Protocol, Self
 
 import msgspec
 
+from fedtree_secagg.attempts import (
+    AHEAD,
+    LARGEST_COUNTER,
+    LARGEST_JUMP,
+    STAGES,
+    Attempts,
+    Key,
+)
 from fedtree_secagg.beacon import CEREMONIES
 from fedtree_secagg.errors import ConfigurationError, ProtocolError, shown
 from fedtree_secagg.journal_file import FORMAT, JournalFile
 
 __all__ = [
     "FORMAT",
+    "LARGEST_COUNTER",
+    "LARGEST_JUMP",
     "STAGES",
     "Journal",
     "JournalFile",
     "Records",
 ]
-
-STAGES = ("begun", "advertised", "shared", "masked", "confirmed", "revealed")
-LARGEST_COUNTER = 2**31 - 1
-LARGEST_JUMP = 1000  # between two attempts of a round: one absurd number must not use up all others
 
 
 class Records(Protocol):
@@ -77,7 +86,7 @@ class _Ceremony(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Journal:
-    """What one client answered, and what may follow; one attempt at a time.
+    """What one client answered, and what may follow.
 
     Args:
         records: where the lines stand; the journal owns and closes it.
@@ -90,10 +99,10 @@ class Journal:
         self._records = records
         self._entries: list[_Entry] = []
         self._ceremonies: list[_Ceremony] = []
+        self._attempts = Attempts()
         for line in records.read():
-            self._note(_decoded(line))
-        self._check_order()
-        self._open = False  # an attempt of an earlier process is over
+            self._read(_decoded(line))
+        self._attempts.give_up()  # those of an earlier process are over
 
     @classmethod
     def open(cls, path: Path | str) -> Self:
@@ -108,66 +117,64 @@ class Journal:
     @property
     def last(self) -> tuple[int, int] | None:
         """The (round, attempt) begun last, or None."""
-        return (self._entries[-1].round, self._entries[-1].attempt) if self._entries else None
+        return self._attempts.last
 
     @property
     def burnt(self) -> frozenset[str]:
         """Hashes of the updates that may be in a sum."""
         return frozenset(entry.update for entry in self._entries if entry.stage == "masked")
 
-    def begin(self, round: int, attempt: int | None = None) -> int:  # noqa: A002
+    def begin(
+        self,
+        round: int,  # noqa: A002
+        attempt: int | None = None,
+        *,
+        ahead: bool = False,
+    ) -> int:
         """Begin an attempt of a round and return its number; whatever was under way is given up.
 
         Check the round against the job's first: what is written here is the oldest round from then
         on.
 
         Args:
-            round: 0 to 2^31 - 1, not below the last one.
+            round: 0 to 2^31 - 1, not below the last one; or the one below it, where the last one
+                was begun ahead and has uploaded nothing.
             attempt: the server's number, above every attempt of this round and by 1000 at most; the
                 first of a round is 0 to 999. None takes the next.
+            ahead: whether the attempt under way, which has uploaded and is of the round before,
+                goes on beside this one, until this one uploads.
 
         Raises:
-            ProtocolError: a counter is no such number; nothing is written.
+            ProtocolError: a counter is no such number, or nothing may be begun ahead now; nothing
+                is written.
         """
-        last_round, last_attempt = self.last or (-1, -1)
-        _check_counter("round", round)
-        if round < last_round:
-            raise ProtocolError(
-                f"journal: round {round} is older than {last_round}, "
-                "which this client already answered"
-            )
-        used = last_attempt if round == last_round else -1
-        number = used + 1 if attempt is None else attempt
-        _check_counter("attempt", number)
-        if not used < number <= used + LARGEST_JUMP:
-            raise ProtocolError(
-                f"journal: attempt {number} of round {round} does not follow {used}; "
-                f"give {used + 1} to {used + LARGEST_JUMP}"
-            )
-        self._append(_Entry(round, number, "begun"))
-        self._open = True
+        number = self._attempts.number(round, attempt, ahead=ahead)
+        self._append(_Entry(round, number, AHEAD if ahead else STAGES[0]))
         return number
 
-    def record(self, stage: str, *, update: bytes = b"") -> None:
+    def check(self, round: int, attempt: int) -> None:  # noqa: A002
+        """Refuse what `begin` would refuse of these counters; write nothing.
+
+        Raises:
+            ProtocolError: see `begin`.
+        """
+        self._attempts.number(round, attempt, ahead=False)
+
+    def record(self, stage: str, *, update: bytes = b"", of: Key | None = None) -> None:
         """Write a stage durably; call it after the step and before its message leaves.
 
         Args:
             stage: the next of "advertised", "shared", "masked", "confirmed", "revealed".
             update: with "masked", the 32-byte hash of the noised update, to be refused once burnt.
+            of: which (round, attempt), where one was begun ahead of another; None for the one begun
+                last.
 
         Raises:
             ProtocolError: not the next stage of an attempt that this process began, or the update
                 is burnt.
             ConfigurationError: a hash is missing, or given where none belongs.
         """
-        if not self._open:
-            raise ProtocolError("journal: no attempt is under way in this process; begin one")
-        current = self._entries[-1]
-        at = STAGES.index(current.stage)
-        if stage not in STAGES[at + 1 : at + 2]:
-            raise ProtocolError(
-                f"journal: {stage!r} does not follow {current.stage!r}; each stage happens once"
-            )
+        key = self._attempts.check_stage(of, stage)
         if (len(update) == 32) != (stage == "masked") or len(update) not in (0, 32):
             raise ConfigurationError(
                 'journal: give the 32-byte hash of the update with "masked", and with it only'
@@ -177,7 +184,7 @@ class Journal:
                 "journal: this update was uploaded in another attempt, "
                 "which others may have opened: add fresh noise"
             )
-        self._append(_Entry(current.round, current.attempt, stage, update.hex()))
+        self._append(_Entry(*key, stage, update.hex()))
 
     def ceremony(self, tree: bytes, number: int | None = None) -> int:
         """Return the number of a tree's next beacon ceremony, written durably; see `beacon`.
@@ -231,19 +238,29 @@ class Journal:
     def _note(self, entry: _Entry | _Ceremony) -> None:
         if isinstance(entry, _Entry):
             self._entries.append(entry)
+            self._attempts.note((entry.round, entry.attempt), entry.stage)
         else:
             self._ceremonies.append(entry)
 
-    def _check_order(self) -> None:
-        order = [
-            (e.round, e.attempt, STAGES.index(e.stage) if e.stage in STAGES else -1)
-            for e in self._entries
-        ]
-        hashes = all(len(e.update) == 64 * (e.stage == "masked") for e in self._entries)
-        if not hashes or order != sorted(set(order)) or any(stage < 0 for *_, stage in order):
+    def _read(self, entry: _Entry | _Ceremony) -> None:
+        """Take over a line that is there, by the rules under which it was written."""
+        try:
+            if isinstance(entry, _Entry):
+                self._check_line(entry)
+        except ProtocolError:
             raise ConfigurationError(
                 "journal: entries out of order; restore it, or take a new identity and roster"
-            )
+            ) from None
+        self._note(entry)
+
+    def _check_line(self, entry: _Entry) -> None:
+        if len(entry.update) != 64 * (entry.stage == "masked"):
+            raise ProtocolError("journal: a hash is missing, or stands where none belongs")
+        if entry.stage in (STAGES[0], AHEAD):
+            known = {"ahead": entry.stage == AHEAD, "jump": LARGEST_COUNTER + 1}
+            self._attempts.number(entry.round, entry.attempt, **known)
+        else:
+            self._attempts.check_stage((entry.round, entry.attempt), entry.stage)
 
 
 def _decoded(line: bytes) -> _Entry | _Ceremony:
@@ -255,10 +272,3 @@ def _decoded(line: bytes) -> _Entry | _Ceremony:
             "journal: damaged; restore it, or take a new identity and roster"
         ) from None
     return found
-
-
-def _check_counter(label: str, value: object) -> None:
-    if type(value) is not int or not 0 <= value <= LARGEST_COUNTER:
-        raise ProtocolError(
-            f"journal: {label} is {shown(value)}; give a whole number from 0 to {LARGEST_COUNTER}"
-        )

@@ -40,6 +40,7 @@ from fedtree_secagg.rounds.opening import Opener
 from fedtree_secagg.rounds.session import (
     Cohort,
     Session,
+    check_late,
     of_session,
     require,
     sharers_hash,
@@ -113,9 +114,10 @@ class Routed(OneShot):
 class Summed(Routed):
     """After `collect_masked`: the running sums and the survivors."""
 
-    __slots__ = ("heads", "survivors", "totals")
+    __slots__ = ("heads", "late", "survivors", "totals")
 
     survivors: Group
+    late: bytes
     heads: dict[str, bytes]
     totals: dict[str, Words]
 
@@ -193,13 +195,22 @@ def route_shares(state: Gathered, incoming: Incoming) -> tuple[Routed, dict[str,
         return following, _inboxes(following, uploads)
 
 
-def collect_masked(state: Routed, incoming: Incoming) -> tuple[Summed, dict[str, bytes]]:
+def collect_masked(
+    state: Routed, incoming: Incoming, *, late: bytes = b""
+) -> tuple[Summed, dict[str, bytes]]:
     """Add up the masked vectors; return the survivor set for each survivor.
 
     Pairs may come from a generator, one upload at a time: the server then needs memory for its sums
     and one upload only. What arrives after this step is never added: an update whose sender was
     counted as dropped out stays masked.
+
+    Args:
+        state: from `route_shares`.
+        incoming: the uploads.
+        late: the late context under which they are masked, where the plan says `late`; an upload
+            under another one is refused.
     """
+    check_late(state.session.plan, late)
     with state:
         plan = state.session.plan
         totals: dict[str, Words] = {}
@@ -208,12 +219,12 @@ def collect_masked(state: Routed, incoming: Incoming) -> tuple[Summed, dict[str,
             if name in heads:
                 raise ProtocolError(f"masked: two uploads for {name!r}")
             with message_of(name):
-                heads[name] = _add_upload(state, name, data, totals)
+                heads[name] = _add_upload(state, name, data, totals, late)
         _require_committee(state.cohort, "masked", heads)
         following = Summed()
         following.inherit(state)
         following.survivors = Group.of(plan.cohort, heads)
-        following.totals, following.heads = totals, heads
+        following.totals, following.heads, following.late = totals, heads, late
         broadcast = messages.encode(Survivors(state.cohort.id, following.survivors.bits))
         return following, dict.fromkeys(sorted(heads), broadcast)
 
@@ -228,7 +239,7 @@ def collect_votes(state: Summed, incoming: Incoming) -> tuple[Agreed, dict[str, 
     """
     with state:
         cohort, plan = state.cohort, state.session.plan
-        agreed = view_hash(cohort.id, state.sharers, state.survivors)
+        agreed = view_hash(cohort.id, state.sharers, state.survivors, state.late)
         received = dict(sorted(_pairs(incoming)))
         _refuse_strangers(received, state.heads, "votes")
         voters = sorted(set(received).intersection(cohort.graph.committee))
@@ -243,7 +254,7 @@ def collect_votes(state: Summed, incoming: Incoming) -> tuple[Agreed, dict[str, 
         following = Agreed()
         following.inherit(state)
         following.survivors = state.survivors
-        following.totals, following.heads = state.totals, state.heads
+        following.totals, following.heads, following.late = state.totals, state.heads, state.late
         silent = {
             name: tuple(
                 state.heads[d] for d in cohort.dealers(name, state.survivors) if d not in votes
@@ -272,7 +283,10 @@ def open_sums(state: Agreed, incoming: Incoming) -> dict[str, NodeSum]:
         _refuse_strangers(received, state.heads, "reveal")
         _require_committee(state.cohort, "reveal", received)
         opener = Opener(
-            state.cohort, state.digests, state.links, state.sharers, state.survivors, received
+            state.cohort,
+            *(state.digests, state.links, state.sharers, state.survivors),
+            received,
+            state.late,
         )
         opened = state.cohort.opened_nodes(state.survivors)
         nodes = [node for node in state.session.plan.nodes if node.name in opened]
@@ -400,7 +414,9 @@ def _inboxes(state: Routed, uploads: Mapping[str, Shares]) -> dict[str, bytes]:
     }
 
 
-def _add_upload(state: Routed, name: str, data: bytes, totals: dict[str, Words]) -> bytes:
+def _add_upload(
+    state: Routed, name: str, data: bytes, totals: dict[str, Words], late: bytes
+) -> bytes:
     """Add an upload to the running totals; return its signed head."""
     if name not in state.digests:
         raise ProtocolError(f"masked: {name!r} did not share its keys")
@@ -409,9 +425,10 @@ def _add_upload(state: Routed, name: str, data: bytes, totals: dict[str, Words])
     head = _verified(state, Masked, name, signed)
     if not keys.upload_verifies(state.links[name], head.nonce, head.tag, body):
         raise ProtocolError(f"masked of {name!r}: the vector does not match its tag")
-    if head.sharers != sharers_hash(state.cohort.id, state.sharers):
+    if head.sharers != sharers_hash(state.cohort.id, state.sharers, late):
         raise ProtocolError(
-            f"masked of {name!r}: masked with other sharers than it should have been shown"
+            f"masked of {name!r}: masked with other sharers than it should have been shown, or "
+            "under another late context"
         )
     expected = plan.width_of(name) * plan.ring.word_bytes
     if len(body) != expected:

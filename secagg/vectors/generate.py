@@ -11,6 +11,7 @@ import hashlib
 import json
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -302,6 +303,53 @@ def _reject_votes(book: _Book, state: client.Confirmed, data: bytes) -> None:
         )
 
 
+def late(book: _Book) -> None:
+    """Run the same attempt under a plan that says late, and record what differs."""
+    plan, given = replace(PLAN, late=True), derive("late", "context")
+    counters = {"round": ROUND, "attempt": ATTEMPT}
+
+    def fresh(step: str, name: str) -> bytes:
+        return derive("late", step, name)
+
+    states: dict[str, Any] = {}
+    out: dict[str, bytes] = {}
+    for name in NAMES:
+        key, drawn = IDENTITIES[name], fresh("advertise", name)
+        states[name], out[name] = client.advertise(
+            key, name, ROSTER, plan, **counters, randomness=drawn
+        )
+    begun = server.begin(ROSTER, plan, **counters, randomness=fresh("server", ""))
+    gathered, adverts = server.collect_adverts(begun, out)
+    for name, data in adverts.items():
+        states[name], out[name] = client.share(states[name], data, randomness=fresh("share", name))
+    routed, inboxes = server.route_shares(gathered, out)
+    masked = {}
+    for name in (n for n in NAMES if n != LOST):
+        opened, update = client.receive(states[name], inboxes[name], late=given), UPDATES[name]
+        states[name], masked[name] = client.upload(
+            opened, np.array(update), randomness=fresh("mask", name)
+        )
+    summed, survivors = server.collect_masked(routed, masked, late=given)
+    votes = {name: client.confirm(states[name], data) for name, data in survivors.items()}
+    agreed, shown = server.collect_votes(summed, {n: vote for n, (_, vote) in votes.items()})
+    reveals = {name: client.reveal(votes[name][0], data) for name, data in shown.items()}
+    book.files["late"] = {
+        "late": given.hex(),
+        "plan_hash": plan.hash.hex(),
+        "randomness": {
+            step: {name: fresh(step, name).hex() for name in NAMES}
+            for step in ("advertise", "share", "mask")
+        },
+        "server_randomness": fresh("server", "").hex(),
+        "masked": {name: data.hex() for name, data in masked.items()},
+        "vote": {name: vote.hex() for name, (_, vote) in votes.items()},
+        "open": {
+            name: {"members_summed": list(node.members_summed), "ring": node.ring.tolist()}
+            for name, node in server.open_sums(agreed, reveals).items()
+        },
+    }
+
+
 def sketches(book: _Book) -> None:
     """Run one sketch and record it."""
     context = derive("sketch-context")
@@ -436,6 +484,7 @@ def generate() -> dict[str, str]:
     """Return the text of every file, by name."""
     book = _Book()
     protocol(book)
+    late(book)
     sketches(book)
     sparse(book)
     return {

@@ -90,10 +90,10 @@ class World:
         upto: str = "reveal",
         round: int = 0,  # noqa: A002
         attempt: int = 0,
+        late: bytes = b"",
     ) -> Run:
-        run = Run(
-            self, {k: set(v) for k, v in (drops or {}).items()}, dict(tamper or {}), round, attempt
-        )
+        gone = {k: set(v) for k, v in (drops or {}).items()}
+        run = Run(self, gone, dict(tamper or {}), round, attempt, late)
         run.go(upto)
         return run
 
@@ -109,6 +109,7 @@ class Run:
     tamper: dict[tuple[str, str], Callable[[bytes], bytes | None]]
     round: int = 0
     attempt: int = 0
+    late: bytes = b""
     states: dict[str, dict[str, Any]] = field(default_factory=dict)
     sent: dict[str, dict[str, bytes]] = field(default_factory=dict)
     received: dict[str, dict[str, bytes]] = field(default_factory=dict)
@@ -133,7 +134,12 @@ class Run:
                 server.collect_adverts,
             ),
             ("masked", "inbox", self._mask, server.route_shares),
-            ("vote", "survivors", lambda s, m, n: client.confirm(s, m), server.collect_masked),
+            (
+                "vote",
+                "survivors",
+                lambda s, m, n: client.confirm(s, m),
+                lambda s, m: server.collect_masked(s, m, late=self.late),
+            ),
             ("reveal", "votes", lambda s, m, n: (None, client.reveal(s, m)), server.collect_votes),
         ]
         self.server_states["begin"] = server.begin(w.roster, w.plan, **counters, randomness=rand())
@@ -157,7 +163,7 @@ class Run:
         self.mask_randomness[name] = self.world.random()
         update, fresh = self.world.updates[name], self.mask_randomness[name]
         whole = {"on_grid": True} if update.dtype == np.int64 else {}
-        return client.mask(state, inbox, update, randomness=fresh, **whole)
+        return client.mask(state, inbox, update, randomness=fresh, late=self.late, **whole)
 
     def _previous(self, stage: str) -> str:
         return STAGES[STAGES.index(stage) - 1]

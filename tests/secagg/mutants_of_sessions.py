@@ -159,8 +159,8 @@ SESSIONS = (
     M(
         "mask reuse: pair mask key without the node",
         "primitives/keys.py",
-        'b"pair-mask", node)',
-        'b"pair-mask")',
+        'b"pair-mask", node, *_given(late))',
+        'b"pair-mask", *_given(late))',
         "test_mask_reuse_",
         "test_sessions.py",
     ),

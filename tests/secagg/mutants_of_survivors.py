@@ -31,7 +31,7 @@ SURVIVORS = (
     M(
         "split view: heads with other sharers accepted",
         "rounds/words.py",
-        "if head.sharers != sharers_hash(session, state.sharers):",
+        "if head.sharers != sharers_hash(session, state.sharers, state.late):",
         "if False:",
         "split_view_a_client_that_was_shown",
         "test_survivors.py",
@@ -47,7 +47,7 @@ SURVIVORS = (
     M(
         "split view: view without the sharers",
         "rounds/session.py",
-        "session, sharers_hash(session, sharers), survivors.bits",
+        "session, sharers_hash(session, sharers, late), survivors.bits",
         "session, survivors.bits",
         "split_view_the_view",
         "test_survivors.py",
@@ -55,7 +55,7 @@ SURVIVORS = (
     M(
         "split view: uploads with other sharers accepted",
         "server.py",
-        "if head.sharers != sharers_hash(state.cohort.id, state.sharers):",
+        "if head.sharers != sharers_hash(state.cohort.id, state.sharers, late):",
         "if False:",
         "split_view_a_client_that_was_shown",
         "test_survivors.py",
@@ -127,7 +127,7 @@ SURVIVORS = (
     M(
         "late upload: no self mask",
         "client.py",
-        "masks = [(keys.self_mask_key(seed.reveal(), cohort.id, state.name, node.name), 1)]",
+        "masks = [(own, 1)]",
         "masks = []",
         "test_late_upload_",
         "test_survivors.py",

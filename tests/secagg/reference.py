@@ -67,11 +67,12 @@ class Draw:
 
 class Reference:
     """All clients of one attempt. `setting` is the parsed setting.json, `randomness` maps (step,
-    name) to bytes.
+    name) to bytes; `late` is the late context (section 14) of a plan that has one.
     """
 
-    def __init__(self, setting, randomness):
+    def __init__(self, setting, randomness, late=None):
         self.setting, self.plan, self.randomness = setting, setting["plan"], randomness
+        self.late = () if late is None else (late,)
         self.identity = {n: bytes.fromhex(k) for n, k in setting["identities"].items()}
         self.nodes = self.plan["nodes"]
         self.names = sorted({m for node in self.nodes for m in node["members"]})
@@ -93,6 +94,7 @@ class Reference:
                     ),
                     [[n["name"], n["members"], n["ranges"]] for n in self.nodes],
                     None,
+                    *(True for _ in self.late),
                 ]
             )
         ).digest()
@@ -215,7 +217,11 @@ class Reference:
                 seed = extract(self.session, self.seeds[name][node["name"]])
                 total = add(
                     integers,
-                    mask(expand(seed, "self-mask", name, node["name"]), len(integers), size),
+                    mask(
+                        expand(seed, "self-mask", name, node["name"], *self.late),
+                        len(integers),
+                        size,
+                    ),
                     1,
                 )
                 for peer in node["members"]:
@@ -224,12 +230,12 @@ class Reference:
                             self.session, x25519(self.mask_secret[name], self.mask_key[peer])
                         )
                         pair_mask = mask(
-                            expand(prk, "pair-mask", node["name"]), len(integers), size
+                            expand(prk, "pair-mask", node["name"], *self.late), len(integers), size
                         )
                         total = add(total, pair_mask, 1 if name < peer else -1)
                 body += total
             data = b"".join((word % 2 ** (8 * size)).to_bytes(size, "little") for word in body)
-            nonce, shown = draw(12), h("sharers", self.session, self.bits(self.names))
+            nonce, shown = draw(12), self.sharers()
             tag = aes256_gcm_encrypt(expand(self.link(name), "upload"), nonce, b"", data)
             signed = self.signed(
                 self.session, name, ["masked", self.session, name, shown, nonce, tag]
@@ -238,6 +244,9 @@ class Reference:
                 len(signed).to_bytes(2, "big") + signed + bytes(-(2 + len(signed)) % 16) + data
             )
         return out
+
+    def sharers(self):
+        return h("sharers", self.session, self.bits(self.names), *self.late)
 
     def quantise(self, values, key):
         g = (2 ** (self.plan["bits"] - 1) - 1) / self.plan["clip"]
@@ -251,7 +260,7 @@ class Reference:
         digest = h(
             "view",
             self.session,
-            h("sharers", self.session, self.bits(self.names)),
+            self.sharers(),
             self.bits(survivors),
         )
         return {

@@ -359,3 +359,91 @@ def test_damaged_lines_are_refused(tmp_path, what):
     (tmp_path / "j").write_bytes(OLD + DAMAGED[what] + b"\n")
     with pytest.raises(ConfigurationError, match=r"damaged|out of order"):
         Journal.open(tmp_path / "j")
+
+
+def ahead_of(journal, number):
+    """Bring a round to its upload, and begin the next one ahead."""
+    attempt = journal.begin(number)
+    through(journal, STAGES[1:4], update=number.to_bytes(32, "big"))
+    return (number, attempt), (number + 1, journal.begin(number + 1, ahead=True))
+
+
+def test_two_sessions_go_on_beside_each_other_until_the_later_uploads(tmp_path):
+    with Journal.open(tmp_path / "j") as journal:
+        now, ahead = ahead_of(journal, 4)
+        journal.record("advertised", of=ahead)
+        journal.record("confirmed", of=now)
+        journal.record("shared", of=ahead)
+        with pytest.raises(ProtocolError, match="does not follow"):
+            journal.record("confirmed", of=now)
+        assert journal.last == ahead
+        journal.record("masked", update=UPDATE, of=ahead)
+        with pytest.raises(ProtocolError, match="no attempt is under way"):
+            journal.record("revealed", of=now)  # it would open two uploads at once
+        with pytest.raises(ProtocolError, match="no attempt is under way"):
+            journal.record("revealed", of=(4, 7))
+        journal.record("confirmed", of=ahead)
+    with Journal.open(tmp_path / "j") as journal:  # the lines, read again
+        assert journal.last == ahead
+        for of in (now, ahead, None):
+            with pytest.raises(ProtocolError, match="no attempt is under way"):
+                journal.record("revealed", of=of)
+
+
+@pytest.mark.parametrize("stage", [*STAGES[:3], *STAGES[4:]])
+def test_two_sessions_nothing_is_begun_ahead_but_beside_an_upload(tmp_path, stage):
+    with Journal.open(tmp_path / "j") as journal:
+        with pytest.raises(ProtocolError, match="begun ahead"):
+            journal.begin(0, ahead=True)
+        journal.begin(0)
+        through(journal, STAGES[1 : STAGES.index(stage) + 1])
+        with pytest.raises(ProtocolError, match="begun ahead"):
+            journal.begin(1, ahead=True)
+    with Journal.open(tmp_path / "k") as journal:
+        ahead_of(journal, 0)
+        with pytest.raises(ProtocolError, match="begun ahead"):
+            journal.begin(2, ahead=True)  # a third one
+    with Journal.open(tmp_path / "l") as journal:
+        journal.begin(0)
+        through(journal, STAGES[1:4])
+        for far in (0, 2):
+            with pytest.raises(ProtocolError, match="begun ahead"):
+                journal.begin(far, ahead=True)
+
+
+def test_two_sessions_one_that_uploaded_nothing_is_given_up_for_the_round_before(tmp_path):
+    """A server that went down with two rounds open begins again with the earlier one."""
+    for restarted in (False, True):
+        path = tmp_path / f"j{restarted}"
+        journal = Journal.open(path)
+        now, ahead = ahead_of(journal, 4)
+        if restarted:
+            journal.close()
+            journal = Journal.open(path)
+        with pytest.raises(ProtocolError, match="older than 5"):
+            journal.begin(3)
+        with pytest.raises(ProtocolError, match="does not follow 0"):
+            journal.begin(*now)
+        assert journal.begin(4) == now[1] + 1
+        with pytest.raises(ProtocolError, match="no attempt is under way"):
+            journal.record("advertised", of=ahead)
+        through(journal, update=OTHER)
+        with pytest.raises(ProtocolError, match="does not follow 0"):
+            journal.begin(*ahead)  # it was used
+        assert journal.begin(5) == ahead[1] + 1
+        with pytest.raises(ProtocolError, match="older than 5"):
+            journal.begin(4)
+        journal.close()
+
+
+def test_two_sessions_no_way_back_from_an_upload_that_was_dealt_ahead(tmp_path):
+    with Journal.open(tmp_path / "j") as journal:
+        _, ahead = ahead_of(journal, 4)
+        through(journal, STAGES[1:4])
+        assert journal.last == ahead
+        with pytest.raises(ProtocolError, match="older than 5"):
+            journal.begin(4)
+        journal.check(5, 1)
+        for used in ((5, 0), (4, 1)):
+            with pytest.raises(ProtocolError):
+                journal.check(*used)

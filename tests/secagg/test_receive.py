@@ -124,7 +124,7 @@ def test_upload_refuses_the_callers_own_mistakes_only_and_can_be_called_again():
 
 
 def test_receive_can_read_no_vector_and_draw_no_randomness():
-    assert list(inspect.signature(client.receive).parameters) == ["state", "inbox"]
+    assert list(inspect.signature(client.receive).parameters) == ["state", "inbox", "late"]
     assert "inbox" not in inspect.signature(client.upload).parameters
 
 

@@ -79,6 +79,24 @@ def test_the_independent_reference_computes_every_message(reference):
     assert reference.opened(survivors) == FILES["open.json"]
 
 
+def test_the_independent_reference_computes_the_messages_of_a_late_context():
+    published = FILES["late.json"]
+    randomness = {
+        (step, name): bytes.fromhex(drawn)
+        for step, rows in published["randomness"].items()
+        for name, drawn in rows.items()
+    }
+    randomness["server", ""] = bytes.fromhex(published["server_randomness"])
+    late = Reference(SETTING, randomness, bytes.fromhex(published["late"]))
+    survivors = ["ann", "barbara", "cyd"]
+    assert late.plan_hash.hex() == published["plan_hash"] != SETTING["plan_hash"]
+    late.advertise()
+    late.share()
+    for step, made in (("masked", late.mask(survivors)), ("vote", late.confirm(survivors))):
+        assert {name: data.hex() for name, data in made.items()} == published[step]
+    assert late.opened(survivors) == published["open"]
+
+
 def test_the_independent_reference_computes_every_message_of_the_sketch():
     made = SketchReference(SETTING, FILES["sketch.json"]).run()
     for name, row in FILES["sketch.json"]["members"].items():

@@ -64,8 +64,8 @@ AGREED = (
     M(
         "unsigned requests: the body is not signed",
         ENVELOPE,
-        'to_bytes(4, "big") + place + digest\n',
-        'to_bytes(4, "big") + place\n',
+        'to_bytes(4, "big") + place + body + alike\n',
+        'to_bytes(4, "big") + place + alike\n',
         "hostile_unsigned_requests_one_field",
         OF_ENVELOPES,
     ),

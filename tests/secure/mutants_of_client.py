@@ -4,8 +4,9 @@ from mutant import Mutant
 
 M = Mutant
 PARTICIPANT, PARTY, STORE = "client/participant.py", "client/party.py", "client/store.py"
-ROUND, TREE, RECEIVED = (
+ROUND, CHECKS, TREE, RECEIVED = (
     "client/round_requests.py",
+    "client/round_checks.py",
     "client/tree_requests.py",
     "client/received.py",
 )
@@ -53,10 +54,15 @@ ORDER = (
         "                seed = noted.charge("
         "charge.purpose, charge.event, repeatable=charge.repeatable)\n"
         "                step.write(noted.record)\n"
+        "                if step.takes is not None:\n"
+        "                    step.takes()\n"
+        "                    noted.keep(store.state)\n"
         "        if charge is not None:\n"
         "            self._session, reply = step.answer(seed)\n"
         "            with store.writing() as noted:\n",
         "                step.write(noted.record)\n"
+        "                if step.takes is not None:\n"
+        "                    step.takes()\n"
         "        if charge is not None:\n"
         "            self._session, reply = step.answer(bytes(32))\n"
         "            with store.writing() as noted:\n"
@@ -70,10 +76,15 @@ ORDER = (
         PARTICIPANT,
         "repeatable=charge.repeatable)\n"
         "                step.write(noted.record)\n"
+        "                if step.takes is not None:\n"
+        "                    step.takes()\n"
+        "                    noted.keep(store.state)\n"
         "        if charge is not None:\n"
         "            self._session, reply = step.answer(seed)\n"
         "            with store.writing() as noted:\n",
         "repeatable=charge.repeatable)\n"
+        "                if step.takes is not None:\n"
+        "                    step.takes()\n"
         "        if charge is not None:\n"
         "            self._session, reply = step.answer(seed)\n"
         "            with store.writing() as noted:\n"
@@ -100,13 +111,8 @@ ORDER = (
     M(
         "telling time: an upload is not paced",
         ROUND,
-        "_burning(party, party.fresh()),\n"
-        "        Charge(purpose_of(session.number), party.round_event(), repeatable=False),\n"
-        "        keeps=True,\n"
-        "        paced=True,\n",
-        "_burning(party, party.fresh()),\n"
-        "        Charge(purpose_of(session.number), party.round_event(), repeatable=False),\n"
-        "        keeps=True,\n",
+        "        takes=due.take,\n        keeps=True,\n        paced=True,\n",
+        "        takes=due.take,\n        keeps=True,\n",
         "hostile_telling_time",
         OF_PACING,
     ),
@@ -172,8 +178,8 @@ KEPT = (
     M(
         "restored store: an upload is repeatable",
         ROUND,
-        "        Charge(purpose_of(session.number), party.round_event(), repeatable=False),\n",
-        "        Charge(purpose_of(session.number), party.round_event(), repeatable=True),\n",
+        "        Charge(purpose_of(mine.number), party.round_event(), repeatable=False),\n",
+        "        Charge(purpose_of(mine.number), party.round_event(), repeatable=True),\n",
         "update_that_may_have_been_uploaded",
         INTERRUPTIONS,
     ),
@@ -294,7 +300,7 @@ KEPT = (
 ROUNDS_CHECKED = (
     M(
         "unsigned requests: a round beyond the job",
-        ROUND,
+        CHECKS,
         " or message.round > party.job.rounds:",
         ":",
         "hostile_unsigned_requests_rounds_and_attempts",
@@ -302,7 +308,7 @@ ROUNDS_CHECKED = (
     ),
     M(
         "unsigned requests: an attempt beyond all",
-        ROUND,
+        CHECKS,
         "if not 0 < message.attempt <= MOST_ATTEMPTS or",
         "if",
         "hostile_unsigned_requests_rounds_and_attempts",
@@ -310,7 +316,7 @@ ROUNDS_CHECKED = (
     ),
     M(
         "unsigned requests: a merge is a round, and a round a merge",
-        ROUND,
+        CHECKS,
         "    if message.merge != (message.round == MERGE) or (message.merge and not merges):\n",
         "    if False:\n",
         "hostile_unsigned_requests_rounds_and_attempts",
@@ -318,7 +324,7 @@ ROUNDS_CHECKED = (
     ),
     M(
         "unsigned requests: a merge in a job without one",
-        ROUND,
+        CHECKS,
         " or (message.merge and not merges):",
         ":",
         "hostile_unsigned_requests_rounds_and_attempts",
@@ -326,7 +332,7 @@ ROUNDS_CHECKED = (
     ),
     M(
         "unsigned requests: the clip is not checked",
-        ROUND,
+        CHECKS,
         "    if not usable or (fixed is not None and message.clip != fixed):\n",
         "    if False:\n",
         "hostile_unsigned_requests_a_bad_clip",
@@ -334,7 +340,7 @@ ROUNDS_CHECKED = (
     ),
     M(
         "unsigned requests: the clip may move",
-        ROUND,
+        CHECKS,
         "    if not usable or (fixed is not None and message.clip != fixed):\n",
         "    if not usable:\n",
         "hostile_unsigned_requests_a_bad_clip_leaves",
@@ -351,11 +357,14 @@ ROUNDS_CHECKED = (
     M(
         "unsigned requests: the inbox is opened after the charge",
         ROUND,
-        "    opened = masking.receive(session.state, message.inbox)\n"
-        "\n"
-        "    def upload(change: Floats) -> tuple[Session, Reply]:\n",
-        "    def upload(change: Floats) -> tuple[Session, Reply]:\n"
-        "        opened = masking.receive(session.state, message.inbox)\n",
+        "    opened = masking.receive(mine.state, message.inbox, late=given.late)\n"
+        "    due = _Upload(party, mine.number, opened, given, ahead)\n",
+        "    held, read = mine.state, masking.receive\n"
+        "    due = _Upload(party, mine.number, held, given, ahead)\n"
+        "    def late(seed):\n"
+        "        opened = read(held, message.inbox, late=given.late)\n"
+        "        return replace(due, opened=opened).trained(seed)\n"
+        "    object.__setattr__(due, 'trained', late)\n",
         "hostile_unsigned_requests_a_bad_inbox",
         REQUESTS,
     ),
@@ -402,9 +411,8 @@ ROUNDS_CHECKED = (
     M(
         "guards as oracle: values that are no numbers are masked",
         ROUND,
-        "        finite = np.nan_to_num("
-        "change.astype(np.float64), nan=0.0, posinf=0.0, neginf=0.0)\n",
-        "        finite = change.astype(np.float64)\n",
+        "np.nan_to_num(change.astype(np.float64), nan=0.0, posinf=0.0, neginf=0.0)",
+        "change.astype(np.float64)",
         "hostile_guards_as_oracle_values_that_are_no_numbers",
         ROUNDS,
     ),
@@ -426,7 +434,7 @@ ROUNDS_CHECKED = (
     ),
     M(
         "other experts: rounds follow the last experts",
-        ROUND,
+        CHECKS,
         "    if LAST in party.store.record.finished:\n",
         "    if False:\n",
         "hostile_unsigned_requests_no_round_follows",

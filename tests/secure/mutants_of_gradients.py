@@ -89,7 +89,7 @@ GRADIENTS = (
     M(
         "gradients: the round makes another one",
         ROUNDS,
-        "    if first is not None and session.number == FIRST:",
+        "    if first is not None and mine.number == FIRST:",
         "    if False:",
         "upload_is_the_one",
         HOSTILE,

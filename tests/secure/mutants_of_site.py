@@ -116,8 +116,8 @@ SITES = (
     M(
         "envelope: a head with a body takes another one",
         "agreed/envelope.py",
-        "    if found.body:",
-        "    if False:",
+        "    if len(lacks) != 1:",
+        "    if not lacks:",
         "taken_apart",
         "test_envelope.py",
     ),

@@ -8,7 +8,9 @@ import msgspec
 from small_jobs import LyingServer, federation, make_clients
 
 from fedtree_dp import Ledger
+from fedtree_secure.agreed import messages as wire
 from fedtree_secure.agreed.messages import decode_reply
+from fedtree_secure.agreed.stages import attempt_of
 
 
 class Enough(BaseException):
@@ -72,6 +74,12 @@ def hostile(
             raise error from None
         return found[0]
     raise AssertionError(f"the run never came to {stage}")
+
+
+def by_itself(server, name, number, experts):
+    """The request that begins a round for a client without anything dealt ahead."""
+    clip = server.party(name).store.record.clips["round"]
+    return wire.Begin(number, attempt_of(1, ahead=False), False, clip, experts)
 
 
 def changed(message, **fields):

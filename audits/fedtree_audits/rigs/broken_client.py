@@ -101,8 +101,11 @@ def digests_unread() -> Iterator[None]:
 
 @contextlib.contextmanager
 def digests_outside_the_plan() -> Iterator[None]:
-    """Leave what members hold out of what their masks depend on."""
+    """Leave what members hold out of what their masks depend on, whether they hear of it before
+    their keys are made or with the inbox.
+    """
     shipped, plan = inside.round_plan._context, inside.round_plan.plan_of_round
+    late = inside.ahead_requests.late_context
 
     def context(terms: Any, facts: Any, tree: Any, evidence: Any, _: Any, **how: Any) -> bytes:
         found: bytes = shipped(terms, facts, tree, evidence, (), **how)
@@ -110,7 +113,10 @@ def digests_outside_the_plan() -> Iterator[None]:
 
     plan.cache_clear()
     try:
-        with replaced((inside.round_plan, "_context", context)):
+        with replaced(
+            (inside.round_plan, "_context", context),
+            (inside.ahead_requests, "late_context", lambda terms, _: late(terms, ())),
+        ):
             yield
     finally:
         plan.cache_clear()

@@ -28,6 +28,7 @@ from fedtree_dp.sgd.engine import StepReport
 from fedtree_dp.sgd.guards import Batch
 from fedtree_secure.testing import (
     Backbone,
+    ClientState,
     Coordinator,
     InProcess,
     Job,
@@ -36,9 +37,11 @@ from fedtree_secure.testing import (
     Transcript,
     Tree,
     Workings,
+    inside,
     messages,
     nodes_of,
     open_request,
+    take_over,
 )
 
 SIZE = 3.0  # norm of a canary's gradient, in clipping norms
@@ -129,19 +132,31 @@ class _Onlooker:
         self.opened: dict[tuple[int, str], messages.OpenedSum] = {}
 
     def exchange(self, stage: str, requests: Mapping[str, bytes]) -> dict[str, bytes]:
+        message = self._read(requests[self._name]) if self._name in requests else None
+        if isinstance(message, messages.Mask) and message.experts is not None:
+            number = int(stage.partition("/")[0].removeprefix("round-"))
+            self._before(message.experts, number)
         replies = self._inner.exchange(stage, requests)
-        if self._name in requests:
-            self._keep(requests[self._name])
+        if isinstance(message, messages.Begin | messages.Deliver):
+            self._keep(self._parties.participants[self._name].party.store.state)
+        experts = getattr(message, "experts", None)
+        if experts is not None:
+            self.opened |= {(entry.round, entry.node): entry for entry in experts.opened}
         return replies
 
-    def _keep(self, request: bytes) -> None:
+    def _read(self, request: bytes) -> Any:
         terms = self._parties.terms
-        message = open_request(request, terms.server_key, terms.run, self._name).message
-        if isinstance(message, messages.Begin | messages.Deliver):
-            state = self._parties.participants[self._name].party.store.state
-            self.states.append((state.own.astype(np.float64), state.external.astype(np.float64)))
-        if isinstance(message, messages.Begin | messages.Finish):
-            self.opened |= {(entry.round, entry.node): entry for entry in message.experts.opened}
+        return open_request(request, terms.server_key, terms.run, self._name).message
+
+    def _before(self, experts: messages.Experts, number: int) -> None:
+        """Keep what the client is about to train on, where it hears of it with its inbox."""
+        party = self._parties.participants[self._name].party
+        state = ClientState.from_bytes(party.store.state.to_bytes())
+        take_over(party, state, inside.received.receive(party, experts, number))
+        self._keep(state)
+
+    def _keep(self, state: ClientState) -> None:
+        self.states.append((state.own.astype(np.float64), state.external.astype(np.float64)))
 
 
 @dataclass(frozen=True)

@@ -197,7 +197,7 @@ def counted_too_high() -> contextlib.AbstractContextManager[None]:
     """Counts every member of the smallest sum and two more as honest."""
     return replaced(
         (Masking, "honest", property(lambda self: self.min_group + 2)),
-        (inside.round_requests, "honest_in", lambda plan: plan.min_group + 2),
+        (inside.round_checks, "honest_in", lambda plan: plan.min_group + 2),
     )
 
 
@@ -237,7 +237,7 @@ def a_shrunken_sum_opens() -> contextlib.AbstractContextManager[None]:
     """Opens a sum with however few survivors, and lets clients believe that enough are honest."""
     return _both(
         any_group_opens(),
-        replaced((inside.round_requests, "honest_in", lambda plan: len(plan.cohort))),
+        replaced((inside.round_checks, "honest_in", lambda plan: len(plan.cohort))),
     )
 
 

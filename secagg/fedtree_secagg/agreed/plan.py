@@ -55,6 +55,9 @@ class Plan:
             share with a few random neighbours; threshold counts holders of one client's shares
             (`find_neighbourhood` gives both numbers), and the plan needs a beacon (`with_beacon`)
             before it can be used.
+        late: whether the application binds 32 bytes more, which are known only once the shares are
+            dealt (SPEC.md, "Late context"): each client gives them with the inbox, its masks derive
+            from them and it signs them; clients that give others open nothing.
     """
 
     length: int
@@ -66,6 +69,7 @@ class Plan:
     colluders: int = 1
     ring: Ring = field(default=Ring(32))
     sparse: Sparse | None = None
+    late: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "nodes", tuple(self.nodes))
@@ -121,6 +125,7 @@ class Plan:
             None
             if self.sparse is None or self.sparse.beacon is None
             else [self.sparse.beacon.value, self.tree],
+            *([True] if self.late else []),
         ]
         return hashlib.sha256(msgspec.msgpack.encode(canonical)).digest()
 

@@ -118,14 +118,20 @@ def check_public(public_bytes: bytes, owner: str, *, blame: bool = True) -> None
         )
 
 
-def pair_mask_key(agreed: Secret, node: str) -> bytes:
-    """Return the AES key of the mask of a pair in a node; equal at both ends."""
-    return expand(agreed.reveal(), b"pair-mask", node)
+def pair_mask_key(agreed: Secret, node: str, late: bytes = b"") -> bytes:
+    """Return the AES key of the mask of a pair in a node; equal at both ends, which must have the
+    same late context, if the plan has one.
+    """
+    return expand(agreed.reveal(), b"pair-mask", node, *_given(late))
 
 
-def self_mask_key(seed: bytes, session: bytes, owner: str, node: str) -> bytes:
+def self_mask_key(seed: bytes, session: bytes, owner: str, node: str, late: bytes = b"") -> bytes:
     """Return the AES key of a client's self mask in a node."""
-    return expand(extract(session, seed), b"self-mask", owner, node)
+    return expand(extract(session, seed), b"self-mask", owner, node, *_given(late))
+
+
+def _given(late: bytes) -> tuple[bytes, ...]:
+    return (late,) if late else ()
 
 
 def seed_commitment(seed: bytes, instance: bytes, owner: str, node: str) -> bytes:

@@ -36,6 +36,7 @@ class Opener:
         sharers: who dealt shares.
         survivors: who is in the sums.
         received: the holders' answers by name, sorted.
+        late: the late context, empty where the plan has none.
     """
 
     def __init__(
@@ -46,8 +47,10 @@ class Opener:
         sharers: Group,
         survivors: Group,
         received: Mapping[str, bytes],
+        late: bytes = b"",
     ) -> None:
         self._cohort, self._digests, self._survivors = cohort, digests, survivors
+        self._late = late
         self._weights: dict[tuple[int, ...], list[int]] = {}
         self._pairs: dict[str, keys.Pair] = {}
         plan = cohort.session.plan
@@ -85,7 +88,8 @@ class Opener:
                     cohort.id, peer, cohort.adverts[peer].mask_key
                 )
                 # The survivor added this mask if its name sorts first; take it out again.
-                masks.append((keys.pair_mask_key(agreed, node.name), -1 if peer < gone else 1))
+                key = keys.pair_mask_key(agreed, node.name, self._late)
+                masks.append((key, -1 if peer < gone else 1))
         return masks
 
     def seed(self, owner: str, slot: int) -> bytes:
@@ -112,7 +116,8 @@ class Opener:
 
     def _self_mask_key(self, name: str, node: Node) -> bytes:
         slot = 1 + self._cohort.nodes_of(name).index(node)
-        return keys.self_mask_key(self.seed(name, slot), self._cohort.id, name, node.name)
+        session = self._cohort.id
+        return keys.self_mask_key(self.seed(name, slot), session, name, node.name, self._late)
 
     def _combine(self, owner: str, slot: int) -> bytes | None:
         holders = self._holders[owner]

@@ -232,14 +232,30 @@ def of_session(session: bytes, message: M, name: str) -> M:
     return message
 
 
-def sharers_hash(session: bytes, sharers: Group) -> bytes:
-    """Return the hash of the set of sharers that an upload is masked with."""
-    return keys.digest(b"sharers", session, sharers.bits)
+def sharers_hash(session: bytes, sharers: Group, late: bytes = b"") -> bytes:
+    """Return the hash of what an upload is masked with: the set of sharers, and the late context if
+    the plan has one.
+    """
+    return keys.digest(b"sharers", session, sharers.bits, *((late,) if late else ()))
 
 
-def view_hash(session: bytes, sharers: Group, survivors: Group) -> bytes:
-    """Return the hash that a vote signs: of both sets a client was shown."""
-    return keys.digest(b"view", session, sharers_hash(session, sharers), survivors.bits)
+def view_hash(session: bytes, sharers: Group, survivors: Group, late: bytes = b"") -> bytes:
+    """Return the hash that a vote signs: of both sets a client was shown, and of what it masked
+    with.
+    """
+    return keys.digest(b"view", session, sharers_hash(session, sharers, late), survivors.bits)
+
+
+def check_late(plan: Plan, late: bytes) -> None:
+    """Refuse a late context that the plan does not have, and a plan's that is missing.
+
+    Raises:
+        ConfigurationError: it is not 32 bytes where the plan says that it comes, or not empty.
+    """
+    if not isinstance(late, bytes) or len(late) != (32 if plan.late else 0):
+        raise ConfigurationError(
+            "late context: give 32 bytes for a plan that says late, and none for any other"
+        )
 
 
 def require(plan: Plan, stage: str, present: int) -> None:

@@ -58,19 +58,21 @@ class Shared(InCohort):
 class Opened(InCohort):
     """After `receive`: all bundles are held and checked; no private value was read."""
 
-    __slots__ = ("mask", "seeds", "sharers")
+    __slots__ = ("late", "mask", "seeds", "sharers")
 
     mask: keys.Pair
     seeds: tuple[Secret, ...]
     sharers: Group
+    late: bytes
 
 
 class Uploaded(InCohort):
     """After `upload`: the update is out; own keys and seeds are gone, others' shares are held."""
 
-    __slots__ = ("sharers", "spoken")
+    __slots__ = ("late", "sharers", "spoken")
 
     sharers: Group
+    late: bytes
     # What this client signed in this session, and need not verify when it comes back.
     spoken: tuple[bytes, ...]
 
@@ -78,8 +80,9 @@ class Uploaded(InCohort):
 class Confirmed(InCohort):
     """After `confirm`: this client signed one survivor set and answers for no other."""
 
-    __slots__ = ("sharers", "spoken", "survivors")
+    __slots__ = ("late", "sharers", "spoken", "survivors")
 
     sharers: Group
+    late: bytes
     spoken: tuple[bytes, ...]
     survivors: Group

@@ -31,16 +31,17 @@ def check_votes(state: Confirmed, message: Votes) -> None:
             raise ProtocolError(
                 f"votes: {word.sender!r} speaks of another session", blames=word.sender
             )
-    agreed = view_hash(session, state.sharers, state.survivors)
+    agreed = view_hash(session, state.sharers, state.survivors, state.late)
     for vote in votes:
         if vote.view != agreed:
             raise ProtocolError(
                 f"votes: {vote.sender!r} was shown another survivor set; nothing is revealed"
             )
     for head in heads:
-        if head.sharers != sharers_hash(session, state.sharers):
+        if head.sharers != sharers_hash(session, state.sharers, state.late):
             raise ProtocolError(
-                f"votes: {head.sender!r} was shown other sharers; nothing is revealed"
+                f"votes: {head.sender!r} was shown other sharers or another late context; "
+                "nothing is revealed"
             )
     _check_everyone_spoke(state, [word.sender for word in votes], [word.sender for word in heads])
 

@@ -9,7 +9,7 @@ import msgspec
 import pytest
 from attendance import Attendance
 from small_jobs import federation, make_clients
-from takeover import changed, hostile
+from takeover import by_itself, changed, hostile
 
 from fedtree_dp import Ledger
 from fedtree_secagg import Identity
@@ -133,7 +133,7 @@ def test_hostile_late_client_changes_are_followed_with_a_quorum_alone(tiny_bert,
         )
         clip = party.store.record.clips["round"]
         experts = wire.Experts((), (), bytes(4 * party.facts.layout.length))
-        begin = wire.Begin(2, 1, False, clip, experts)
+        begin = wire.Begin(2, 2, False, clip, experts)
         assert server.send("t0-c1", begin) == Refused("gone")
         assert server.send(VICTIM, begin) is None  # it is not gone: its group of five closed
 
@@ -210,12 +210,13 @@ def test_hostile_late_client_takes_no_round_out_of_turn(tiny_bert, tmp_path):
 
     def script(server, requests):
         (rests,) = {client.id for client in clients} - set(requests)
-        assert server.send(rests, requests[max(requests)]) == Refused("turn")
+        experts = requests[max(requests)].experts
+        assert server.send(rests, by_itself(server, rests, 2, experts)) == Refused("turn")
         assert server.charges(rests) == ["round 1"]
 
     clients = make_clients(tasks=1, each=4)
     job = {**JOB, "topology": Topology(source="one_group"), "cohort": Cohort(share=0.75)}
-    hostile(tiny_bert, tmp_path / "run", "round-2/advertise", script, clients=clients, **job)
+    hostile(tiny_bert, tmp_path / "run", "round-2/mask", script, clients=clients, **job)
 
 
 def test_late_client_is_charged_for_its_turns_alone(tiny_bert, tmp_path):

@@ -227,15 +227,17 @@ def test_hostile_unsigned_requests_out_of_order_change_nothing(tiny_bert, tmp_pa
 def test_hostile_unsigned_requests_a_round_that_was_answered_never_comes_again(tiny_bert, tmp_path):
     """Round 1 over and over would be rounds for nothing, or at least under one charge."""
 
-    def script(server, requests):
-        begin = requests[VICTIM]
-        for attempt in (1, 2, 900):
-            before = state(server)
-            told = changed(begin, round=1, attempt=attempt)
-            assert server.send(VICTIM, told) is None
-            assert state(server) == before
+    def script(server, _):
+        begin = next(asked for at, asked, _ in server.seen if at == "round-1/advertise")[VICTIM]
+        begin = server.read(VICTIM, begin).message
+        for number, attempts in ((1, (1, 2, 3, 900)), (2, (1,))):
+            for attempt in attempts:
+                before = state(server)
+                told = changed(begin, round=number, attempt=attempt)
+                assert server.send(VICTIM, told) is None
+                assert state(server) == before
 
-    hostile(tiny_bert, tmp_path / "run", "round-2/advertise", script, **ONE)
+    hostile(tiny_bert, tmp_path / "run", "round-2/confirm", script, **ONE)
 
 
 def test_hostile_unsigned_requests_another_roster_or_job_is_a_mismatch(tiny_bert, tmp_path):

@@ -10,7 +10,7 @@ import pytest
 import torch
 from datasets import Dataset
 from small_jobs import federation, lying, make_clients, make_job
-from takeover import changed, hostile
+from takeover import by_itself, changed, hostile
 from tiny_models import WORDS
 
 from fedtree_dp import DPSGD, Ledger, NoiseSource, TrainingError
@@ -338,8 +338,9 @@ def test_hostile_other_experts_for_one_member_are_refused(tiny_bert, tmp_path):
     """H9, model inconsistency: another opened sum, another external expert or other digests."""
 
     def script(server, requests):
-        begin, before = requests[VICTIM], server.charges(VICTIM)
-        experts = begin.experts
+        mask, before = requests[VICTIM], server.charges(VICTIM)
+        experts = mask.experts
+        begin = by_itself(server, VICTIM, 2, experts)
         (opened,) = experts.opened
         total = np.frombuffer(opened.total, dtype="<i4").copy()
         total[0] += 1
@@ -355,23 +356,25 @@ def test_hostile_other_experts_for_one_member_are_refused(tiny_bert, tmp_path):
             "no digests": changed(experts, digests=()),
             "one digest more": changed(experts, digests=(entry, changed(entry, node="other"))),
         }
-        for what, lie in lies.items():
-            assert server.send(VICTIM, changed(begin, experts=lie)) == Refused("experts"), what
-        for clip in (0.5 * opened.clip, 2.0 * opened.clip):
-            lie = changed(experts, opened=(changed(opened, clip=clip),))
-            assert server.send(VICTIM, changed(begin, experts=lie)) == Refused("clip")
-        assert server.charges(VICTIM) == before
+        for honest in (mask, begin):
+            for what, lie in lies.items():
+                told = changed(honest, experts=lie)
+                assert server.send(VICTIM, told) == Refused("experts"), what
+            for clip in (0.5 * opened.clip, 2.0 * opened.clip):
+                lie = changed(experts, opened=(changed(opened, clip=clip),))
+                assert server.send(VICTIM, changed(honest, experts=lie)) == Refused("clip")
+            assert server.charges(VICTIM) == before
         assert isinstance(server.send(VICTIM, begin), Protocol)
 
-    hostile(tiny_bert, tmp_path / "run", "round-2/advertise", script, **ONE)
+    hostile(tiny_bert, tmp_path / "run", "round-2/mask", script, **ONE)
 
 
 def test_hostile_other_experts_opened_sums_are_of_own_nodes_and_each_once(tiny_bert, tmp_path):
     """A sum twice would move an expert twice; one of this round is known to nobody yet."""
 
     def script(server, requests):
-        begin, failures = requests[VICTIM], server.inner._inner.failures
-        (opened,) = begin.experts.opened
+        mask, failures = requests[VICTIM], server.inner._inner.failures
+        (opened,) = mask.experts.opened
         later = changed(opened, round=2)
         for lie in (
             (opened, opened),
@@ -380,13 +383,13 @@ def test_hostile_other_experts_opened_sums_are_of_own_nodes_and_each_once(tiny_b
             (changed(opened, node="node-of-others"),),
         ):
             before = len(failures)
-            told = changed(begin, experts=changed(begin.experts, opened=lie))
+            told = changed(mask, experts=changed(mask.experts, opened=lie))
             assert server.send(VICTIM, told) is None
             (failure,) = failures[before:]
             assert isinstance(failure.error, WireError)
-        assert isinstance(server.send(VICTIM, begin), Protocol)
+        assert isinstance(server.send(VICTIM, mask), Protocol)
 
-    hostile(tiny_bert, tmp_path / "run", "round-2/advertise", script, **ONE)
+    hostile(tiny_bert, tmp_path / "run", "round-2/mask", script, **ONE)
 
 
 def test_hostile_other_experts_no_sum_of_a_merge_where_there_is_none(tiny_bert, tmp_path):
@@ -405,11 +408,13 @@ def test_hostile_other_experts_no_sum_of_a_merge_where_there_is_none(tiny_bert, 
 
 
 def test_hostile_other_experts_with_digests_to_fit_open_nothing(tiny_bert, tmp_path):
-    """A consistent lie to one member gives it another plan: its masks fit nobody's."""
+    """A consistent lie to one member gives it other masks, which fit nobody's, and nobody opens
+    them: it signs what it was given (secagg/SPEC.md, "Late context").
+    """
     out = tmp_path / "run"
 
     def lie(stage, name, message):
-        if stage == "round-2/advertise" and name == VICTIM:
+        if stage == "round-2/mask" and name == VICTIM:
             party = made[0].inner._inner._participants[VICTIM].__self__.party
             return _consistent_lie(party, message)
         return message

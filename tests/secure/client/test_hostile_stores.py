@@ -43,9 +43,7 @@ def interrupted(model, tmp_path, places):
         job.run(
             make_clients(),
             out,
-            wrap_transport=lambda t: Stop(
-                t, copy, places, "round-2/advertise", "round-3/advertise"
-            ),
+            wrap_transport=lambda t: Stop(t, copy, places, "round-2/mask", "round-3/mask"),
         )
     return job, out, copy
 

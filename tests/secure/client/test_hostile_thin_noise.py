@@ -22,7 +22,7 @@ from fedtree_secure.agreed.messages import Protocol, Refused
 from fedtree_secure.agreed.round_plan import plan_of_round
 from fedtree_secure.agreed.shared_noise import honest_in, release_of, shared_clip, shared_event
 from fedtree_secure.agreed.terms import Terms
-from fedtree_secure.client import round_requests
+from fedtree_secure.client import round_checks
 from fedtree_secure.client.state import ClientState
 from fedtree_secure.client.step import Refusal
 from fedtree_secure.client.training import RoundTrainer
@@ -68,7 +68,7 @@ def test_hostile_thin_noise_an_opened_sum_on_another_grid_is_refused(deep_bert, 
         told = changed(honest, experts=changed(honest.experts, opened=wide))
         assert server.send(VICTIM, told) == Refused("clip")
 
-    attack(deep_bert, tmp_path / "run", "round-2/advertise", script)
+    attack(deep_bert, tmp_path / "run", "round-2/mask", script)
 
 
 def test_hostile_thin_noise_a_larger_group_gets_no_thinner_noise(deep_bert, tmp_path):
@@ -101,14 +101,14 @@ def test_hostile_thin_noise_a_plan_with_fewer_honest_members_is_refused(deep_ber
     def script(server, requests):
         party, begin = server.party(VICTIM), requests[VICTIM]
         plan = party_plan(party, requests)
-        round_requests._check_honest(party, plan, begin)
+        round_checks._check_honest(party, plan, begin)
         assert honest_in(plan) == 2
         assert honest_in(dataclasses.replace(plan, colluders=0)) == 2  # a curious member is one
         masking = dataclasses.replace(party.job.masking, min_group=4)
         job = dataclasses.replace(party.job, masking=masking)
         party.terms = dataclasses.replace(party.terms, job=job)  # its charge would count on three
         with pytest.raises(Refusal, match="fewer honest members"):
-            round_requests._check_honest(party, plan, begin)
+            round_checks._check_honest(party, plan, begin)
 
     attack(deep_bert, tmp_path / "run", ADVERTISE, script)
 

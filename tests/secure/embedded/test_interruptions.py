@@ -154,7 +154,7 @@ WARM_UP = Topology(source="lora_b", warmup_steps=2, sketch_size=64, linkage="ave
         (None, 1, "sketch", 3),
         (None, 1, "prepare", 3),
         (None, 1, "round-1/mask", 0),
-        (None, 2, "round-2/share", 3),
+        (None, 2, "round-2/mask", 0),
         (None, 1, "finish", 3),
         (WARM_UP, 1, "sketch", 6),
         (WARM_UP, 1, "tree", 3),

@@ -126,7 +126,7 @@ def test_late_client_that_left_answers_nothing_else(run):
     """What it left is asked once more, answered with a farewell, and then never again."""
     _, transport = run
     after = [stage for stage, asked, _ in transport.seen if "t0-c4" in asked]
-    assert after[-1] == "round-3/advertise"
+    assert after[-1] == "round-3/mask"
     assert transport.participant("t0-c4").party.store.record.leaving
 
 
