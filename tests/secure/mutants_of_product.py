@@ -17,7 +17,7 @@ PRODUCT = (
     Mutant(
         "a plan that no budget allows makes its stores first",
         "client/clients.py",
-        "            plan_noise(job, budget)\n",
+        "            plan_noise(job, budget, agreed=budget)\n",
         "            pass\n",
         "test_bad_input_is_one_sentence",
         TABLE,

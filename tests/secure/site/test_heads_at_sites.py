@@ -49,7 +49,7 @@ def told(clinics, name="t0-c0"):
     """What the operator of a site is shown."""
     with contextlib.ExitStack() as stack:
         ledger = stack.enter_context(Site.open(clinics.site(name))).ledger
-        plan = plan_for(clinics.job, ledger)
+        plan = plan_for("t0-c0", clinics.job, ledger)
         return " ".join(statement_of(name, clinics.job, clinics.roster, ledger, plan))
 
 
