@@ -1,6 +1,6 @@
 """What must hold of a list of clients before any of their rows is looked at."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from fedtree_dp import DPError
 from fedtree_secure.agreed.graph import check_graph
@@ -59,12 +59,17 @@ def check_clients(job: Job, clients: Sequence[Client]) -> Job:
             raise ConfigurationError(f"client {client.id}: {error}") from None
         size = client.records or job.training.records
         bounds[client.id] = largest_change(job, plan.rounds, size, merge=False)
-    far = min(outliers(bounds), default=None)
-    if far is not None and job.rounds and job.noise == "own":
+    if job.rounds and job.noise == "own":
+        _check_bounds(job, bounds)
+    return job
+
+
+def _check_bounds(job: Job, bounds: Mapping[str, float]) -> None:
+    """Refuse a budget so small that the server would leave its client out of every round."""
+    if far := min(outliers(bounds), default=None):
         raise ConfigurationError(
             f"client {far}: at epsilon {job.budget_of(far).epsilon:g} its noise needs a grid more "
             f"than {CLIP_OUTLIER:g} times as wide as most others', on which theirs would be lost, "
             "so the server would leave it out; give it a larger budget or more records, or train "
             "without it"
         )
-    return job

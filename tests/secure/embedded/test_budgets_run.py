@@ -234,6 +234,48 @@ def test_budgets_that_no_run_can_keep_are_refused_before_anything_is_made(
     ):
         with pytest.raises(ConfigurationError, match=said):
             job.run(one_strict(**given), tmp_path / "run")
-    with pytest.raises(ConfigurationError, match=r"budgets names 't0-c9'.*did you mean 't0-c0'"):
+    with pytest.raises(ConfigurationError, match=r"budgets names 't0-c9'.*did you mean 't0-c"):
         job.replace(budgets={"t0-c9": STRICT}).run(one_strict(), tmp_path / "run")
     assert not list(stores.glob("*/store.sqlite"))
+
+
+# --- shared noise ---------------------------------------------------------------------------------
+
+LITTLE = PrivacyBudget(epsilon=3, delta=1e-3, own_epsilon=6)
+
+
+def test_budgets_of_a_job_with_shared_noise_ask_for_the_strictest_part():
+    """The same part from everybody, so that in every sum the strictest promise holds for all."""
+    job = make_job("m", **SHARED)
+    mixed = dataclasses.replace(job, budgets={"t0-c0": LITTLE})
+    strict = dataclasses.replace(job, privacy=LITTLE)
+    assert shared_part(mixed) == shared_part(strict) > shared_part(job)
+    wide, tight = (plan_noise(mixed, b, agreed=b) for b in (BUDGET, LITTLE))
+    assert wide.rounds == tight.rounds == plan_noise(strict, LITTLE).rounds
+    spent = [epsilon_of(given_honest(events_of(mixed, p)), 1e-3) for p in (wide, tight)]
+    assert spent[1] == pytest.approx(3, rel=2e-3)
+    assert spent[0] < 8, "who allows more spends less than it allows"
+    assert "the strictest of these budgets asks for" in sentences(mixed)[1]
+    assert "epsilon 3 at delta 0.001, own_epsilon 6" in sentences(mixed)[0]
+
+
+def test_budgets_with_shared_noise_run_and_each_is_told_what_it_gets(tiny_bert, tmp_path, stores):
+    training = dataclasses.replace(TRAINING, head_steps=4)
+    first, *others = clients_of(3)
+    clients = [dataclasses.replace(first, privacy=LITTLE), *others]
+    result = shared_federation(tiny_bert, training=training, rounds=1).run(
+        clients, tmp_path / "run"
+    )
+    reports = result.data["clients"]
+    charged = {name: ledger_of(result, name)[0] for name in reports}
+    parts = {e.noise_multiplier for c in charged.values() for e in c if "shared" in e.mechanism}
+    assert len(parts) == 1
+    heads = {name: c[0].noise_multiplier for name, c in charged.items()}
+    assert heads["t0-c0"] > heads["t0-c1"] == heads["t0-c2"]
+    assert reports["t0-c0"]["epsilon_spent"] == pytest.approx(3, rel=2e-3)
+    assert reports["t0-c0"]["own_epsilon_spent"] <= 6
+    assert 3 < reports["t0-c1"]["epsilon_spent"] < 8
+    assert "spends less than it allows" in " ".join(str(result).split())
+    assert decide(result.folder, Limits(max_epsilon=8, max_own_epsilon=14)).code is Exit.OK
+    found = audit(result.folder, "ledger")
+    assert found.verdict == "PASS", [c for c in found.checks if not c.holds]
