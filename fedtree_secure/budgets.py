@@ -83,7 +83,7 @@ def check_budgets(job: "Job") -> None:
             continue
         if budget.own_epsilon is None:
             raise ConfigurationError(
-                f"budgets.{name}: own_epsilon is not given; with noise = \"shared\" say which "
+                f'budgets.{name}: own_epsilon is not given; with noise = "shared" say which '
                 "epsilon this client's own noise must keep whatever all others do"
             )
         if budget.own_epsilon > most.alone.epsilon:
@@ -133,7 +133,6 @@ def check_known(job: "Job", names: Sequence[str]) -> None:
             )
 
 
-
 def sentences(job: "Job") -> list[str]:
     """Say who promises what, where budgets differ; nothing where all have the job's."""
     if not job.budgets:
@@ -141,8 +140,10 @@ def sentences(job: "Job") -> list[str]:
     most = job.privacy
     shown = "; ".join(f"{name}: {_numbers(budget)}" for name, budget in job.budgets.items())
     said = [
-        f"Budgets differ by client, and all parties read them: {shown}; every other client: "
-        f"{_numbers(most)}."
+        (
+            f"Budgets differ by client, and all parties read them: {shown}; every other client: "
+            f"{_numbers(most)}."
+        )
     ]
     if job.noise == "own":
         said.append("Each client adds the noise of its own budget, whatever the others' are.")

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fedtree_dp import Ledger
-from fedtree_secure.client.data import prepare, texts_of
 from fedtree_secure.budgets import check_known
+from fedtree_secure.client.data import prepare, texts_of
 from fedtree_secure.config import Job
 from fedtree_secure.errors import ConfigurationError, FedTreeError, StoreError
 from fedtree_secure.key_file import Card, read_identity

@@ -52,9 +52,9 @@ def test_budgets_let_a_strict_site_into_a_job_that_others_give_more(clinics, bac
     rules = load_policy(clinics.site(NAME) / "policy.toml")
     assert rules.against(NAME, clinics.job, clinics.roster) == []
     alike = dataclasses.replace(clinics.job, budgets={})
-    assert "epsilon is 8; the policy allows at most 3" in rules.against(
-        NAME, alike, clinics.roster
-    )[0]
+    assert (
+        "epsilon is 8; the policy allows at most 3" in rules.against(NAME, alike, clinics.roster)[0]
+    )
     (line,) = [
         t
         for t in check_site(load_site(clinics.site(NAME)), clinics.job)
