@@ -162,8 +162,9 @@ class Job:
         one_of(Noise, "noise", self.noise)
         if self.noise == "shared":
             self._check_shared()
-        object.__setattr__(self, "budgets", Budgets(self.budgets))
-        check_budgets(self)
+        budgets = Budgets(self.budgets)
+        object.__setattr__(self, "budgets", budgets)
+        check_budgets(budgets, self.privacy, shared=self.noise == "shared")
 
     def _check_shared(self) -> None:
         """Refuse what would show, or read, a client's part of the noise alone."""

@@ -11,9 +11,9 @@ from typing import Any
 import msgspec
 
 from fedtree_dp import PrivacyBudget
-from fedtree_secure.budgets import with_own
 from fedtree_secure.config import Job
 from fedtree_secure.errors import ConfigurationError, suggest
+from fedtree_secure.job_budgets import with_own
 from fedtree_secure.names import check_name
 
 

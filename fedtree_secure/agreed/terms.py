@@ -13,9 +13,9 @@ import rfc8785
 from fedtree_secagg import Roster
 from fedtree_secure.agreed.graph import check_graph, graph_bytes
 from fedtree_secure.agreed.head_groups import HeadGroup
-from fedtree_secure.budgets import check_known
 from fedtree_secure.config import Job
 from fedtree_secure.errors import ConfigurationError
+from fedtree_secure.job_budgets import check_known
 
 
 @dataclass(frozen=True, eq=False)

@@ -7,10 +7,10 @@ from fedtree_secure.agreed.graph import check_graph
 from fedtree_secure.agreed.noise_plan import plan_noise
 from fedtree_secure.agreed.outliers import CLIP_OUTLIER, outliers
 from fedtree_secure.agreed.round_plan import largest_change
-from fedtree_secure.budgets import check_known, with_own
 from fedtree_secure.client.data import Client
 from fedtree_secure.config import Job
 from fedtree_secure.errors import ConfigurationError
+from fedtree_secure.job_budgets import check_known, with_own
 
 
 def check_clients(job: Job, clients: Sequence[Client]) -> Job:

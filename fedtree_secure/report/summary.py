@@ -17,9 +17,9 @@ from rich.table import Table as RichTable
 
 from fedtree_dp.account.statements import condition
 from fedtree_dp.account.unit import RECORD_NEIGHBOURS, name_of
-from fedtree_secure.budgets import sentences
 from fedtree_secure.config import Job
 from fedtree_secure.errors import suggest
+from fedtree_secure.job_budgets import sentences
 from fedtree_secure.report.advice import Advice, advice_of, interval
 from fedtree_secure.report.masks import sparse_said
 

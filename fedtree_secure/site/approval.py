@@ -24,8 +24,8 @@ from fedtree_dp.account.unit import name_of
 from fedtree_secagg import Identity
 from fedtree_secure.agreed.noise_plan import NoisePlan, events_of, plan_noise, shared_part
 from fedtree_secure.agreed.terms import Terms
-from fedtree_secure.budgets import check_known, sentences
 from fedtree_secure.config import Job
+from fedtree_secure.job_budgets import check_known, sentences
 from fedtree_secure.job_file import build
 from fedtree_secure.key_file import verifies
 from fedtree_secure.roster_file import RosterFile

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fedtree_dp import Ledger
-from fedtree_secure.budgets import check_known
 from fedtree_secure.client.data import prepare, texts_of
 from fedtree_secure.config import Job
 from fedtree_secure.errors import ConfigurationError, FedTreeError, StoreError
+from fedtree_secure.job_budgets import check_known
 from fedtree_secure.key_file import Card, read_identity
 from fedtree_secure.reach import clock_is_off, reach
 from fedtree_secure.roster_file import read_roster

@@ -18,7 +18,8 @@ from fedtree_secagg import Identity, Roster
 from fedtree_secure import ConfigurationError, Topology, Training
 from fedtree_secure.agreed.noise_plan import events_of, plan_noise, shared_part
 from fedtree_secure.agreed.terms import Terms
-from fedtree_secure.budgets import Budgets, sentences
+from fedtree_secure.budgets import Budgets
+from fedtree_secure.job_budgets import sentences
 from fedtree_secure.job_file import build, load_job, load_public_job
 from fedtree_secure.report.exit_codes import Exit
 from fedtree_secure.report.gate import Limits, decide
