@@ -2,8 +2,9 @@
 
 In this order, and the first kind of trouble decides the code (`report.exit_codes`): the folder is
 what its clients signed; the run kept its protocol; every data set's epsilon, computed again from
-its ledger, is within its own budget and within what is allowed here; no audit fails; every required
-audit passed, on the files that are here. What cannot be read is trouble, never a pass.
+its ledger, is within its own budget, what the job promises its client, and what is allowed here; no
+audit fails; every required audit passed, on the files that are here. What cannot be read is
+trouble, never a pass.
 """
 
 import math
