@@ -3,13 +3,14 @@
     python examples/check_epsilon.py runs/demo
 
 For who does not want to believe an accountant: the standard library, numpy and scipy's normal
-distribution, on 150 lines. It reads `ledgers/*.sqlite`, checks the chain of hashes (dp/SPEC.md,
+distribution, on 170 lines. It reads `ledgers/*.sqlite`, checks the chain of hashes (dp/SPEC.md,
 section 4), composes the privacy losses of all charges on a grid by FFT (Koskela et al. 2020), and
 holds the result against `summary.json`. Every loss is rounded up to the grid, so that the upper end
 of the printed interval is a bound; rounding down instead gives the lower end.
 
-The exit code is 0 if every claim lies in its interval or above it, else 1. Whether events are those
-that a client really ran is another question: `fedtree-secure audit accounted`.
+The exit code is 0 if every claim lies in its interval or above it, and nobody's lower end is above
+what the job promises that client, else 1. Whether events are those that a client really ran is
+another question: `fedtree-secure audit accounted`.
 """
 
 from __future__ import annotations
@@ -143,17 +144,20 @@ def epsilon(steps: Sequence[Step], delta: float) -> tuple[float, float]:
 
 def main(folder: Path) -> int:
     """Print a line for each client; return the exit code."""
-    claims = json.loads((folder / "summary.json").read_text("utf-8"))["clients"]
-    wrong, bounds = 0, functools.cache(epsilon)
-    for name, claim in claims.items():
-        steps, budget = charges_of(folder / "ledgers" / f"{name}.sqlite")
+    summary = json.loads((folder / "summary.json").read_text("utf-8"))
+    job, wrong, bounds = summary["job"], 0, functools.cache(epsilon)
+    for name, claim in summary["clients"].items():
+        steps, budget = charges_of(folder / "ledgers" / f"{claim['dataset']}.sqlite")
         low, high = bounds(tuple(steps), budget["delta"])
-        holds = claim["epsilon_spent"] >= low
-        wrong += not holds
+        promise = job.get("budgets", {}).get(name, job["privacy"])
+        least, _ = bounds(tuple(steps), promise["delta"])
+        holds, kept = claim["epsilon_spent"] >= low, least <= promise["epsilon"]
+        wrong += not (holds and kept)
         print(
             f"{name}: {len(steps)} charges, epsilon {low:.4f} to {high:.4f} at delta "
             f"{budget['delta']:g}; claimed {claim['epsilon_spent']:.4f}"
-            f"{'' if holds else ' IS TOO LOW'}"
+            f"{'' if holds else ' IS TOO LOW'} of {promise['epsilon']:g} promised"
+            f"{'' if kept else ', WHICH IS NOT KEPT'}"
         )
     return 1 if wrong else 0
 

@@ -9,6 +9,7 @@ configuration (PRIVACY: add/remove adjacency needs this).
 import dataclasses
 import hashlib
 import typing
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ import msgspec
 import rfc8785
 
 from fedtree_dp import PrivacyBudget, PrivacyUnit
+from fedtree_secure.budgets import Budgets, check_budgets
 from fedtree_secure.checks import count, is_a, one_of, require
 from fedtree_secure.errors import ConfigurationError
 from fedtree_secure.settings import (
@@ -90,6 +92,8 @@ class Job:
             epsilon asks for; then epsilon holds while at least ``masking.honest`` members of every
             opened sum are honest, and ``privacy.own_epsilon`` whatever they do (dp/SPEC.md, section
             10). All else that a client computes keeps its own full noise.
+        budgets: Of clients that promise less than ``privacy``, by client id; at most ``privacy`` in
+            every number. Public and agreed like all of the job (docs/budgets.md).
     """
 
     backbone: str
@@ -107,6 +111,7 @@ class Job:
     unit: str | None = None
     max_per_unit: int | None = None
     noise: Noise = "own"
+    budgets: Mapping[str, PrivacyBudget] = field(default_factory=lambda: Budgets({}))
 
     def __post_init__(self) -> None:
         place: object = self.backbone  # a caller may give a path, whatever the annotation says
@@ -157,6 +162,9 @@ class Job:
         one_of(Noise, "noise", self.noise)
         if self.noise == "shared":
             self._check_shared()
+        budgets = Budgets(self.budgets)
+        object.__setattr__(self, "budgets", budgets)
+        check_budgets(budgets, self.privacy, shared=self.noise == "shared")
 
     def _check_shared(self) -> None:
         """Refuse what would show, or read, a client's part of the noise alone."""
@@ -209,6 +217,10 @@ class Job:
             return None
         return PrivacyUnit(self.unit, self.max_per_unit)
 
+    def budget_of(self, client: str) -> PrivacyBudget:
+        """What a client agreed to spend on its data set, over all jobs on the same ledger."""
+        return self.budgets.get(client, self.privacy)
+
     def expected_rows(self, sample_rate: float, declared: int) -> float:
         """Rows that a step is laid out for, from public numbers: of a unit half its bound, as if
         all sizes up to the bound were equally frequent.
@@ -241,13 +253,15 @@ class Job:
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values under the names that the TOML file uses."""
-        # A job without a unit, with own noise and a fixed cohort reads and hashes as it did before
-        # there were others.
+        # A job without a unit, with own noise, a fixed cohort and one budget reads and hashes as it
+        # did before there were others.
         plain: dict[str, Any] = {"unit": None, "max_per_unit": None, "noise": "own"}
         plain["cohort"] = dataclasses.asdict(Cohort())
+        values = {**dataclasses.asdict(self), "budgets": Budgets(self.budgets).to_dict()}
+        plain["budgets"] = {}
         given = {
             name: value
-            for name, value in dataclasses.asdict(self).items()
+            for name, value in values.items()
             if name not in plain or value != plain[name]
         }
         given["privacy"] = self.privacy.to_dict()

@@ -5,7 +5,7 @@ process plays the server and every client (`fedtree_secure.embedded`).
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self, TypedDict, Unpack
@@ -50,6 +50,7 @@ class Settings(TypedDict, total=False):
     unit: str | None
     max_per_unit: int | None
     noise: Noise
+    budgets: Mapping[str, PrivacyBudget]
 
 
 class Options(TypedDict, total=False):
@@ -132,12 +133,19 @@ class Federation:
         )
         return type(self).of(dataclasses.replace(self.job, privacy=budget, **settings))
 
-    def plan(self, records: int | None = None, spent: Sequence[Any] = ()) -> PricedPlan:
+    def plan(
+        self,
+        records: int | None = None,
+        spent: Sequence[Any] = (),
+        *,
+        client: str | None = None,
+    ) -> PricedPlan:
         """Price the job for a client; nothing is read of its rows and nothing is spent.
 
         Args:
             records: Declared size of its training set; the job's own if None.
             spent: Events that its ledger holds already.
+            client: Its name, where the job has a budget for it alone; the job's budget if None.
 
         Returns:
             Noise multipliers by stage, and ``noise_to_clip``, the norm of the noise in an averaged
@@ -146,7 +154,7 @@ class Federation:
         Raises:
             fedtree_dp.BudgetExceeded: What is left allows no useful plan.
         """
-        return price_job(self.job, records or self.job.training.records, spent)
+        return price_job(self.job, records or self.job.training.records, spent, client)
 
     def run(self, clients: Sequence[Client], out: str | Path, **options: Unpack[Options]) -> Result:
         """Train, aggregate, stop at the budget, evaluate at home, and write the run folder.

@@ -3,6 +3,7 @@
 import dataclasses
 import tomllib
 import typing
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import msgspec
 from fedtree_dp import PrivacyBudget
 from fedtree_secure.config import Job
 from fedtree_secure.errors import ConfigurationError, suggest
+from fedtree_secure.job_budgets import with_own
 from fedtree_secure.names import check_name
 
 
@@ -30,7 +32,8 @@ class ClientFiles:
         unit: Column that names each row's unit, where the job protects units; the job's ``unit`` if
             empty.
         dataset: Name of the data set in the ledger, see `check_name`; the client's id if empty.
-        privacy: This client's own budget; the job's if not given.
+        privacy: This client's own budget, at most the job's, and public like all of a job; the
+            job's if not given.
 
     Raises:
         ConfigurationError: ``id`` or ``dataset`` cannot be part of a path.
@@ -54,7 +57,8 @@ class ClientFiles:
 
 
 def load_job(path: str | Path) -> tuple[Job, tuple[ClientFiles, ...]]:
-    """Read a TOML job file. A backbone that is a path is relative to it, as all paths in it are.
+    """Read a TOML job file. A backbone that is a path is relative to it, as all paths in it are;
+    budgets of single clients are in the job that is returned.
 
     Raises:
         ConfigurationError: The file is missing, not TOML, has unknown keys (with a suggestion) or
@@ -66,9 +70,9 @@ def load_job(path: str | Path) -> tuple[Job, tuple[ClientFiles, ...]]:
         raise ConfigurationError(f"{path} names no clients; add one [[clients]] table for each")
     job = build(Job, raw, "")
     place = find_backbone(job.backbone, Path(path).expanduser().resolve().parent)
-    return dataclasses.replace(job, backbone=place), tuple(
-        build(ClientFiles, item, f"clients[{i}].") for i, item in enumerate(clients)
-    )
+    entries = tuple(build(ClientFiles, item, f"clients[{i}].") for i, item in enumerate(clients))
+    job = with_own(dataclasses.replace(job, backbone=place), {c.id: c.privacy for c in entries})
+    return job, entries
 
 
 def find_backbone(backbone: str, folder: Path) -> str:
@@ -130,6 +134,7 @@ def build(kind: type[T], raw: Any, where: str) -> T:
     suggestion.
     """
     _refuse_unknown(kind, raw, where)
+    _check_named(kind, raw, where)
     try:
         return msgspec.convert(raw, kind, strict=True)
     except msgspec.ValidationError as error:
@@ -151,6 +156,32 @@ def _choices(kind: Any, path: str) -> str:
     return f"; allowed: {', '.join(typing.get_args(kind))}"
 
 
+def _check_named(kind: Any, raw: dict[str, Any], where: str) -> None:
+    """Convert each entry of a table of names by itself, so that a refusal says whose it is."""
+    for key, hint in typing.get_type_hints(kind).items():
+        if typing.get_origin(hint) is not Mapping or key not in raw:
+            continue
+        for inner, entry, place in _tables(hint, raw[key], f"{where}{key}."):
+            try:
+                build(inner, entry, place)
+            except ConfigurationError as error:
+                text = str(error)
+                said = text if place in text else f"{place.rstrip('.')}: {text}"
+                raise ConfigurationError(said) from None
+
+
+def _tables(hint: Any, value: Any, where: str) -> Iterator[tuple[Any, Any, str]]:
+    """The settings tables behind a key: one, one that may be left out, or one for each name."""
+    inner = [kind for kind in typing.get_args(hint) if dataclasses.is_dataclass(kind)]
+    if dataclasses.is_dataclass(hint):
+        yield hint, value, where
+    elif inner and typing.get_origin(hint) is Mapping:
+        for name, entry in value.items() if isinstance(value, dict) else ():
+            yield inner[0], entry, f"{where}{name}."
+    elif inner and value is not None:
+        yield inner[0], value, where
+
+
 def _refuse_unknown(kind: Any, raw: Any, where: str) -> None:
     if not isinstance(raw, dict):
         raise ConfigurationError(
@@ -161,8 +192,8 @@ def _refuse_unknown(kind: Any, raw: Any, where: str) -> None:
     for key, value in raw.items():
         if key not in names:
             raise ConfigurationError(f"unknown setting {where}{key}{suggest(key, names)}")
-        if dataclasses.is_dataclass(hints[key]):
-            _refuse_unknown(hints[key], value, f"{where}{key}.")
+        for inner, given, place in _tables(hints[key], value, f"{where}{key}."):
+            _refuse_unknown(inner, given, place)
     required = [
         f.name
         for f in dataclasses.fields(kind)

@@ -27,6 +27,7 @@ from mutant import Mutant  # noqa: E402
 from mutants_of_advice import ADVICE  # noqa: E402
 from mutants_of_agreed import AGREED  # noqa: E402
 from mutants_of_ahead import AHEAD_OF_TIME  # noqa: E402
+from mutants_of_budgets import CLIENTS_BUDGETS  # noqa: E402
 from mutants_of_client import CLIENT  # noqa: E402
 from mutants_of_cohort import COHORT  # noqa: E402
 from mutants_of_contents import CONTENTS  # noqa: E402
@@ -89,7 +90,7 @@ GROUPS = {
         (
             *(*MODEL, *CLIENT, *AGREED, *OF_CUTS, *GRADIENTS, *SERVER, *EVIDENCE, *SITES),
             *(*PRODUCT, *OF_UNITS_IN_THE_PRODUCT, *WATCHING, *SHARED_IN_THE_PRODUCT, *COHORT),
-            *(*SPARSE_RUNS, *ADVICE, *AHEAD_OF_TIME),
+            *(*SPARSE_RUNS, *ADVICE, *AHEAD_OF_TIME, *CLIENTS_BUDGETS),
         ),
     ),
 }

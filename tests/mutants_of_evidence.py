@@ -92,8 +92,8 @@ EVIDENCE = (
     M(
         "gate: epsilon is not compared with what is allowed",
         GATE,
-        "        if not _within(events, budget.delta, allowed):\n",
-        "        if not _within(events, budget.delta, budget.epsilon):\n",
+        "        if not within(events, budget.delta, allowed):\n",
+        "        if not within(events, budget.delta, budget.epsilon):\n",
         "test_10_epsilon_above",
         GATES,
     ),

@@ -69,21 +69,29 @@ def stages(job: Job) -> dict[str, PoissonGaussian]:
     return found
 
 
-def plan_noise(job: Job, budget: PrivacyBudget, spent: Sequence[Event] = ()) -> NoisePlan:
+def plan_noise(
+    job: Job,
+    budget: PrivacyBudget,
+    spent: Sequence[Event] = (),
+    *,
+    agreed: PrivacyBudget | None = None,
+) -> NoisePlan:
     """Calibrate all stages of a client's job.
 
-    Where noise is shared all clients need the same plan: it is made for the job's own budget and an
-    unspent data set, and this one must afford it.
+    Where noise is shared all clients need the same noise in rounds: it is that of the strictest
+    budget of the job on an unspent data set, and this one must afford it.
 
     Args:
         budget: Of the data set.
         spent: Events that its ledger already holds.
+        agreed: The client's in the job (`Job.budget_of`); the job's own if None. Where noise is
+            shared, the client's own stages are planned for it.
 
     Raises:
         fedtree_dp.BudgetExceeded: What is left allows no useful plan.
     """
     if job.noise == "shared":
-        plan = _common(job)
+        plan = _common(job, agreed or job.privacy)
         _check_afforded(job, plan, budget, spent)
         return plan
     plan = _calibrated(job, budget, given_honest(spent))
@@ -109,7 +117,7 @@ def shared_part(job: Job) -> float | None:
     shares noise; None where it does not. It follows from the job alone, so that every party of a
     deployment says the same.
     """
-    return None if job.noise == "own" else part_of(job, _common(job).rounds)
+    return None if job.noise == "own" else part_of(job, _common(job, job.privacy).rounds)
 
 
 def part_of(job: Job, together: float) -> float:
@@ -123,20 +131,32 @@ def _shared(job: Job, steps: PoissonGaussian) -> SharedPoissonGaussian:
 
 
 @functools.lru_cache(maxsize=64)
-def _common(job: Job) -> NoisePlan:
-    """Return the plan of a job with shared noise: enough for epsilon while others are honest, and
-    for own_epsilon whatever they do.
+def _common(job: Job, agreed: PrivacyBudget) -> NoisePlan:
+    """Return the plan of a client in a job with shared noise: its own stages for its own budget,
+    and rounds with the noise that the strictest budget of all clients asks for.
+
+    So in every sum, whatever the tree, the weakest promise of its members holds for all of them.
     """
-    plan = _calibrated(job, job.privacy, ())
+    budgets = {job.privacy, *job.budgets.values()}  # and not `agreed`: all must say the same
+    strictest = max(_sufficient(job, budget).rounds for budget in budgets)
+    return replace(_sufficient(job, agreed), rounds=_alike(strictest))
+
+
+@functools.lru_cache(maxsize=64)
+def _sufficient(job: Job, budget: PrivacyBudget) -> NoisePlan:
+    """Return the plan of a job with shared noise for one budget: enough for epsilon while others
+    are honest, and for own_epsilon whatever they do.
+    """
+    plan = _calibrated(job, budget, ())
     template, honest = stages(job), job.masking.honest
     before = (Gaussian(plan.fingerprint),) if plan.fingerprint else ()
     template["rounds"] = replace(template["rounds"], noise_multiplier=1.0 / math.sqrt(honest))
-    alone = calibrate(tuple(template.values()), job.privacy.alone, spent=before)
+    alone = calibrate(tuple(template.values()), budget.alone, spent=before)
     found = {n: event.noise_multiplier for n, event in zip(template, alone, strict=True)}
     found["rounds"] *= math.sqrt(honest)
     if found["rounds"] > plan.rounds:
         plan = NoisePlan(fingerprint=plan.fingerprint, **found)
-    return replace(plan, rounds=_alike(plan.rounds))
+    return plan
 
 
 def _alike(multiplier: float) -> float:

@@ -15,6 +15,7 @@ from fedtree_secure.agreed.graph import check_graph, graph_bytes
 from fedtree_secure.agreed.head_groups import HeadGroup
 from fedtree_secure.config import Job
 from fedtree_secure.errors import ConfigurationError
+from fedtree_secure.job_budgets import check_known
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,6 +63,7 @@ class Terms:
                 f"the run's name is {self.run!r}; allowed: 1 to 64 printable characters"
             )
         self._check_share()
+        check_known(self.job, self.names)
         check_graph(self.job.masking, len(self.roster))
         if self.heads:
             self._check_heads()

@@ -151,12 +151,12 @@ def approve(site: Path, job: Path, *, yes: bool = False) -> int:
         read_roster(settings.roster),
         read_identity(settings.key, SecretBox.from_environment()),
     )
-    broken = load_policy(settings.policy).against(given, roster)
+    broken = load_policy(settings.policy).against(settings.name, given, roster)
     if broken:
         raise ConfigurationError(f"the policy forbids this job: {'; '.join(broken)}")
     settings.model(given.backbone)
     with Ledger.inspect(settings.data_sets().store_of(settings.dataset)) as ledger:
-        plan = approval.plan_for(given, ledger)
+        plan = approval.plan_for(settings.name, given, ledger)
         made = approval.approve(settings.name, identity, given, roster, ledger, plan)
     for line in made.statement:
         _say(f"- {line}")

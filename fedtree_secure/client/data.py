@@ -38,7 +38,8 @@ class Client:
         records: Declared size of the training set, a rounded public constant; the job's
             `Training.records` if None.
         dataset: Name of the data set in the ledger (see `check_name`); the client's id if empty.
-        privacy: This client's own budget; the job's if None.
+        privacy: This client's own budget, at most the job's; it becomes part of the job, which all
+            see (`Job.budgets`). The job's if None.
         unit: Column that names each row's unit, where the job protects units (`Job.unit`); the
             job's name for it if empty.
 
@@ -123,7 +124,7 @@ def prepare(client: Client, job: Job, tokenizer: Any) -> ClientData:
             not in the label set, or the rows have no such units as the job protects; nothing has
             been charged at this point.
     """
-    budget = client.privacy or job.privacy
+    budget = client.privacy or job.budget_of(client.id)
     texts = _texts(client, client.train, "train")
     held_out = None if client.test is None else _texts(client, client.test, "test")
     units = units_of(client, job)

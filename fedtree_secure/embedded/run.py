@@ -105,7 +105,7 @@ def _disk_explained(out: Path) -> Iterator[None]:
 def _run(
     job: Job, clients: Sequence[Client], out: Path, options: RunOptions, events: Events
 ) -> Result:
-    check_clients(job, clients)
+    job = check_clients(job, clients)
     if job.noise == "shared" and options.canaries:
         raise ConfigurationError(
             f'canaries is {options.canaries}; allowed: 0 with noise = "shared", because they are '

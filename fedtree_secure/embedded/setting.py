@@ -84,7 +84,7 @@ def open_parties(
     ledgers = {
         client.id: stack.enter_context(
             setting.data_sets.opened(
-                client.dataset or client.id, client.privacy or job.privacy, texts[client.id]
+                client.dataset or client.id, job.budget_of(client.id), texts[client.id]
             )
         )
         for client in setting.clients
@@ -129,8 +129,9 @@ def _planned(job: Job, client: Client, ledger: Ledger) -> NoisePlan:
     """Plan with what the ledger leaves; say whose ledger it is where that is too little, and what
     it holds, without what was only planned.
     """
+    agreed = job.budget_of(client.id)
     try:
-        return plan_noise(job, client.privacy or job.privacy, ledger.events())
+        return plan_noise(job, agreed, ledger.events(), agreed=agreed)
     except BudgetExceeded as error:
         spent, budget = ledger.spent(), ledger.budget
         raise BudgetExceeded(

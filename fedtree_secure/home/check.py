@@ -236,14 +236,14 @@ def _say_noise(
     alike: dict[tuple[Any, ...], list[str]] = {}
     for client in clients:
         key = (
-            client.privacy or job.privacy,
+            job.budget_of(client.id),
             client.records or job.training.records,
             _spent(sets, client),
         )
         alike.setdefault(key, []).append(client.id)
     for (budget, records, spent), names in alike.items():
         try:
-            plan = plan_noise(job, budget, spent)
+            plan = plan_noise(job, budget, spent, agreed=budget)
         except BudgetExceeded as error:
             already = epsilon_of(given_honest(spent), budget.delta)
             left = f"epsilon {already:.4f} of {budget.epsilon:g} is spent"

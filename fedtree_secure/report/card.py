@@ -185,6 +185,7 @@ def _loss(statement: Statement) -> dict[str, Any]:
                     f"{statement.counted}s."
                 ),
                 *_assumed(statement),
+                *statement.budgets,
                 *(_client(client, statement.counted) for client in statement.clients),
             ]
         ),

@@ -2,11 +2,11 @@
 
 In this order, and the first kind of trouble decides the code (`report.exit_codes`): the folder is
 what its clients signed; the run kept its protocol; every data set's epsilon, computed again from
-its ledger, is within its own budget and within what is allowed here; no audit fails; every required
-audit passed, on the files that are here. What cannot be read is trouble, never a pass.
+its ledger, is within its own budget, what the job promises its client, and what is allowed here; no
+audit fails; every required audit passed, on the files that are here. What cannot be read is
+trouble, never a pass.
 """
 
-import functools
 import math
 import tomllib
 from collections.abc import Iterator, Mapping
@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from fedtree_dp import Event, Ledger, PrivacyBudget, epsilon_of, given_honest
-from fedtree_dp.account.accounting import PLANNING_DISCRETIZATION, merge
+from fedtree_dp.account.accounting import merge
 from fedtree_dp.account.shared import counted_on
 from fedtree_dp.account.statements import condition
 from fedtree_secure.config import Masking
@@ -30,6 +30,7 @@ from fedtree_secure.report.audit_files import (
 from fedtree_secure.report.exit_codes import Exit, worst
 from fedtree_secure.report.manifest import NAME
 from fedtree_secure.report.masks import graph_troubles
+from fedtree_secure.report.promises import agreed_in, broken, spent, until_last_charge, within
 from fedtree_secure.report.verification import verify
 from fedtree_secure.storage import read_json
 
@@ -183,6 +184,7 @@ def decide(folder: Path, limits: Limits) -> Decision:
         claim = _table(_table(summary, "clients"), client).get("epsilon_spent")
         epsilon[client], more = _budget(folder, client, about, claim, limits)
         troubles += [*more, *_unit(folder, client, about, told)]
+        troubles += _promise(folder, client, about, job, summary)
         troubles += _condition(folder, client, about, _table(summary, "guarantee"))
     try:
         audits = {audit.name: audit for audit in read_audits(folder)}
@@ -274,7 +276,7 @@ def _budget(
     events = merge(given_honest(charged))
     said, troubles = f"{client}: epsilon", _own_budget(client, charged, budget, limits)
     for allowed, whose in ((budget.epsilon, "its own budget"), (limits.max_epsilon, "max-epsilon")):
-        if not _within(events, budget.delta, allowed):
+        if not within(events, budget.delta, allowed):
             reached = epsilon_of(events, budget.delta)
             troubles.append(
                 Trouble(Exit.BUDGET, f"{said} is {reached:.4f}, above {allowed:g}, {whose}")
@@ -291,11 +293,11 @@ def _budget(
         troubles.append(
             Trouble(
                 Exit.SIGNATURE,
-                f"{said} by its ledger is {_spent(events, budget.delta):.4f}, by summary.json "
+                f"{said} by its ledger is {spent(events, budget.delta):.4f}, by summary.json "
                 f"{claim}",
             )
         )
-    return _spent(events, budget.delta), troubles
+    return spent(events, budget.delta), troubles
 
 
 def _own_budget(
@@ -306,7 +308,7 @@ def _own_budget(
     if honest == 1:
         return []
     alone, found = merge(charged), []
-    own, said = _spent(alone, budget.delta), f"{client}: epsilon by its own noise alone"
+    own, said = spent(alone, budget.delta), f"{client}: epsilon by its own noise alone"
     if limits.max_own_epsilon is None:
         found.append(
             Trouble(
@@ -319,11 +321,40 @@ def _own_budget(
     if limits.max_own_epsilon is not None:
         bounds.append((limits.max_own_epsilon, "max-own-epsilon"))
     for allowed, whose in bounds:
-        if not _within(alone, budget.delta, allowed):
+        if not within(alone, budget.delta, allowed):
             reached = epsilon_of(alone, budget.delta)
             text = f"{said} is {reached:.4f}, above {allowed:g}, {whose}"
             found.append(Trouble(Exit.BUDGET, text))
     return found
+
+
+def _promise(
+    folder: Path,
+    client: str,
+    about: Mapping[str, Any],
+    job: Mapping[str, Any],
+    summary: Mapping[str, Any],
+) -> Iterator[Trouble]:
+    """What the job promises a client must have been kept, and be told alike."""
+    try:
+        with Ledger.inspect(folder / "ledgers" / f"{about['dataset']}.sqlite") as ledger:
+            charged = until_last_charge(ledger.entries(), str(job.get("run")))
+    except (FedTreeError, KeyError, TypeError):
+        return  # `_budget` says so
+    try:
+        agreed, told = (agreed_in(_table(file, "job"), client) for file in (job, summary))
+    except (FedTreeError, KeyError, TypeError, AttributeError) as error:
+        yield Trouble(
+            Exit.PROTOCOL, f"{client}: what the job promises it cannot be read: {error!r}"
+        )
+        return
+    if agreed != told:
+        yield Trouble(
+            Exit.SIGNATURE,
+            f"{client}: job.json promises {agreed}, summary.json {told}; they must say one thing",
+        )
+    for said in broken(agreed, charged):
+        yield Trouble(Exit.BUDGET, f"{client}: {said}")
 
 
 def _condition(
@@ -397,23 +428,12 @@ def _delta(client: str, about: Mapping[str, Any], delta: float) -> list[Trouble]
     return []
 
 
-def _within(events: tuple[Event, ...], delta: float, allowed: float) -> bool:
-    """The coarse grid only overstates, so that it may accept; only the fine one may refuse."""
-    return _spent(events, delta) <= allowed or epsilon_of(events, delta) <= allowed
-
-
 def _claimed(events: tuple[Event, ...], delta: float, claim: Any) -> bool:
     """Whether the summary claims what the ledger says; the fine grid decides where they differ."""
     if not isinstance(claim, int | float):
         return False
-    close = abs(_spent(events, delta) - claim) <= TOLERANCE
+    close = abs(spent(events, delta) - claim) <= TOLERANCE
     return close or abs(epsilon_of(events, delta) - claim) <= TOLERANCE
-
-
-@functools.lru_cache(maxsize=256)
-def _spent(events: tuple[Event, ...], delta: float) -> float:
-    """Epsilon off the coarse grid, never below the true one; clients often hold equal events."""
-    return epsilon_of(events, delta, discretization=PLANNING_DISCRETIZATION)
 
 
 def _audits(

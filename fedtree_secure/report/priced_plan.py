@@ -225,7 +225,7 @@ def price_job_file(
 
     groups: dict[tuple[PrivacyBudget, int], list[ClientFiles]] = {}
     for client in clients:
-        key = (client.privacy or job.privacy, client.records or job.training.records)
+        key = (job.budget_of(client.id), client.records or job.training.records)
         groups.setdefault(key, []).append(client)
     found = []
     for (budget, records), members in groups.items():
@@ -267,11 +267,14 @@ def plan_of_job(job: Job, budget: PrivacyBudget, records: int, parameters: int =
     )
 
 
-def price_job(job: Job, records: int, spent: Sequence[Event] = ()) -> PricedPlan:
+def price_job(
+    job: Job, records: int, spent: Sequence[Event] = (), client: str | None = None
+) -> PricedPlan:
     """Price a job for one client of a declared size.
 
     Args:
         spent: Events that its ledger holds already; they leave less for the job.
+        client: Whose budget it has, where budgets differ; the job's if None.
 
     Raises:
         ConfigurationError: The job has no rounds.
@@ -279,17 +282,14 @@ def price_job(job: Job, records: int, spent: Sequence[Event] = ()) -> PricedPlan
     """
     if not job.rounds:
         raise ConfigurationError("the job has no rounds; there is nothing to plan")
+    budget = job.privacy if client is None else job.budget_of(client)
     if job.noise == "shared":
-        return _price_shared(job, job.privacy, spent, trained_values(job), "plan")
-    plan = plan_of_job(job, job.privacy, records, trained_values(job))
+        return _price_shared(job, budget, spent, trained_values(job), "plan")
+    plan = plan_of_job(job, budget, records, trained_values(job))
     if not spent:
-        return price(
-            plan, job.privacy, unknown="noise", noise_multiplier=None, title="plan", job=job
-        )
-    noise = plan_noise(job, job.privacy, spent).rounds
-    return price(
-        plan, job.privacy, unknown="epsilon", noise_multiplier=noise, title="plan", job=job
-    )
+        return price(plan, budget, unknown="noise", noise_multiplier=None, title="plan", job=job)
+    noise = plan_noise(job, budget, spent).rounds
+    return price(plan, budget, unknown="epsilon", noise_multiplier=noise, title="plan", job=job)
 
 
 def _price_shared(
@@ -298,7 +298,7 @@ def _price_shared(
     """Price a job with shared noise: its noise is that of all clients, and what it assumes stands
     beside it.
     """
-    noise = plan_noise(job, budget, spent)
+    noise = plan_noise(job, budget, spent, agreed=budget)
     released = (Gaussian(noise.fingerprint),) if noise.fingerprint else ()
     relative = {
         name: replace(step, noise_multiplier=getattr(noise, name) / noise.rounds)

@@ -182,6 +182,11 @@ class Statement:
         return found
 
     @property
+    def budgets(self) -> tuple[str, ...]:
+        """Who promises what, in sentences, where clients' budgets differ; else none."""
+        return tuple(self.guarantee.get("budgets", ()))
+
+    @property
     def masks(self) -> tuple[Mapping[str, Any], ...]:
         """The graphs of masks, as `agreed.graph_facts` describes them; none of older runs."""
         return tuple(self.guarantee.get("masks", ()))
@@ -222,7 +227,7 @@ class Statement:
         scrub = _scrubber(names)
         return replace(
             self,
-            job=_scrubbed(self.job, scrub),
+            job=_job_scrubbed(self.job, scrub),
             guarantee=_scrubbed(self.guarantee, scrub),
             clients=tuple(
                 replace(
@@ -398,6 +403,14 @@ def _scrubbed(value: Any, scrub: Callable[[str], str]) -> Any:
     if isinstance(value, Mapping):
         return {key: _scrubbed(item, scrub) for key, item in value.items()}
     return [_scrubbed(item, scrub) for item in value] if isinstance(value, list) else value
+
+
+def _job_scrubbed(job: Mapping[str, Any], scrub: Callable[[str], str]) -> dict[str, Any]:
+    """A job without names; its budgets' keys are names, too."""
+    found: dict[str, Any] = _scrubbed(job, scrub)
+    if "budgets" in found:
+        found["budgets"] = {scrub(name): budget for name, budget in found["budgets"].items()}
+    return found
 
 
 def _audit_scrubbed(audit: AuditFinding, scrub: Callable[[str], str]) -> AuditFinding:

@@ -19,6 +19,7 @@ from fedtree_dp.account.statements import condition
 from fedtree_dp.account.unit import RECORD_NEIGHBOURS, name_of
 from fedtree_secure.config import Job
 from fedtree_secure.errors import suggest
+from fedtree_secure.job_budgets import sentences
 from fedtree_secure.report.advice import Advice, advice_of, interval
 from fedtree_secure.report.masks import sparse_said
 
@@ -112,6 +113,7 @@ def guarantee(
         + sparse_said(masks, shared=job.noise == "shared"),
         "masks": [dict(graph) for graph in masks],
         **({} if honest == 1 else {"shared": _shared(job, honest)}),
+        **({} if not job.budgets else {"budgets": sentences(job)}),
         "sampling": "Poisson",
         **({} if job.cohort.share == 1.0 else {"participation": _participation(job)}),
         "accountant": "privacy loss distribution (dp_accounting)",
@@ -153,7 +155,7 @@ def _observers(job: Job, honest: int) -> str:
             "them, are counted on to add the noise that epsilon asks for, each a part; everything "
             f"else has the client's own full noise. Epsilon holds while at least {honest - 1} "
             "others of every opened sum are honest and add their noise; own_epsilon "
-            f"{job.privacy.own_epsilon:g} holds whatever all others do"
+            f"{job.privacy.own_epsilon:g} {_or_less(job)}holds whatever all others do"
         )
     said = (
         "server, other clients and outsiders see post-processing of the client's own DP-SGD "
@@ -167,6 +169,10 @@ def _observers(job: Job, honest: int) -> str:
         f"{said}. Earlier jobs on a data set shared noise, and epsilon counts them: it holds while "
         f"at least {honest - 1} others of every sum that they opened were honest"
     )
+
+
+def _or_less(job: Job) -> str:
+    return "(less for some, see budgets) " if job.budgets else ""
 
 
 def _shared(job: Job, honest: int) -> dict[str, Any]:
@@ -242,6 +248,7 @@ def remarks(data: Mapping[str, Any]) -> list[str]:
         _comparison(data["clients"], key, found)
         for key, found in data.get("references", {}).items()
     ]
+    lines += data.get("guarantee", {}).get("budgets", [])
     lines += _assumed(data)
     lines += _accuracy(data)
     lines += [f"Auditable: {cost}." for cost in data.get("auditable", {}).get("costs", ())]

@@ -1,10 +1,10 @@
 """Who may take part in a run: those who join with the model, head and bound that fit the others."""
 
 import logging
-import statistics
 from collections.abc import Iterable, Mapping
 
 from fedtree_secure.agreed import messages as wire
+from fedtree_secure.agreed.outliers import outliers
 from fedtree_secure.agreed.round_plan import clip_is_usable, largest_change
 from fedtree_secure.agreed.shared_noise import shared_clip
 from fedtree_secure.agreed.terms import Terms
@@ -12,7 +12,6 @@ from fedtree_secure.model.facts import ModelFacts
 from fedtree_secure.server.channel import Channel
 
 log = logging.getLogger("fedtree_secure.server")
-CLIP_OUTLIER = 16.0  # a client whose bound is so many times the median takes no part
 Joined = dict[str, wire.Joined]
 
 
@@ -76,13 +75,10 @@ class Admission:
     def _without_outliers(self, joined: Joined) -> Joined:
         """Leave out clients whose bound would make the grid useless for all others."""
         bounds = {name: self._bound(reply) for name, reply in joined.items()}
-        if not bounds:
-            return joined
-        most = CLIP_OUTLIER * statistics.median(bounds.values())
-        self.left_out = frozenset(name for name, bound in bounds.items() if bound > most)
+        self.left_out = outliers(bounds)
         for name in sorted(self.left_out):
             log.warning("client %s takes no part: its bound is far above the others'", name)
-        return {name: reply for name, reply in joined.items() if bounds[name] <= most}
+        return {name: reply for name, reply in joined.items() if name not in self.left_out}
 
     def _bound(self, reply: wire.Joined, *, merge: bool = False) -> float:
         job = self._terms.job

@@ -25,6 +25,7 @@ from fedtree_secagg import Identity
 from fedtree_secure.agreed.noise_plan import NoisePlan, events_of, plan_noise, shared_part
 from fedtree_secure.agreed.terms import Terms
 from fedtree_secure.config import Job
+from fedtree_secure.job_budgets import check_known, sentences
 from fedtree_secure.job_file import build
 from fedtree_secure.key_file import verifies
 from fedtree_secure.roster_file import RosterFile
@@ -77,16 +78,16 @@ class Approval:
         return _TAG + rfc8785.dumps(content)
 
 
-def planned_budget(job: Job, budget: PrivacyBudget) -> PrivacyBudget:
-    """What a job may spend of a data set in all: the stricter of what it asks for and the data
-    set's own, in epsilon, own epsilon and delta.
+def planned_budget(site: str, job: Job, budget: PrivacyBudget) -> PrivacyBudget:
+    """What a job may spend of a site's data set in all: the stricter of what it says of the site
+    and the data set's own, in epsilon, own epsilon and delta.
     """
-    own = budget.own_epsilon
-    if job.privacy.own_epsilon is not None:
-        own = min(job.privacy.own_epsilon, budget.alone.epsilon)
+    agreed, own = job.budget_of(site), budget.own_epsilon
+    if agreed.own_epsilon is not None:
+        own = min(agreed.own_epsilon, budget.alone.epsilon)
     return PrivacyBudget(
-        epsilon=min(job.privacy.epsilon, budget.epsilon),
-        delta=min(job.privacy.delta, budget.delta),
+        epsilon=min(agreed.epsilon, budget.epsilon),
+        delta=min(agreed.delta, budget.delta),
         own_epsilon=own,
     )
 
@@ -107,15 +108,16 @@ def _quick(events: Sequence[Event], ledger: Ledger) -> float:
     return epsilon_of(events, ledger.budget.delta, discretization=PLANNING_DISCRETIZATION)
 
 
-def plan_for(job: Job, ledger: Ledger) -> NoisePlan:
-    """Plan a job's noise within what is left of a data set.
+def plan_for(site: str, job: Job, ledger: Ledger) -> NoisePlan:
+    """Plan a job's noise within what is left of a site's data set.
 
     Raises:
         BudgetExceeded: What is left allows no useful plan.
         LedgerError: The data set's charges protect another unit than the job's would.
     """
     ledger.check_unit(job.privacy_unit)
-    return plan_noise(job, planned_budget(job, ledger.budget), ledger.events())
+    budget = planned_budget(site, job, ledger.budget)
+    return plan_noise(job, budget, ledger.events(), agreed=job.budget_of(site))
 
 
 def statement_of(
@@ -140,12 +142,20 @@ def statement_of(
             f"{budget.delta:g}. Spent so far: {before:.3f}. After this job: at most {after:.3f}."
         ),
         *_counting_on(job, ledger, plan),
-        (
-            f"The job asks each site for epsilon {job.privacy.epsilon:g} at delta "
-            f"{job.privacy.delta:g}; the stricter of both holds here."
-        ),
+        _asked(site, job),
+        *sentences(job),
         *_leaves(site, job, roster, plan),
     ]
+
+
+def _asked(site: str, job: Job) -> str:
+    """What the job says of this site."""
+    agreed = job.budget_of(site)
+    whom = "this site" if site in job.budgets else "each site"
+    return (
+        f"The job asks {whom} for epsilon {agreed.epsilon:g} at delta {agreed.delta:g}; the "
+        "stricter of both holds here."
+    )
 
 
 def _counting_on(job: Job, ledger: Ledger, plan: NoisePlan) -> list[str]:
@@ -221,7 +231,11 @@ def approve(
         roster: With whom.
         ledger: Of its data set.
         plan: The job's noise, see `plan_for`.
+
+    Raises:
+        ConfigurationError: The job has a budget of a site that the roster does not name.
     """
+    check_known(job, list(roster.clients))
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     given: Mapping[str, Any] = {
         "id": secrets.token_hex(8),

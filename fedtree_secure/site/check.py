@@ -13,6 +13,7 @@ from fedtree_dp import Ledger
 from fedtree_secure.client.data import prepare, texts_of
 from fedtree_secure.config import Job
 from fedtree_secure.errors import ConfigurationError, FedTreeError, StoreError
+from fedtree_secure.job_budgets import check_known
 from fedtree_secure.key_file import Card, read_identity
 from fedtree_secure.reach import clock_is_off, reach
 from fedtree_secure.roster_file import read_roster
@@ -142,10 +143,13 @@ def _approvals(settings: SiteSettings) -> str:
 
 
 def _job(settings: SiteSettings, job: Job) -> str:
-    broken = load_policy(settings.policy).against(job, read_roster(settings.roster))
+    roster = read_roster(settings.roster)
+    check_known(job, list(roster.clients))
+    broken = load_policy(settings.policy).against(settings.name, job, roster)
     if broken:
         raise ConfigurationError("; ".join(broken))
-    return f"{job.task}, {job.rounds} rounds at epsilon {job.privacy.epsilon:g}"
+    asked = job.budget_of(settings.name)
+    return f"{job.task}, {job.rounds} rounds at epsilon {asked.epsilon:g}"
 
 
 def _model(settings: SiteSettings, job: Job) -> str:

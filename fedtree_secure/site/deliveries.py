@@ -58,6 +58,7 @@ def deliver_run(
         "dataset": dataset,
         "epsilon_spent": outcome.epsilon,
         "epsilon_allowed": ledger.budget.epsilon,
+        "epsilon_promised": job.budget_of(client.id).epsilon,
         "delta": ledger.budget.delta,
         "events": [event.to_dict() for event in merged(ledger.events())],
         "statement": said.to_dict(),

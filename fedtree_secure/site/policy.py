@@ -30,7 +30,8 @@ class Policy:
         roster: Digest of the only roster that it takes part with, which the sites compare with one
             another (``keys roster`` prints it).
         models: Digests of the models that it trains on (``site check`` prints those of its own).
-        largest_epsilon, largest_delta: A job may ask each client for no more.
+        largest_epsilon, largest_delta: A job may ask this site for no more; what it asks of others
+            is theirs to judge.
         unit: What a job must protect: "record", or the unit's name in the job, such as
             "patient_id".
         noise: How a job may protect it: "own", "shared", or both; see `Job.noise`.
@@ -92,17 +93,17 @@ class Policy:
         """The server's key as bytes."""
         return bytes.fromhex(self.server)
 
-    def against(self, job: Job, roster: RosterFile) -> list[str]:
-        """Say in words which rules a job violates; empty if none."""
-        found = []
-        if job.privacy.epsilon > self.largest_epsilon:
+    def against(self, site: str, job: Job, roster: RosterFile) -> list[str]:
+        """Say in words which rules a job violates, of what it asks of this site; empty if none."""
+        found, asked = [], job.budget_of(site)
+        if asked.epsilon > self.largest_epsilon:
             found.append(
-                f"epsilon is {job.privacy.epsilon:g}; the policy allows at most "
+                f"epsilon is {asked.epsilon:g}; the policy allows at most "
                 f"{self.largest_epsilon:g} (largest_epsilon)"
             )
-        if job.privacy.delta > self.largest_delta:
+        if asked.delta > self.largest_delta:
             found.append(
-                f"delta is {job.privacy.delta:g}; the policy allows at most "
+                f"delta is {asked.delta:g}; the policy allows at most "
                 f"{self.largest_delta:g} (largest_delta)"
             )
         if job.masking.min_group < self.smallest_group:
@@ -119,7 +120,7 @@ class Policy:
             found.append(
                 f"it has {job.rounds} rounds; the policy allows {self.most_rounds} (most_rounds)"
             )
-        found += self._against_protection(job)
+        found += self._against_protection(site, job)
         if roster.digest != self.roster:
             found.append(
                 f"its roster is version {roster.version} with digest {roster.digest[:16]}; the "
@@ -133,9 +134,9 @@ class Policy:
             )
         return found
 
-    def _against_protection(self, job: Job) -> list[str]:
+    def _against_protection(self, site: str, job: Job) -> list[str]:
         """What is protected, and by whose noise."""
-        found, unit, own = [], name_of(job.privacy_unit), job.privacy.own_epsilon
+        found, unit, own = [], name_of(job.privacy_unit), job.budget_of(site).own_epsilon
         if unit != self.unit:
             found.append(f"it protects each {unit}; the policy demands each {self.unit} (unit)")
         if job.noise not in self.noise:

@@ -316,7 +316,7 @@ class Site:
 
     def _check_policy(self, approval: Approval, roster: RosterFile, backbone: Backbone) -> None:
         policy, _ = self._rules()
-        broken = policy.against(approval.settings(), roster)
+        broken = policy.against(self.name, approval.settings(), roster)
         broken += policy.against_model(backbone.frozen_digest)
         if approval.roster != roster.digest:
             broken.append("it was approved with another version of the roster")
@@ -352,7 +352,7 @@ class Site:
         if stored is not None:
             return NoisePlan.from_bytes(stored)
         same = approval.charges == len(self.ledger.events())
-        return approval.plan if same else plan_for(job, self.ledger)
+        return approval.plan if same else plan_for(self.name, job, self.ledger)
 
     def _bind(self, run: str, approval: Approval, plan: NoisePlan) -> None:
         """Note which approval a run took, and its noise plan, before anything is charged."""

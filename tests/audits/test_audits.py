@@ -117,6 +117,7 @@ REASONS = {
         "understated summary": "c3: epsilon",
         "truncation": "c0: signed checkpoint",
         "ledger replaced, all else to fit": "c0: signed checkpoint",
+        "noise for another epsilon than promised": "c0: promise",
         "edited row": "c0: chain",
         "a unit claimed over charges for records": "c0: unit",
     },

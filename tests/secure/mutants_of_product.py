@@ -17,8 +17,8 @@ PRODUCT = (
     Mutant(
         "a plan that no budget allows makes its stores first",
         "client/clients.py",
-        "            plan_noise(job, budget)\n",
-        "            pass\n",
+        "            plan = plan_noise(job, budget, agreed=budget)\n",
+        "            continue\n",
         "test_bad_input_is_one_sentence",
         TABLE,
     ),

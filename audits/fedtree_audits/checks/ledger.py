@@ -42,7 +42,8 @@ from fedtree_dp import (
 from fedtree_dp.account.accounting import merge
 from fedtree_dp.account.shared import counted_on, merged, rows_of
 from fedtree_dp.account.unit import text_of
-from fedtree_secure.testing import MERGE, node_name
+from fedtree_dp.ledger.entries import Entry
+from fedtree_secure.testing import MERGE, events_of, node_name
 
 QUESTION = "Does the claimed epsilon match what ran?"
 TOLERANCE = 1e-3
@@ -166,7 +167,29 @@ def _audit_client(run: RunFolder, client: str) -> tuple[list[Check], float]:
             f"{len(told)} kinds of event in summary and ledger",
         ),
         _compare(client, required(run, client), charged),
+        *_promise(run, client, entries),
     ], exact
+
+
+def _promise(run: RunFolder, client: str, entries: tuple[Entry, ...]) -> list[Check]:
+    """What the job promises this client, against what was charged up to the run's last charge, and
+    against the noise that was planned: a short run may not reach what its noise would cost.
+    """
+    job, agreed = run.job, run.job.budget_of(client)
+    lines = [entry for entry in entries if entry.event is not None]
+    own = [at for at, entry in enumerate(lines) if entry.job == run.described.get("run")]
+    until = [e.event for e in lines[: own[-1] + 1] if e.event is not None] if own else []
+    planned = events_of(job, run.noise_written(client))
+    found = []
+    for what, events in (("promise", until), ("noise plan", planned)):
+        reached = epsilon_of(merge(given_honest(events)), agreed.delta)
+        alone, most = reached, agreed.epsilon
+        if counted_on(events) > 1:
+            alone, most = epsilon_of(merge(events), agreed.delta), agreed.alone.epsilon
+        said = f"{reached:.4f} of {agreed.epsilon:g} at delta {agreed.delta:g}"
+        holds = reached <= agreed.epsilon + TOLERANCE and alone <= most + TOLERANCE
+        found.append(Check(f"{client}: {what}", holds, f"{said}, which the job promises"))
+    return found
 
 
 def _in_a_sum(run: RunFolder, client: str) -> bool:
@@ -300,6 +323,14 @@ def _replaced(_seed: int) -> Result:
         return audit_run(open_run(folder))
 
 
+def _promises_less(folder: Path) -> None:
+    """Promise the first client epsilon 3, where its noise was planned and charged for 8."""
+    for name in ("job.json", "summary.json"):
+        told = json.loads((folder / name).read_text("utf-8"))
+        told["job"]["budgets"] = {"c0": {"epsilon": 3.0, "delta": 1e-5}}
+        (folder / name).write_text(json.dumps(told), "utf-8")
+
+
 def _claims_units(folder: Path) -> None:
     """Claim patients over charges for records."""
     path = folder / "job.json"
@@ -332,6 +363,7 @@ AUDIT = Audit(
         "truncation": _specimen(_TRUNCATE),
         "ledger replaced, all else to fit": _replaced,
         "a unit claimed over charges for records": _specimen(_claims_units),
+        "noise for another epsilon than promised": _specimen(_promises_less),
         "edited row": _specimen(
             _sql(
                 "UPDATE entries SET body = CAST(REPLACE(CAST(body AS TEXT), 'round 1', 'round 9') "

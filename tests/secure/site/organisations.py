@@ -137,8 +137,8 @@ class Organisations:
         roster = read_roster(self.site(name) / "roster.json")
         settings, job = load_site(self.site(name)), job or self.job
         with Ledger.inspect(settings.data_sets().store_of(settings.dataset)) as ledger:
-            if self.plan is None or ledger.events() or job is not self.job:
-                self.plan = plan_for(job, ledger)  # the same at sites with the same budget
+            if self.plan is None or ledger.events() or job is not self.job or job.budgets:
+                self.plan = plan_for(name, job, ledger)  # the same at sites with the same budget
             given = approve(name, self.key(name), job, roster, ledger, self.plan)
         return keep_approval(self.site(name) / "approvals", given)
 

@@ -92,7 +92,9 @@ def test_a_job_that_asks_for_less_than_the_budget_is_planned_for_what_it_asks(cl
         clinics.job, privacy=dataclasses.replace(clinics.job.privacy, epsilon=2.0)
     )
     with Ledger.inspect(store(clinics)) as ledger:
-        told = " ".join(statement_of("t0-c0", less, clinics.roster, ledger, plan_for(less, ledger)))
+        told = " ".join(
+            statement_of("t0-c0", less, clinics.roster, ledger, plan_for("t0-c0", less, ledger))
+        )
         after = float(told.partition("at most ")[2].partition(". ")[0].rstrip("."))
         assert after <= 2.0
         assert ledger.events() == ()

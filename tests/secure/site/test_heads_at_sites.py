@@ -49,7 +49,7 @@ def told(clinics, name="t0-c0"):
     """What the operator of a site is shown."""
     with contextlib.ExitStack() as stack:
         ledger = stack.enter_context(Site.open(clinics.site(name))).ledger
-        plan = plan_for(clinics.job, ledger)
+        plan = plan_for("t0-c0", clinics.job, ledger)
         return " ".join(statement_of(name, clinics.job, clinics.roster, ledger, plan))
 
 
@@ -76,6 +76,7 @@ def test_heads_and_noise_are_shared_as_in_one_process(tmp_path, tiny_bert, backb
     report = json.loads((clinics.site("t0-c0") / "runs" / run / "report.json").read_text())
     assert report["head_shared_with"] == clinics.names
     assert report["guarantee"]["shared"]["own_epsilon"] == 20.0
+    assert report["epsilon_promised"] == 8.0
     assert report["own_epsilon_spent"] > report["epsilon_spent"]
 
 

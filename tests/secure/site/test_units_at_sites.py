@@ -61,7 +61,7 @@ def test_a_job_with_units_is_approved_in_words_and_admitted(made, backbone):
     found = made(**UNIT)
     roster = found.roster
     with ledger_of(found) as ledger:
-        plan = plan_for(found.job, ledger)
+        plan = plan_for("t0-c0", found.job, ledger)
         said = " ".join(statement_of(NAME, found.job, roster, ledger, plan))
     assert "each patient_id of this site's training data with all its rows" in said
     assert "at most 4 are used" in said
@@ -111,4 +111,4 @@ def test_other_units_than_the_data_set_s_are_not_approved(made):
     with Ledger.open(path, dataset=NAME, head=head) as ledger:
         ledger.use_unit(PrivacyUnit("stay_id", 4))
         with pytest.raises(LedgerError, match="units are not mixed on one data set"):
-            plan_for(found.job, ledger)
+            plan_for("t0-c0", found.job, ledger)
