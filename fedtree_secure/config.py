@@ -24,6 +24,7 @@ from fedtree_secure.settings import (
     Cut,
     GraphKind,
     HeadMode,
+    HeadRelease,
     Linkage,
     Lora,
     Masking,
@@ -42,6 +43,7 @@ __all__ = [
     "Cut",
     "GraphKind",
     "HeadMode",
+    "HeadRelease",
     "Job",
     "Linkage",
     "Lora",
@@ -137,6 +139,20 @@ class Job:
                 "training.head",
                 self.training.head,
                 "frozen for causal-lm",
+            )
+            require(
+                self.training.head_release != "class_sums",
+                "training.head_release",
+                self.training.head_release,
+                "auto or average for causal-lm, which has no head",
+            )
+        if self.training.head_release == "class_sums":
+            require(
+                self.topology.source != "lora_b",
+                "training.head_release",
+                self.training.head_release,
+                'auto or average with topology.source = "lora_b", because its merge has a grid for '
+                "trained changes",
             )
 
         if self.topology.cut == "noise_aware":
@@ -251,6 +267,8 @@ class Job:
             if name not in plain or value != plain[name]
         }
         given["privacy"] = self.privacy.to_dict()
+        if self.training.head_release == "auto":  # likewise
+            given["training"].pop("head_release")
         usual = {"graph": "auto", "dropouts": None}  # likewise
         given["masking"] = {
             name: value

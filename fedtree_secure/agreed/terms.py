@@ -13,6 +13,7 @@ import rfc8785
 from fedtree_secagg import Roster
 from fedtree_secure.agreed.graph import check_graph, graph_bytes
 from fedtree_secure.agreed.head_groups import HeadGroup
+from fedtree_secure.agreed.head_release import sums_classes
 from fedtree_secure.config import Job
 from fedtree_secure.errors import ConfigurationError
 
@@ -105,11 +106,16 @@ class Terms:
             + self.run.encode()
             + self._heads_bytes()
             + self._noise_bytes()
+            + self._release_bytes()
             + graph_bytes(self.job.masking, len(self.roster))
         ).digest()
 
     def _noise_bytes(self) -> bytes:
         return b"" if self.shared_noise is None else b"\0noise\n" + self.shared_noise.hex().encode()
+
+    def _release_bytes(self) -> bytes:
+        """How heads are made, where not as ever: who chose otherwise computes nothing with us."""
+        return b"\0head-release\nclass_sums" if sums_classes(self.job) else b""
 
     def _heads_bytes(self) -> bytes:
         if not self.heads:
