@@ -76,9 +76,7 @@ def head_stage(job: Job) -> PoissonGaussian | Gaussian:
     """
     training = job.training
     if not sums_classes(job):
-        return PoissonGaussian(
-            training.head_noise_ratio, training.head_sample_rate, job.head_steps
-        )
+        return PoissonGaussian(training.head_noise_ratio, training.head_sample_rate, job.head_steps)
     together = training.head_sample_rate * math.sqrt(job.head_steps)
     return Gaussian(training.head_noise_ratio / together)
 

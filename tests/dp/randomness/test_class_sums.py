@@ -135,9 +135,7 @@ def test_huge_tiny_and_zero_rows():
 
 
 def test_noise_has_the_stated_scale_in_every_value():
-    found = released(
-        np.zeros((0, 199)), np.zeros(0, dtype=int), classes=50, noise_multiplier=3.7
-    )
+    found = released(np.zeros((0, 199)), np.zeros(0, dtype=int), classes=50, noise_multiplier=3.7)
     for values in (found.reshape(-1), found[:, -1]):
         square = float((values**2).sum())
 
