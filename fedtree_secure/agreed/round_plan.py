@@ -216,10 +216,9 @@ def largest_change(job: Job, noise_multiplier: float, records: int, *, merge: bo
         return settings.max_grad_norm * (ROOM_OF_A_MEAN + 8.0 * noise_multiplier / expected)
     if not merge:
         return REACH * settings.learning_rate * settings.local_steps
-    reached = max(_warm_up_reach(job), _head_reach(job))
     if sums_classes(job):
-        return max(reached, LARGEST_SUM * max(1.0, records / settings.records))
-    return reached
+        return LARGEST_SUM * max(1.0, records / settings.records)
+    return max(_warm_up_reach(job), _head_reach(job))
 
 
 def _warm_up_reach(job: Job) -> float:

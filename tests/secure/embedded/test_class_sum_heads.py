@@ -4,14 +4,20 @@ import dataclasses
 
 import numpy as np
 import pytest
-from small_jobs import federation, make_clients, scripted
+import torch
+from small_jobs import federation, lying, make_clients, scripted
+from unit_rows import UNIT, unit_clients
 
-from fedtree_dp import Gaussian, Ledger
-from fedtree_secure import Topology, Training
-from fedtree_secure.agreed.class_sums import head_of
+from fedtree_dp import Ledger
+from fedtree_secure import ConfigurationError, Topology, Training
+from fedtree_secure.agreed.class_sums import COUNT_SHARE, head_of
+from fedtree_secure.agreed.messages import Prepare
 from fedtree_secure.client import party as party_module
+from fedtree_secure.client.data import prepare
 from fedtree_secure.client.participant import Participant
 from fedtree_secure.client.state import head_values_of
+from fedtree_secure.model.backbone import Backbone
+from fedtree_secure.report.summary import remarks
 
 LABELS = ("class-0", "class-1")
 SETTINGS = {"records": 60, "sample_rate": 0.5, "head_steps": 8, "max_length": 16}
@@ -57,3 +63,76 @@ def test_the_head_of_a_group_comes_from_the_sum_of_all(tiny_bert, tmp_path, watc
     report = result.data["clients"]["t0-c0"]
     assert [event["mechanism"] for event in report["events"]] == ["gaussian"]
     assert 0.9 < report["epsilon_spent"] / 8 <= 1
+
+
+def test_a_merge_that_fails_leaves_everybody_the_head_of_its_own_sums(tiny_bert, tmp_path, watched):
+    wrap, _ = scripted(lose=[("round-0/mask", f"t0-c{i}", "after") for i in (0, 1)])
+    clients = declared(make_clients(tasks=1))
+    result = job(tiny_bert).run(clients, tmp_path / "run", wrap_transport=wrap)
+    assert result.data["rounds"][0]["error"]
+    for (_, sums), head in zip(watched["released"], watched["held"].values(), strict=True):
+        assert np.array_equal(head, head_of(sums, 2))
+
+
+def test_hostile_class_sums_are_of_the_frozen_model_and_released_once(tiny_bert, tmp_path, watched):
+    """A server that asks after the experts have moved gets sums of the same features, and one that
+    asks twice gets nothing more.
+    """
+    clients = declared(make_clients(tasks=1, each=4))
+
+    def lie(stage, name, message):
+        if stage == "prepare" and name == "t0-c0":
+            return None
+        return Prepare() if stage in ("round-2/share", "finish") and name == "t0-c0" else message
+
+    wrap, _ = lying(tmp_path / "run", lie)
+    asked = job(tiny_bert, rounds=2, topology=Topology(source="one_group"))
+    result = asked.run(clients, tmp_path / "run", wrap_transport=wrap)
+    released = watched["released"]
+    assert len(released) == 4  # the victim's last, in the second round, and not again at the end
+    events = result.data["clients"]["t0-c0"]["events"]
+    assert [event["mechanism"] for event in events].count("gaussian") == 1
+    backbone = Backbone(asked.job, device="cpu")
+    honest = backbone.observe(prepare(clients[0], asked.job, backbone.tokenizer).train).features
+    torch.testing.assert_close(released[-1][0], honest, rtol=0, atol=1e-6)
+
+
+def test_bad_input_a_head_without_a_place_for_numbers_is_refused(tiny_llama, tmp_path, stores):
+    clients = declared(make_clients(tasks=1))
+    with pytest.raises(ConfigurationError, match="class sums need; set training.head_release"):
+        job(tiny_llama).run(clients, tmp_path / "run")
+    for store in stores.glob("**/store.sqlite"):
+        with Ledger.inspect(store) as ledger:
+            assert not ledger.events()
+
+
+def test_hostile_terms_with_another_number_of_classes_are_refused(tiny_bert, tmp_path, monkeypatch):
+    from fedtree_secure.embedded import setting
+
+    def other(given, data):
+        return tuple(dataclasses.replace(g, outputs=3) for g in shipped(given, data))
+
+    shipped = setting.groups_of_heads
+    monkeypatch.setattr(setting, "groups_of_heads", other)
+    with pytest.raises(ConfigurationError, match="t0-c0: the terms put its head"):
+        job(tiny_bert).run(declared(make_clients(tasks=1)), tmp_path / "run")
+
+
+def test_units_bound_what_a_patient_moves_and_the_result_says_how_heads_are_made(
+    tiny_bert, tmp_path, watched
+):
+    clients = [dataclasses.replace(c, labels=LABELS) for c in unit_clients()[:3]]
+    training = Training(records=20, head_steps=4, max_length=16, head_release="class_sums")
+    result = federation(tiny_bert, rounds=0, topology=NONE, training=training, **UNIT).run(
+        clients, tmp_path / "run"
+    )
+    assert "They come from one release of sums by class" in "\n".join(remarks(result.data))
+    assert result.data["head_release"] == {
+        "way": "class_sums",
+        "why": "the job says so (training.head_release)",
+    }
+    counts = [sums.reshape(-1)[-2:].sum() * 20 for _, sums in watched["released"]]
+    noise = result.data["clients"][clients[0].id]["events"][0]["noise_multiplier"]
+    for client, count in zip(clients, counts, strict=True):
+        patients = len(set(client.train["patient_id"]))
+        assert count / COUNT_SHARE <= patients + 8 * noise * 2**0.5 / COUNT_SHARE
