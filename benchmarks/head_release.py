@@ -135,10 +135,8 @@ def trained(rows: Rows, public: Seen, job: Job, noise: float, rng: np.random.Gen
     for step in range(1, job.head_steps + 1):
         errors = softmax(inputs @ head.T, axis=1) - wanted
         norms = np.linalg.norm(errors, axis=1) * lengths
-        clipped = (
-            errors * np.minimum(1.0, training.max_grad_norm / np.maximum(norms, 1e-30))[:, None]
-        )
-        total = clipped.T @ inputs
+        factors = np.minimum(1.0, training.max_grad_norm / np.maximum(norms, 1e-30))
+        total = (errors * factors[:, None]).T @ inputs
         total += rng.normal(scale=noise * training.max_grad_norm, size=total.shape)
         gradient = total / training.records
         first = ADAM[0] * first + (1 - ADAM[0]) * gradient

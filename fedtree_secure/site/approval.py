@@ -28,6 +28,7 @@ from fedtree_secure.agreed.terms import Terms
 from fedtree_secure.config import Job
 from fedtree_secure.job_file import build
 from fedtree_secure.key_file import verifies
+from fedtree_secure.report.head_release import LEAVES
 from fedtree_secure.roster_file import RosterFile
 from fedtree_secure.storage import write_json
 
