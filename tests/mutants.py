@@ -26,6 +26,7 @@ sys.path[:0] = [str(HERE), *(str(HERE / tests) for tests in ("secagg", "dp", "se
 from mutant import Mutant  # noqa: E402
 from mutants_of_advice import ADVICE  # noqa: E402
 from mutants_of_agreed import AGREED  # noqa: E402
+from mutants_of_class_sums import CLASS_SUMS, CLASS_SUMS_IN_DP  # noqa: E402
 from mutants_of_client import CLIENT  # noqa: E402
 from mutants_of_cohort import COHORT  # noqa: E402
 from mutants_of_contents import CONTENTS  # noqa: E402
@@ -79,7 +80,7 @@ GROUPS = {
     "dp": Group(
         ROOT / "dp" / "fedtree_dp",
         HERE / "dp",
-        (*ENGINE, *LEDGER, *BUDGETS, *OF_UNITS, *SHARED_IN_DP),
+        (*ENGINE, *LEDGER, *BUDGETS, *OF_UNITS, *SHARED_IN_DP, *CLASS_SUMS_IN_DP),
     ),
     "secure": Group(
         ROOT / "fedtree_secure",
@@ -87,7 +88,7 @@ GROUPS = {
         (
             *(*MODEL, *CLIENT, *AGREED, *OF_CUTS, *GRADIENTS, *SERVER, *EVIDENCE, *SITES),
             *(*PRODUCT, *OF_UNITS_IN_THE_PRODUCT, *WATCHING, *SHARED_IN_THE_PRODUCT, *COHORT),
-            *(*SPARSE_RUNS, *ADVICE),
+            *(*SPARSE_RUNS, *ADVICE, *CLASS_SUMS),
         ),
     ),
 }
