@@ -103,6 +103,15 @@ def events_of(job: Job, plan: NoisePlan) -> tuple[Event, ...]:
     return tuple(found)
 
 
+@functools.lru_cache(maxsize=64)
+def sums_noise(job: Job) -> float:
+    """Return the noise multiplier of a member's class sums, as all parties take it for everybody:
+    that of the job's own budget. It is what the group's head is made with; the charge of a member
+    whose data set leaves less has more noise, and is its own.
+    """
+    return _alike(plan_noise(job, job.privacy).head)
+
+
 def shared_part(job: Job) -> float | None:
     """Return what each member of a sum adds in a round, over the clipping norm, where the job
     shares noise; None where it does not. It follows from the job alone, so that every party of a

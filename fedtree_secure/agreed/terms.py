@@ -14,6 +14,7 @@ from fedtree_secagg import Roster
 from fedtree_secure.agreed.graph import check_graph, graph_bytes
 from fedtree_secure.agreed.head_groups import HeadGroup
 from fedtree_secure.agreed.head_release import sums_classes
+from fedtree_secure.agreed.noise_plan import sums_noise
 from fedtree_secure.config import Job
 from fedtree_secure.errors import ConfigurationError
 
@@ -115,7 +116,9 @@ class Terms:
 
     def _release_bytes(self) -> bytes:
         """How heads are made, where not as ever: who chose otherwise computes nothing with us."""
-        return b"\0head-release\nclass_sums" if sums_classes(self.job) else b""
+        if not sums_classes(self.job):
+            return b""
+        return b"\0head-release\nclass_sums\n" + sums_noise(self.job).hex().encode()
 
     def _heads_bytes(self) -> bytes:
         if not self.heads:

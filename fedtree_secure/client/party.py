@@ -396,7 +396,8 @@ class Party:
 
         self.workings.tick(self.id, Purpose.HEAD)
         released = self._answered(lambda: of(own), lambda: of(own.none()))
-        head_from(state.head, head_of(released, self.outputs))
+        deviation = self.member.noise_plan.head / self.job.training.records
+        head_from(state.head, head_of(released, self.outputs, deviation))
         self._set_aside(released)
 
     def _keep_for_the_group(self) -> None:

@@ -125,7 +125,7 @@ def _move(party: Party, node: Node, tree: Tree, values: NodeValues, entry: Opene
         raise Refusal("clip", "an opened sum under another clip than the run's")
     grid = party.quantiser(entry.clip, merge=merge, tree=tree)
     mean = mean_of(entry, node, grid, party.job.masking.min_group)
-    take_sum(party.job, party.facts, node, values, mean, merge=merge)
+    take_sum(party.job, party.facts, node, values, mean, survivors=entry.survivors, merge=merge)
 
 
 def take_over(party: Party, state: ClientState, received: Received) -> None:

@@ -21,7 +21,7 @@ from fedtree_dp.sgd.shapes import Buckets, plan_slots
 from fedtree_secure.config import Job
 from fedtree_secure.model import metrics
 from fedtree_secure.model.experts import CLUSTER, Experts
-from fedtree_secure.model.facts import FEATURE_NORM, ModelFacts
+from fedtree_secure.model.facts import ModelFacts
 from fedtree_secure.model.heads import Centred, find_head, last_linear, replace_part
 from fedtree_secure.model.identity import model_digest
 from fedtree_secure.model.layout import Layout
@@ -37,6 +37,7 @@ EVALUATION_BATCH = 33  # rows, the last a dummy
 PUBLIC_TEXTS = 256
 NO_LABEL = -100  # of `per_sequence_loss`: what is left out of a record's mean
 PUBLIC_LENGTH = 64  # tokens
+FEATURE_NORM = 3.0  # of centred features: the head's gradients then outweigh those of its bias
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,6 @@ import numpy as np
 
 from fedtree_secure.model.layout import Layout
 
-FEATURE_NORM = 3.0  # of centred features: the head's gradients then outweigh those of its bias
-
 
 @dataclass(frozen=True)
 class ModelFacts:

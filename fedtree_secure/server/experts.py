@@ -63,8 +63,11 @@ class NodeBook:
             grid = sums[entry.node].quantiser
             node = sums[entry.node].node
             mean = mean_of(entry, node, grid, self.job.masking.min_group)
-            merge = number == MERGE
-            take_sum(self.job, self.facts, node, self.values[entry.node], mean, merge=merge)
+            take_sum(
+                *(self.job, self.facts, node, self.values[entry.node], mean),
+                survivors=entry.survivors,
+                merge=number == MERGE,
+            )
         self.remember(opened)
 
     def remember(self, opened: Iterable[OpenedSum]) -> None:

@@ -109,8 +109,8 @@ CLASS_SUMS = (
     M(
         "class sums: a class that nobody has",
         AGREED,
-        "        if count > least:\n",
-        "        if True:\n",
+        "        if raw[number] > least and count > 0.0:\n",
+        "        if count > 0.0:\n",
         "nobody_has",
         SAME,
     ),

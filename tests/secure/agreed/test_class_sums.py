@@ -15,6 +15,7 @@ from fedtree_secure.agreed.class_sums import (
     COUNT_SHARE,
     LARGEST_SUM,
     LARGEST_VALUE,
+    _likely,
     classes_in,
     head_of,
     take_sum,
@@ -28,7 +29,7 @@ from fedtree_secure.agreed.head_release import (
     head_stage,
 )
 from fedtree_secure.agreed.moves import start
-from fedtree_secure.agreed.noise_plan import events_of, plan_noise
+from fedtree_secure.agreed.noise_plan import events_of, plan_noise, sums_noise
 from fedtree_secure.agreed.round_plan import grid_bits, largest_change, reach_of_parts
 from fedtree_secure.agreed.terms import Terms
 from fedtree_secure.model.facts import ModelFacts
@@ -175,29 +176,50 @@ MEANS = 0.6 * np.eye(CLASSES, WIDTH)
 
 
 def test_the_head_says_the_nearest_mean_whatever_the_sums_are_over():
-    head = head_of(sums_of(MEANS, [40.0, 50.0, 30.0]), CLASSES)
+    head = head_of(sums_of(MEANS, [40.0, 50.0, 30.0]), CLASSES, 0.0)
     assert head.dtype == np.float32
     assert [int(scores(head, 3 * mean).argmax()) for mean in MEANS] == [0, 1, 2]
-    doubled = head_of(2 * sums_of(MEANS, [40.0, 50.0, 30.0]), CLASSES)
+    doubled = head_of(2 * sums_of(MEANS, [40.0, 50.0, 30.0]), CLASSES, 0.0)
     np.testing.assert_allclose(doubled, head, rtol=1e-6)
 
 
+@pytest.mark.parametrize("deviation", [0.0, 0.02])
 @pytest.mark.parametrize("count", [0.0, -9.0, 1.0])
-def test_a_class_that_nobody_has_is_never_said(count):
+def test_a_class_that_nobody_has_is_never_said(count, deviation):
     """Not even where noise has given it a long vector."""
     means = MEANS.copy()
     means[2] = [40.0, -9.0, 3.0, 9.0, 1.0]
-    head = head_of(sums_of(means, [50.0, 40.0, count]), CLASSES)
+    head = head_of(sums_of(means, [50.0, 40.0, count]), CLASSES, deviation)
     assert head[-1] == np.float32(ABSENT)
     assert not head[2 * WIDTH : 3 * WIDTH].any()
     for vector in 6 * np.random.default_rng(0).normal(size=(200, WIDTH)) / 5**0.5:
         assert scores(head, vector).argmax() != 2
 
 
+def test_noise_is_taken_off_so_far_as_it_is_known_to_be_there():
+    rng = np.random.default_rng(1)
+    sums, deviation, gaps = sums_of(MEANS, [40.0, 50.0, 30.0]), 0.1, []
+    true = head_of(sums, CLASSES, 0.0)[:-CLASSES]
+    for _ in range(60):
+        noise = rng.normal(scale=deviation, size=len(sums))
+        noise[-CLASSES:] = 0.0  # all classes stay known
+        heads = [head_of(sums + noise, CLASSES, d)[:-CLASSES] for d in (0.0, deviation)]
+        gaps.append([np.linalg.norm(head - true) for head in heads])
+    blind, knowing = np.mean(gaps, axis=0)
+    assert knowing < 0.95 * blind
+
+
+def test_numbers_are_drawn_to_their_mean_so_far_as_noise_spreads_them():
+    raw = np.array([40.0, 50.0, 30.0])  # of variance 100
+    assert np.array_equal(_likely(raw, 0.0), raw)
+    np.testing.assert_allclose(_likely(raw, 5.0), [40.0, 47.5, 32.5])
+    np.testing.assert_allclose(_likely(raw, 50.0), 40.0)
+
+
 def test_no_mean_is_longer_than_those_of_unit_vectors_can_be():
     means = MEANS.copy()
     means[0] *= 50  # noise
-    head = head_of(sums_of(means, [40.0, 40.0, 40.0]), CLASSES)
+    head = head_of(sums_of(means, [40.0, 40.0, 40.0]), CLASSES, 0.0)
     lengths = np.linalg.norm(head[: CLASSES * WIDTH].reshape(CLASSES, WIDTH), axis=1)
     assert lengths[0] / lengths[1] == pytest.approx(1 / 0.6, rel=1e-5)
 
@@ -208,7 +230,7 @@ def test_no_mean_is_longer_than_those_of_unit_vectors_can_be():
 )
 def test_any_sum_makes_a_finite_head_within_reach(mean):
     with np.errstate(all="ignore"):
-        head = head_of(mean, CLASSES)
+        head = head_of(mean, CLASSES, 0.01)
     assert np.isfinite(head).all()
     assert np.abs(head).max() <= LARGEST_VALUE
 
@@ -216,14 +238,15 @@ def test_any_sum_makes_a_finite_head_within_reach(mean):
 def test_only_a_merge_of_heads_makes_one():
     mean = sums_of(MEANS, [40.0, 50.0, 30.0])
     values = start(HEAD, FACTS.initial)
-    take_sum(job_of(**SUMS), FACTS, HEAD, values, mean, merge=True)
-    assert np.array_equal(values.values, head_of(mean, CLASSES))
+    job = job_of(**SUMS)
+    take_sum(job, FACTS, HEAD, values, mean, survivors=4, merge=True)
+    assert np.array_equal(values.values, head_of(mean, CLASSES, sums_noise(job) / (60 * 2)))
     values = start(HEAD, FACTS.initial)
-    take_sum(job_of(), FACTS, HEAD, values, mean, merge=True)
+    take_sum(job_of(), FACTS, HEAD, values, mean, survivors=4, merge=True)
     np.testing.assert_allclose(values.values, 0.1 + mean, rtol=1e-6)
     layer = Node("node-x", ("a", "b", "c"), LAYOUT.layers)
     values = start(layer, FACTS.initial)
-    take_sum(job_of(**SUMS), FACTS, layer, values, np.ones(10), merge=False)
+    take_sum(job_of(**SUMS), FACTS, layer, values, np.ones(10), survivors=4, merge=False)
     assert values.steps == 1
 
 
