@@ -81,6 +81,8 @@ class Setting:
             found = replace(found, topology=replace(found.topology, mixing_weight=weight))
         if head is not None:
             found = replace(found, training=replace(found.training, head=head))
+        if epsilon is not None:  # class sums: benchmarks/head_release.py
+            found = replace(found, training=replace(found.training, head_release="average"))
         return found
 
     def digest(self) -> str:

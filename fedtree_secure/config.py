@@ -26,6 +26,7 @@ from fedtree_secure.settings import (
     Cut,
     GraphKind,
     HeadMode,
+    HeadRelease,
     Linkage,
     Lora,
     Masking,
@@ -44,6 +45,7 @@ __all__ = [
     "Cut",
     "GraphKind",
     "HeadMode",
+    "HeadRelease",
     "Job",
     "Linkage",
     "Lora",
@@ -142,6 +144,20 @@ class Job:
                 "training.head",
                 self.training.head,
                 "frozen for causal-lm",
+            )
+            require(
+                self.training.head_release != "class_sums",
+                "training.head_release",
+                self.training.head_release,
+                "auto or average for causal-lm, which has no head",
+            )
+        if self.training.head_release == "class_sums":
+            require(
+                self.topology.source != "lora_b",
+                "training.head_release",
+                self.training.head_release,
+                'auto or average with topology.source = "lora_b", because its merge has a grid for '
+                "trained changes",
             )
 
         if self.topology.cut == "noise_aware":
@@ -265,6 +281,8 @@ class Job:
             if name not in plain or value != plain[name]
         }
         given["privacy"] = self.privacy.to_dict()
+        if self.training.head_release == "auto":  # likewise
+            given["training"].pop("head_release")
         usual = {"graph": "auto", "dropouts": None}  # likewise
         given["masking"] = {
             name: value

@@ -10,6 +10,7 @@ from fedtree_secure.checks import count, is_number, one_of, positive, require
 
 Task = Literal["classification", "causal-lm"]
 HeadMode = Literal["auto", "group", "local", "frozen"]
+HeadRelease = Literal["auto", "average", "class_sums"]
 Pooling = Literal["auto", "mean", "first", "last", "native"]
 Source = Literal["fingerprint", "lora_b", "one_group", "none"]
 Cut = Literal["auto", "noise_aware", "silhouette"]
@@ -73,6 +74,10 @@ class Training:
             language modelling.
         head_steps: DP-SGD steps of the head alone on cached features before the first round; 0 for
             none. Heads of a group are trained at home, then averaged once in a masked sum.
+        head_release: How the heads of groups are made: ``average`` of heads that are trained at
+            home; ``class_sums``: from one release of sums of features and of numbers of records by
+            class (`agreed.class_sums`), which costs what ``head_steps`` would; ``auto`` chooses
+            from public numbers alone (`agreed.head_release`).
         head_sample_rate: Poisson sampling rate of these steps.
         head_learning_rate: Of Adam on the head (and on lam).
         head_noise_ratio: Noise multiplier of the head's steps relative to that of the rounds.
@@ -94,6 +99,7 @@ class Training:
     head_sample_rate: float = 1.0
     head_learning_rate: float = 5e-2
     head_noise_ratio: float = 2.0
+    head_release: HeadRelease = "auto"
     pooling: Pooling = "auto"
     max_length: int = 64
     physical_batch_size: int = 64
@@ -109,6 +115,15 @@ class Training:
             holds = is_number(rate) and 0 < rate <= 1
             require(holds, f"training.{name}", rate, "above 0 and at most 1")
         one_of(HeadMode, "training.head", self.head)
+        one_of(HeadRelease, "training.head_release", self.head_release)
+        released = self.head in ("auto", "group") and self.head_steps > 0
+        require(
+            self.head_release != "class_sums" or released,
+            "training.head_release",
+            self.head_release,
+            'auto or average, unless heads are shared (training.head = "group") and have a share '
+            "of the budget (training.head_steps above 0)",
+        )
         one_of(Pooling, "training.pooling", self.pooling)
 
 

@@ -15,7 +15,9 @@ from types import SimpleNamespace
 from unittest import mock
 
 from fedtree_secure.agreed import graph, messages, round_plan, shared_noise
+from fedtree_secure.agreed.class_sums import head_of
 from fedtree_secure.agreed.envelope import Opened, open_request, seal
+from fedtree_secure.agreed.head_release import head_release, sums_classes
 from fedtree_secure.agreed.moves import NodeValues, mean_of, node_digest, start
 from fedtree_secure.agreed.noise_plan import NoisePlan, events_of, part_of, plan_noise
 from fedtree_secure.agreed.round_plan import (
@@ -46,6 +48,7 @@ from fedtree_secure.client import (
 )
 from fedtree_secure.client.adapter import save_adapter
 from fedtree_secure.client.canaries import COMMITMENTS, Canaries
+from fedtree_secure.client.class_sums import release_sums
 from fedtree_secure.client.data import Client, prepare
 from fedtree_secure.client.data_sets import HEADS, STATE
 from fedtree_secure.client.fingerprint import fingerprint
@@ -70,6 +73,7 @@ from fedtree_secure.job_file import build
 from fedtree_secure.model.backbone import Backbone
 from fedtree_secure.model.experts import CLUSTER, Experts, MixedLinear
 from fedtree_secure.model.facts import ModelFacts
+from fedtree_secure.model.heads import Centred
 from fedtree_secure.model.rows import ClientData, Table
 from fedtree_secure.report.manifest import (
     NAME,
@@ -116,6 +120,7 @@ __all__ = [
     "SERVER_PARTY",
     "Backbone",
     "Canaries",
+    "Centred",
     "Channel",
     "Client",
     "ClientData",
@@ -169,6 +174,8 @@ __all__ = [
     "few",
     "fingerprint",
     "grid_bits",
+    "head_of",
+    "head_release",
     "in_round",
     "initial_state",
     "inside",
@@ -190,6 +197,7 @@ __all__ = [
     "quantiser_of",
     "reach",
     "read_manifest",
+    "release_sums",
     "run_sketch",
     "save_adapter",
     "seal",
@@ -197,6 +205,7 @@ __all__ = [
     "signed_bytes",
     "sketch_context",
     "start",
+    "sums_classes",
     "take_over",
     "train_head",
     "trainables",

@@ -28,6 +28,7 @@ from mutants_of_advice import ADVICE  # noqa: E402
 from mutants_of_agreed import AGREED  # noqa: E402
 from mutants_of_ahead import AHEAD_OF_TIME  # noqa: E402
 from mutants_of_budgets import CLIENTS_BUDGETS  # noqa: E402
+from mutants_of_class_sums import CLASS_SUMS, CLASS_SUMS_IN_DP  # noqa: E402
 from mutants_of_client import CLIENT  # noqa: E402
 from mutants_of_cohort import COHORT  # noqa: E402
 from mutants_of_contents import CONTENTS  # noqa: E402
@@ -82,7 +83,7 @@ GROUPS = {
     "dp": Group(
         ROOT / "dp" / "fedtree_dp",
         HERE / "dp",
-        (*ENGINE, *LEDGER, *BUDGETS, *OF_UNITS, *SHARED_IN_DP),
+        (*ENGINE, *LEDGER, *BUDGETS, *OF_UNITS, *SHARED_IN_DP, *CLASS_SUMS_IN_DP),
     ),
     "secure": Group(
         ROOT / "fedtree_secure",
@@ -90,7 +91,7 @@ GROUPS = {
         (
             *(*MODEL, *CLIENT, *AGREED, *OF_CUTS, *GRADIENTS, *SERVER, *EVIDENCE, *SITES),
             *(*PRODUCT, *OF_UNITS_IN_THE_PRODUCT, *WATCHING, *SHARED_IN_THE_PRODUCT, *COHORT),
-            *(*SPARSE_RUNS, *ADVICE, *AHEAD_OF_TIME, *CLIENTS_BUDGETS),
+            *(*SPARSE_RUNS, *ADVICE, *AHEAD_OF_TIME, *CLIENTS_BUDGETS, *CLASS_SUMS),
         ),
     ),
 }

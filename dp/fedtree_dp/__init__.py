@@ -38,6 +38,7 @@ from fedtree_dp.ledger.ledger import Ledger
 from fedtree_dp.ledger.transaction import Transaction
 
 if TYPE_CHECKING:
+    from fedtree_dp.randomness.class_sums import class_sums
     from fedtree_dp.randomness.discrete import discrete_gaussian
     from fedtree_dp.randomness.mechanisms import gaussian_mean
     from fedtree_dp.randomness.noise import NoiseSource
@@ -52,6 +53,7 @@ _LATER = {
     "PoissonSampler": "randomness.sampling",
     "PrivateOptimizer": "sgd.optimizer",
     "StepReport": "sgd.engine",
+    "class_sums": "randomness.class_sums",
     "discrete_gaussian": "randomness.discrete",
     "gaussian_mean": "randomness.mechanisms",
     "per_sequence_loss": "sgd.losses",
@@ -84,6 +86,7 @@ __all__ = [
     "Transaction",
     "TruncatedPoissonGaussian",
     "calibrate",
+    "class_sums",
     "discrete_gaussian",
     "epsilon_of",
     "gaussian_mean",

@@ -24,6 +24,7 @@ from fedtree_dp import (
     given_honest,
 )
 from fedtree_dp.account.shared import counted_on
+from fedtree_secure.agreed.head_release import head_stage
 from fedtree_secure.config import Job
 
 
@@ -52,16 +53,14 @@ class NoisePlan:
         return msgspec.json.decode(data, type=cls)
 
 
-def stages(job: Job) -> dict[str, PoissonGaussian]:
-    """The DP-SGD stages of a job with noise multipliers relative to that of the rounds."""
+def stages(job: Job) -> dict[str, PoissonGaussian | Gaussian]:
+    """The stages of a job with noise multipliers relative to that of the rounds."""
     training = job.training
-    found: dict[str, PoissonGaussian] = {}
+    found: dict[str, PoissonGaussian | Gaussian] = {}
     if job.topology.source == "lora_b" and job.rounds:
         found["warm_up"] = PoissonGaussian(1.0, training.sample_rate, job.topology.warmup_steps)
     if job.head_steps:
-        found["head"] = PoissonGaussian(
-            training.head_noise_ratio, training.head_sample_rate, job.head_steps
-        )
+        found["head"] = head_stage(job)
     if job.rounds:
         found["rounds"] = PoissonGaussian(
             1.0, training.sample_rate, training.local_steps * job.rounds
@@ -108,8 +107,17 @@ def events_of(job: Job, plan: NoisePlan) -> tuple[Event, ...]:
     for name, event in stages(job).items():
         step = replace(event, noise_multiplier=getattr(plan, name))
         shared = name == "rounds" and job.noise == "shared"
-        found.append(_shared(job, step) if shared else step)
+        found.append(_shared(job, step) if shared and isinstance(step, PoissonGaussian) else step)
     return tuple(found)
+
+
+@functools.lru_cache(maxsize=64)
+def sums_noise(job: Job) -> float:
+    """Return the noise multiplier of a member's class sums, as all parties take it for everybody:
+    that of the job's own budget. It is what the group's head is made with; the charge of a member
+    whose data set leaves less has more noise, and is its own.
+    """
+    return _alike(plan_noise(job, job.privacy).head)
 
 
 def shared_part(job: Job) -> float | None:

@@ -16,9 +16,11 @@ import msgspec
 import numpy as np
 
 from fedtree_secagg import Beacon, Node, Plan, Quantiser
+from fedtree_secure.agreed.class_sums import LARGEST_SUM, LARGEST_VALUE
 from fedtree_secure.agreed.cut_costs import GradientEvidence
 from fedtree_secure.agreed.cuts import Cuts, noise_aware_cuts
 from fedtree_secure.agreed.graph import cohort_of, plan_over, sparse_for
+from fedtree_secure.agreed.head_release import sums_classes
 from fedtree_secure.agreed.messages import NodeDigest, ProposeTree, WireError, digest
 from fedtree_secure.agreed.moves import REACH
 from fedtree_secure.agreed.stages import MERGE
@@ -201,7 +203,7 @@ def grid_bits(job: Job, clip: float, largest: int, *, merge: bool) -> int:
         16 bits, a ten-thousandth of one a step.
     """
     room = 32 - math.ceil(math.log2(largest))
-    if job.noise == "shared" and not merge:
+    if sums_classes(job) if merge else job.noise == "shared":
         return room  # its noise is exact: a finer grid shows nothing and rounds less
     if job.training.local_steps > 1 or merge:
         return min(room, CHANGE_BITS)
@@ -218,7 +220,8 @@ def largest_change(job: Job, noise_multiplier: float, records: int, *, merge: bo
 
     An uploaded gradient is at most the clipping norm times the batch over its expectation (taken as
     2) plus eight standard deviations of noise. A change under Adam is at most `REACH` learning
-    rates a step.
+    rates a step. Of class sums it is far above what a client's declared records come to with their
+    noise (`agreed.class_sums`).
     """
     settings = job.training
     if settings.local_steps == 1 and not merge:
@@ -226,6 +229,8 @@ def largest_change(job: Job, noise_multiplier: float, records: int, *, merge: bo
         return settings.max_grad_norm * (ROOM_OF_A_MEAN + 8.0 * noise_multiplier / expected)
     if not merge:
         return REACH * settings.learning_rate * settings.local_steps
+    if sums_classes(job):
+        return LARGEST_SUM * max(1.0, records / settings.records)
     return max(_warm_up_reach(job), _head_reach(job))
 
 
@@ -235,9 +240,13 @@ def _warm_up_reach(job: Job) -> float:
 
 
 def _head_reach(job: Job) -> float:
-    """How far a group's head can be moved at home: by its own steps, and by a warm-up before."""
+    """How far a group's head can be from its beginning after the merge: moved at home by its own
+    steps, and by a warm-up before; or made of class sums.
+    """
     if job.head != "group":
         return 0.0
+    if sums_classes(job):
+        return LARGEST_VALUE
     return REACH * job.training.head_learning_rate * job.head_steps + _warm_up_reach(job)
 
 

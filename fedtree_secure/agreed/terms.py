@@ -13,6 +13,8 @@ import rfc8785
 from fedtree_secagg import Roster
 from fedtree_secure.agreed.graph import check_graph, graph_bytes
 from fedtree_secure.agreed.head_groups import HeadGroup
+from fedtree_secure.agreed.head_release import sums_classes
+from fedtree_secure.agreed.noise_plan import sums_noise
 from fedtree_secure.config import Job
 from fedtree_secure.errors import ConfigurationError
 from fedtree_secure.job_budgets import check_known
@@ -107,11 +109,18 @@ class Terms:
             + self.run.encode()
             + self._heads_bytes()
             + self._noise_bytes()
+            + self._release_bytes()
             + graph_bytes(self.job.masking, len(self.roster))
         ).digest()
 
     def _noise_bytes(self) -> bytes:
         return b"" if self.shared_noise is None else b"\0noise\n" + self.shared_noise.hex().encode()
+
+    def _release_bytes(self) -> bytes:
+        """How heads are made, where not as ever: who chose otherwise computes nothing with us."""
+        if not sums_classes(self.job):
+            return b""
+        return b"\0head-release\nclass_sums\n" + sums_noise(self.job).hex().encode()
 
     def _heads_bytes(self) -> bytes:
         if not self.heads:

@@ -16,8 +16,10 @@ import numpy as np
 from fedtree_dp import DPSGD, Gaussian, NoiseSource, PoissonGaussian, SharedPoissonGaussian
 from fedtree_dp.sgd.grid import Grid, Ints
 from fedtree_secagg import Identity, Node, Plan, sketch
+from fedtree_secure.agreed.class_sums import head_of
 from fedtree_secure.agreed.cohort import Era, Roll
 from fedtree_secure.agreed.head_groups import labels_digest
+from fedtree_secure.agreed.head_release import sums_classes
 from fedtree_secure.agreed.noise_plan import NoisePlan
 from fedtree_secure.agreed.round_plan import (
     clip_is_usable,
@@ -32,6 +34,7 @@ from fedtree_secure.agreed.shared_noise import check_grid, release_of, shared_cl
 from fedtree_secure.agreed.stages import Purpose
 from fedtree_secure.agreed.terms import Terms
 from fedtree_secure.agreed.tree import Tree, tree_of
+from fedtree_secure.client.class_sums import check_head, release_sums
 from fedtree_secure.client.data import Client
 from fedtree_secure.client.fingerprint import fingerprint
 from fedtree_secure.client.head import train_head
@@ -41,6 +44,7 @@ from fedtree_secure.client.seats import check_units
 from fedtree_secure.client.state import (
     ClientState,
     Floats,
+    head_from,
     head_values_of,
     initial_state,
     loaded_into,
@@ -116,6 +120,7 @@ class Party:
         self.workings, self._cache = workings, cache
         self.facts: ModelFacts = backbone.facts(terms.outputs_of_heads)
         self._check_head_group()
+        check_head(self.job, self.outputs, backbone)
         self._check_shared_noise()
         check_units(terms.job, member.data.train.units)
 
@@ -143,7 +148,8 @@ class Party:
         """Refuse terms that put this client's head among heads with other outputs."""
         data, labels = self.member.data, labels_digest([str(x) for x in self.member.data.label_set])
         for group in self.terms.heads:
-            if self.id in group.members and not (data.labels_declared and group.labels == labels):
+            fits = group.labels == labels and group.outputs == self.outputs
+            if self.id in group.members and not (data.labels_declared and fits):
                 raise ConfigurationError(
                     f"client {self.id}: the terms put its head in a group with other labels than "
                     "those that it declares"
@@ -335,15 +341,20 @@ class Party:
         state.own = self.backbone.initial_expert.copy()
         return vectors
 
-    def head_event(self) -> PoissonGaussian:
-        """What training the head alone costs."""
+    def head_event(self) -> PoissonGaussian | Gaussian:
+        """What the head alone costs: its steps, or the release of class sums."""
+        if sums_classes(self.job):
+            return Gaussian(self.member.noise_plan.head)
         rate = self.job.training.head_sample_rate
         return PoissonGaussian(self.member.noise_plan.head, rate, self.job.head_steps)
 
     def train_head(self, seed: bytes) -> None:
-        """Train the head alone on cached features; the result stays at home."""
+        """Make the head alone of cached features, as the job does; the result stays at home."""
         own = self.member.data.train
         assert own.labels is not None  # or the request was answered without a charge
+        if sums_classes(self.job):
+            self._release_sums(own, seed)
+            return
         mechanism = Mechanism(self.member.noise_plan.head, self.records, self.job.head_steps)
 
         def on(table: Table) -> None:
@@ -364,14 +375,45 @@ class Party:
         self._answered(lambda: on(own), lambda: on(own.none()))
         self._keep_for_the_group()
 
+    def _release_sums(self, own: Table, seed: bytes) -> None:
+        """Release class sums: the group's head will come from all members' together, and until then
+        this client has that of its own.
+        """
+        state = self.store.state
+
+        def of(table: Table) -> Floats:
+            flat = np.zeros(self.facts.depth, dtype=bool)
+            features = self.observed().features[: len(table)]
+            with loaded_into(self.backbone, state, self.outputs, flat):
+                return release_sums(
+                    features,
+                    table,
+                    self.backbone.centred,
+                    records=self.job.training.records,
+                    noise_multiplier=self.member.noise_plan.head,
+                    noise=NoiseSource(seed),
+                )
+
+        self.workings.tick(self.id, Purpose.HEAD)
+        released = self._answered(lambda: of(own), lambda: of(own.none()))
+        deviation = self.member.noise_plan.head / self.job.training.records
+        head_from(state.head, head_of(released, self.outputs, deviation))
+        self._set_aside(released)
+
     def _keep_for_the_group(self) -> None:
         """Set the head's change aside for the merge of its group."""
+        place = self.head_range()
+        if place is not None:
+            initial = self.facts.initial[slice(*place)]
+            self._set_aside(head_values_of(self.store.state.head) - initial)
+
+    def _set_aside(self, values: "np.ndarray[Any, Any]") -> None:
+        """Keep what goes into the head's place of the group's merge."""
         state, place = self.store.state, self.head_range()
         if place is not None:
             if state.pending is None:
                 state.pending = np.zeros(self.facts.layout.length, dtype=np.float32)
-            begin, end = place
-            state.pending[begin:end] = head_values_of(state.head) - self.facts.initial[begin:end]
+            state.pending[slice(*place)] = values
 
     def rehearse(self, state: ClientState) -> None:
         """Run the engine's guards on public dummy records under the weights received.

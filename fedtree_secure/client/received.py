@@ -12,6 +12,7 @@ import numpy as np
 
 from fedtree_dp import DPError
 from fedtree_secagg import Node
+from fedtree_secure.agreed.class_sums import take_sum
 from fedtree_secure.agreed.cohort import line_of
 from fedtree_secure.agreed.messages import Experts, OpenedSum, WireError, unpack
 from fedtree_secure.agreed.moves import NodeValues, mean_of, node_digest, start, within_reach
@@ -124,10 +125,7 @@ def _move(party: Party, node: Node, tree: Tree, values: NodeValues, entry: Opene
         raise Refusal("clip", "an opened sum under another clip than the run's")
     grid = party.quantiser(entry.clip, merge=merge, tree=tree)
     mean = mean_of(entry, node, grid, party.job.masking.min_group)
-    if party.job.training.local_steps == 1 and not merge:
-        values.follow_gradient(mean, party.job.training.learning_rate)
-    else:
-        values.add(mean)
+    take_sum(party.job, party.facts, node, values, mean, survivors=entry.survivors, merge=merge)
 
 
 def take_over(party: Party, state: ClientState, received: Received) -> None:

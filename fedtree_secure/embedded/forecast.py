@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
+from fedtree_secure.agreed.head_release import answers_of_head
 from fedtree_secure.config import Job
 
 TRAIN = 3.0  # forward and backward, in forward passes of a row
@@ -59,7 +60,7 @@ def parts_of(name: str, job: Job, records: Sequence[int]) -> list[Part]:
     if source == "lora_b":
         parts.append(Part(name, "sketch", STEPS, count, step * job.topology.warmup_steps))
     if job.head_steps:
-        parts.append(Part(name, "heads", HEADS, count, HEAD_STEP * job.head_steps))
+        parts.append(Part(name, "heads", HEADS, count, HEAD_STEP * answers_of_head(job)))
     if job.weighs_noise:
         parts.append(Part(name, "round 1, gradients", STEPS, count, step))
     for number in range(1, job.rounds + 1):

@@ -43,7 +43,7 @@ def reference_jobs(job: Job) -> dict[str, Job]:
 
     alone = job.training
     if job.head == "group":
-        alone = dataclasses.replace(alone, head="local")
+        alone = dataclasses.replace(alone, head="local", head_release="auto")
     jobs = {
         "local": with_source("none", training=alone),
         "fedit": with_source("one_group"),

@@ -24,6 +24,7 @@ from fedtree_secure.model.backbone import Backbone
 from fedtree_secure.model.rows import ClientData
 from fedtree_secure.report.advice import advice_of
 from fedtree_secure.report.cohort import cohort_report
+from fedtree_secure.report.head_release import release_report
 from fedtree_secure.report.layers import layers_of
 from fedtree_secure.report.summary import Result, guarantee
 from fedtree_secure.report.tree_picture import draw_tree
@@ -114,6 +115,7 @@ def write_report(
         "clients": reports,
         "layers": layers_of(tree, numbers, whys),
         "heads": [list(group.members) for group in coordinator.terms.heads],
+        **release_report(coordinator.terms.job),
         "rounds": [vars(record) for record in coordinator.records],
         **_cohort(coordinator, names),
         "failures": [

@@ -13,6 +13,7 @@ from typing import Any
 
 from fedtree_dp import Ledger, given_honest
 from fedtree_secure.agreed.envelope import bytes_of
+from fedtree_secure.agreed.head_release import answers_of_head
 from fedtree_secure.agreed.stages import FIRST, Exchange, kind_of
 from fedtree_secure.agreed.tree import Tree
 from fedtree_secure.client.data import Client
@@ -223,7 +224,7 @@ class Watch:
             prints = job.topology.source == "fingerprint"
             return PRINTS, "sketch", 1 if prints else job.topology.warmup_steps
         if kind == Exchange.PREPARE and job.head_steps:
-            return HEADS, "heads", job.head_steps
+            return HEADS, "heads", answers_of_head(job)
         if kind in (Exchange.MASK, Exchange.ALONE) and number >= FIRST:
             return STEPS, f"round {number}", job.training.local_steps
         return QUIET.get(kind, "masking"), "", 0

@@ -3,6 +3,7 @@
 from typing import Any
 
 from fedtree_secure.flower.job_folder import JobFolder
+from fedtree_secure.report.head_release import release_report
 from fedtree_secure.report.layers import layers_of
 from fedtree_secure.server.coordinator import Coordinator
 from fedtree_secure.server.telemetry import noise_to_clip, reasons
@@ -27,6 +28,7 @@ def report_of(folder: JobFolder, coordinator: Coordinator) -> dict[str, Any]:
         "model_sha256": folder.facts.digest.hex(),
         "layers": layers_of(tree, folder.facts.layer_names, whys),
         "heads": [list(group.members) for group in coordinator.terms.heads],
+        **release_report(coordinator.terms.job),
         "rounds": [vars(record) for record in coordinator.records],
         "fetched": sorted(coordinator.finished),
         "clients": {name: {"noise_to_clip": noise.get(name)} for name in coordinator.terms.names},

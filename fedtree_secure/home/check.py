@@ -29,6 +29,7 @@ from fedtree_secure.model.backbone import Backbone
 from fedtree_secure.model.rows import ClientData
 from fedtree_secure.report.advice import too_few
 from fedtree_secure.report.expected import noise_to_clip, of_features, of_noise
+from fedtree_secure.report.head_release import release_said
 
 OFF = 0.2  # of the declared size: above this, it is said
 LEAST_SHARE = 0.05  # of a label among the rows
@@ -206,7 +207,11 @@ def _say_labels(report: Report, job: Job, data: Sequence[tuple[Client, ClientDat
         _collect(report, lambda: groups.extend(head_groups(declared, job.masking.min_group)))
         sizes = ", ".join(str(len(group.members)) for group in groups)
         report.facts.append(
-            f"heads: shared by {sizes} clients" if groups else "heads: each client keeps its own"
+            f"heads: shared by {sizes} clients: {release_said(job)}"
+            if groups and job.head_steps
+            else f"heads: shared by {sizes} clients"
+            if groups
+            else "heads: each client keeps its own"
         )
     silent = [c.id for c, d in data if not d.labels_declared]
     if silent:

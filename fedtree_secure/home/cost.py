@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from fedtree_dp import NoiseSource
+from fedtree_secure.agreed.head_release import answers_of_head
 from fedtree_secure.client.mechanism import Mechanism
 from fedtree_secure.client.parts import LocalModel
 from fedtree_secure.client.state import initial_state
@@ -45,7 +46,7 @@ def estimate(job: Job, backbone: Backbone, data: Sequence[ClientData]) -> list[s
         rows = len(client.train) + (0 if client.test is None else len(client.test))
         batch = job.training.sample_rate * len(client.train)
         a_round = begin + PER_CLIENT_AND_ROUND + job.training.local_steps * batch * record
-        seconds += rows * row + job.head_steps * PER_HEAD_STEP + job.rounds * a_round
+        seconds += rows * row + answers_of_head(job) * PER_HEAD_STEP + job.rounds * a_round
     where = f"on this machine ({backbone.device}), all clients one after another"
     return [
         f"time: about {_said(seconds)} {where}",

@@ -20,6 +20,7 @@ from fedtree_secure.job_file import ClientFiles, load_job
 from fedtree_secure.model.sizes import known_pooling, trained_values
 from fedtree_secure.report.advice import Advice
 from fedtree_secure.report.expected import of_features, of_noise
+from fedtree_secure.report.head_release import release_said
 
 # Epsilon of a plan is solved for at a delta; the epsilon beside it is then not looked at.
 _ANY_EPSILON = 1.0
@@ -82,6 +83,7 @@ class PricedPlan:
             from what `epsilon` counts on down to none; else empty.
         part: Where noise is shared: the noise multiplier that one member of a sum adds.
         advice: What follows for the job's adapters, where there is a job file.
+        heads: How a job makes the heads of groups, and why; empty where it shares none.
     """
 
     title: str
@@ -93,6 +95,7 @@ class PricedPlan:
     honest_others: tuple[shared.Assumed, ...] = ()
     part: float | None = None
     advice: tuple[Advice, ...] = ()
+    heads: str = ""
 
     @property
     def epsilon(self) -> float:
@@ -151,6 +154,8 @@ class PricedPlan:
                 f". Noise is shared: each member adds {self.part:.4g}; epsilon holds while "
                 f"{condition(honest)}. By number of honest others: {found}"
             )
+        if self.heads:
+            table.caption += f". Heads of groups: {self.heads}"
         for advice in self.advice:
             table.caption += f". Advice: {advice.text}"
         return table
@@ -396,6 +401,7 @@ def price(
         stages=named,
         allowed=None if unknown == "epsilon" else budget.epsilon,
         counted=name_of(None if job is None else job.privacy_unit),
+        heads="" if job is None else release_said(job),
     )
 
 

@@ -21,6 +21,7 @@ from fedtree_secure.config import Job
 from fedtree_secure.errors import suggest
 from fedtree_secure.job_budgets import sentences
 from fedtree_secure.report.advice import Advice, advice_of, interval
+from fedtree_secure.report.head_release import LEAVES
 from fedtree_secure.report.masks import sparse_said
 
 ROW = "one record (one training row) of one client"
@@ -297,7 +298,11 @@ def _heads(data: Mapping[str, Any]) -> list[str]:
         return []
     if not groups:
         return []
-    return [f"Heads are shared by {', '.join(str(len(group)) for group in groups)} clients."]
+    shared = f"Heads are shared by {', '.join(str(len(group)) for group in groups)} clients."
+    made = data.get("head_release", {"way": "average"})
+    if made["way"] == "average":  # as ever
+        return [shared]
+    return [shared, f"They come from {LEAVES[made['way']]}, because {made['why']}."]
 
 
 def _tree(data: Mapping[str, Any]) -> list[str]:

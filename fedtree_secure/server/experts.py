@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 
 from fedtree_secagg import Node, NodeSum
+from fedtree_secure.agreed.class_sums import take_sum
 from fedtree_secure.agreed.cohort import line_of
 from fedtree_secure.agreed.messages import Experts, NodeDigest, OpenedSum, pack
 from fedtree_secure.agreed.moves import Floats, NodeValues, mean_of, node_digest, start
@@ -62,11 +63,11 @@ class NodeBook:
             grid = sums[entry.node].quantiser
             node = sums[entry.node].node
             mean = mean_of(entry, node, grid, self.job.masking.min_group)
-            values = self.values[entry.node]
-            if self.job.training.local_steps == 1 and number != MERGE:
-                values.follow_gradient(mean, self.job.training.learning_rate)
-            else:
-                values.add(mean)
+            take_sum(
+                *(self.job, self.facts, node, self.values[entry.node], mean),
+                survivors=entry.survivors,
+                merge=number == MERGE,
+            )
         self.remember(opened)
 
     def remember(self, opened: Iterable[OpenedSum]) -> None:

@@ -22,12 +22,14 @@ from fedtree_dp.account.shared import counted_on
 from fedtree_dp.account.statements import condition
 from fedtree_dp.account.unit import name_of
 from fedtree_secagg import Identity
+from fedtree_secure.agreed.head_release import head_release
 from fedtree_secure.agreed.noise_plan import NoisePlan, events_of, plan_noise, shared_part
 from fedtree_secure.agreed.terms import Terms
 from fedtree_secure.config import Job
 from fedtree_secure.job_budgets import check_known, sentences
 from fedtree_secure.job_file import build
 from fedtree_secure.key_file import verifies
+from fedtree_secure.report.head_release import LEAVES
 from fedtree_secure.roster_file import RosterFile
 from fedtree_secure.storage import write_json
 
@@ -196,13 +198,19 @@ def _leaves(site: str, job: Job, roster: RosterFile, plan: NoisePlan) -> list[st
     if shared:
         said.append(
             f"The head leaves this site in the same way: {', '.join(shared)} declare the same "
-            "labels and share one."
+            f"labels and share one{_made(job)}."
         )
     said.append(
         f"Stays at this site: rows, labels of rows,{'' if shared else ' the head,'} the final "
         "adapter, test results, this ledger."
     )
     return said
+
+
+def _made(job: Job) -> str:
+    """How a shared head is made, where it is not trained at home first."""
+    found = head_release(job)
+    return "" if found.way != "class_sums" else f": {LEAVES[found.way]}, because {found.why}"
 
 
 def _protected(job: Job) -> str:

@@ -15,6 +15,7 @@ from fedtree_secure.agreed.graph_facts import graphs_of
 from fedtree_secure.client.adapter import save_adapter
 from fedtree_secure.client.costs import outcome_of, own_noise_report
 from fedtree_secure.client.participant import Participant
+from fedtree_secure.report.head_release import release_report
 from fedtree_secure.report.layers import layers_of
 from fedtree_secure.report.party_folder import PartyRun, write_party_folder
 from fedtree_secure.report.summary import guarantee
@@ -92,6 +93,7 @@ def deliver_run(
         "clients": {client.id: found},
         "layers": layers_of(party.tree(), party.facts.layer_names),
         "heads": [list(group.members) for group in party.terms.heads],
+        **release_report(party.job),
     }
     own = {"dataset": dataset, "records": client.records}
     given = PartyRun(participant.id, party.terms.run, job, roster, party.member.identity, own)

@@ -43,7 +43,7 @@ from fedtree_dp.account.accounting import merge
 from fedtree_dp.account.shared import counted_on, merged, rows_of
 from fedtree_dp.account.unit import text_of
 from fedtree_dp.ledger.entries import Entry
-from fedtree_secure.testing import MERGE, events_of, node_name
+from fedtree_secure.testing import MERGE, events_of, node_name, sums_classes
 
 QUESTION = "Does the claimed epsilon match what ran?"
 TOLERANCE = 1e-3
@@ -110,7 +110,11 @@ def required(run: RunFolder, client: str) -> dict[str, Event]:
     if plan.fingerprint:
         known["fingerprint"] = Gaussian(plan.fingerprint)
     if plan.head:
-        known["head"] = PoissonGaussian(plan.head, training.head_sample_rate, job.head_steps)
+        known["head"] = (
+            Gaussian(plan.head)
+            if sums_classes(job)
+            else PoissonGaussian(plan.head, training.head_sample_rate, job.head_steps)
+        )
     if plan.rounds:
         known |= {
             f"round {n}": replace(steps, noise_multiplier=due) for n in range(1, job.rounds + 1)

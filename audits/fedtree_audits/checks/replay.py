@@ -21,6 +21,7 @@ import torch
 from scipy import stats
 
 from fedtree_audits.command import Audit, Variant, main
+from fedtree_audits.rigs import class_sums
 from fedtree_audits.rigs.broken import NaNPasses, PrivateDivisor, PrivateRate
 from fedtree_audits.rigs.engines import Build, records, releases
 from fedtree_audits.run_folder import RunFolder
@@ -49,10 +50,13 @@ def shipped_evidence(means: Floats, noise: NoiseSource) -> Floats:
 
 @dataclass(frozen=True)
 class Parts:
-    """What is replayed: the engine's build and the release that the tree is computed from."""
+    """What is replayed: the engine's build, the release that the tree is computed from, and the one
+    that heads of groups may come from.
+    """
 
     build: Build = field(default_factory=Build)
     evidence: Released = shipped_evidence
+    sums: class_sums.Released = class_sums.shipped
 
 
 def audit_parts(parts: Parts, key: bytes, hashes: dict[str, str] | None = None) -> Result:
@@ -69,6 +73,7 @@ def audit_parts(parts: Parts, key: bytes, hashes: dict[str, str] | None = None) 
         _not_finite(parts.build, key, float("inf")),
         _coins(parts.build, key),
         *_tree(parts.evidence, key),
+        *class_sums.checks(parts.sums, key),
     ]
     return Result(
         audit="replay",
@@ -80,8 +85,8 @@ def audit_parts(parts: Parts, key: bytes, hashes: dict[str, str] | None = None) 
         adversary="whoever knows all records but one, and all randomness",
         assumptions=(
             (
-                "engine, sampler and fingerprint replayed here are the ones installed where the "
-                "run took place"
+                "engine, sampler, fingerprint and class sums replayed here are the ones installed "
+                "where the run took place"
             ),
         ),
         checks=checks,
@@ -238,6 +243,7 @@ AUDIT = Audit(
         "NaN gradient poisons the release": _variant(Parts(Build(optimizer=NaNPasses))),
         "tree from the rows, unaccounted": _variant(Parts(evidence=_raw_tree)),
         "tree evidence over the private size": _variant(Parts(evidence=_counted_tree)),
+        **{name: _variant(Parts(sums=sums)) for name, sums in class_sums.BROKEN.items()},
     },
 )
 
