@@ -9,6 +9,7 @@ import logging
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -35,6 +36,7 @@ from fedtree_secure.agreed.tree import Tree, tree_of
 from fedtree_secure.client.data import Client
 from fedtree_secure.client.fingerprint import fingerprint
 from fedtree_secure.client.head import train_head
+from fedtree_secure.client.kept import Kept, keep
 from fedtree_secure.client.mechanism import Engine, Mechanism
 from fedtree_secure.client.parts import LocalModel
 from fedtree_secure.client.seats import check_units
@@ -84,11 +86,13 @@ class Workings:
         randomness: Gives fresh bytes for the masking protocol.
         engine: What takes the DP-SGD steps.
         tick: Called with the client's id and the stage after each step.
+        place: The client's own folder of the run, for what does not stay in memory; None for none.
     """
 
     randomness: Callable[[int], bytes] = os.urandom
     engine: Engine = DPSGD
     tick: Tick = lambda *_: None
+    place: Path | None = None
 
 
 class Party:
@@ -114,6 +118,7 @@ class Party:
     ) -> None:
         self.terms, self.member, self.backbone, self.store = terms, member, backbone, store
         self.workings, self._cache = workings, cache
+        self._kept: Kept | None = None
         self.facts: ModelFacts = backbone.facts(terms.outputs_of_heads)
         self._check_head_group()
         self._check_shared_noise()
@@ -280,6 +285,20 @@ class Party:
         return PoissonGaussian(multiplier, self.job.training.sample_rate, steps)
 
     # --- what touches rows ----------------------------------------------------------------------
+
+    def keep_activations(self) -> None:
+        """Take the room for what frozen layers make of the rows (see `kept`); nothing is computed.
+
+        Raises:
+            ConfigurationError: There is none.
+        """
+        train, place = self.member.data.train, self.workings.place
+        self._kept = keep(self.backbone, self.job, train, self.records, place)
+
+    def forget_activations(self) -> None:
+        """Delete them: the run is over here, or this process's part in it."""
+        if self._kept is not None:
+            self._kept.close()
 
     def observed(self) -> Observation:
         """The frozen model's view of the rows: computed once, with the public initial experts."""
@@ -465,4 +484,5 @@ class Party:
             self.job,
             engine=self.workings.engine,
             tick=lambda: self.workings.tick(self.id, "step"),
+            kept=self._kept,
         )

@@ -4,7 +4,9 @@ A client's own values (experts, lam, head) are written into the shared module be
 read back after it. Nothing of one client may stay behind for the next.
 """
 
+import contextlib
 import copy
+import functools
 import hashlib
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
@@ -31,6 +33,7 @@ from fedtree_secure.model.loading import (
     check_vocabulary,
     load_checkpoint,
 )
+from fedtree_secure.model.lower import STATES, LowerLayers, lower_layers
 from fedtree_secure.model.rows import ClientData, Table
 
 EVALUATION_BATCH = 33  # rows, the last a dummy
@@ -185,13 +188,25 @@ class Backbone:
         """Return one loss per record, shape (records,).
 
         Records never meet in a mean (PRIVACY, token-mean coupling): a text's loss is the mean over
-        its own next tokens.
+        its own next tokens. A batch that brings its `STATES` along passes the upper layers alone.
         """
         inputs = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
-        logits = model(**inputs).logits.float()
+        states = batch.get(STATES)
+        with contextlib.nullcontext() if states is None else self._above(states):
+            logits = model(**inputs).logits.float()
         if self.job.task == "classification":
             return F.cross_entropy(logits, batch["labels"], reduction="none")
         return _next_token_loss(logits, batch)
+
+    @functools.cached_property
+    def lower(self) -> LowerLayers | None:
+        """The frozen layers below the first adapter; None where a pass cannot begin above them."""
+        first = str(self.experts.by_layer[0][0].place)
+        return lower_layers(self.model, first, self.job.training.max_length)
+
+    def _above(self, states: torch.Tensor) -> contextlib.AbstractContextManager[None]:
+        assert self.lower is not None
+        return self.lower.left_out(states)
 
     @torch.no_grad()
     def evaluate(self, data: ClientData) -> dict[str, Any] | None:
