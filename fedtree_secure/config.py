@@ -68,7 +68,11 @@ _PARTS: dict[str, type] = {
 # Settings that came later, with the value that a job without them has.
 _SINCE: dict[str, dict[str, Any]] = {
     "masking": {"graph": "auto", "dropouts": None},
-    "training": {"keep_activations": True, "activations_in_memory": 64},
+    "training": {
+        "precision": "float32",
+        "keep_activations": True,
+        "activations_in_memory": 64,
+    },
 }
 
 

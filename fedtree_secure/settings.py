@@ -15,6 +15,7 @@ Source = Literal["fingerprint", "lora_b", "one_group", "none"]
 Cut = Literal["auto", "noise_aware", "silhouette"]
 Linkage = Literal["ward", "average", "complete", "single"]
 Noise = Literal["own", "shared"]
+Precision = Literal["float32", "bfloat16"]
 GraphKind = Literal["auto", "complete", "sparse"]
 
 
@@ -85,6 +86,9 @@ class Training:
         keep_activations: Whether a client computes what frozen layers below the first adapter make
             of its rows once, and keeps that for the run, where steps pass the rows often enough.
             Needs `Lora.last_layers`; the result is the same.
+        precision: Arithmetic of the model in training steps. ``bfloat16`` is faster on processors
+            that have it (others compute in float32); gradients are summed and noised in float32
+            with either.
         activations_in_memory: Up to how many MiB a client keeps them in memory; more lies in a file
             of its run, which is encrypted and goes with the process.
     """
@@ -102,6 +106,7 @@ class Training:
     pooling: Pooling = "auto"
     max_length: int = 64
     physical_batch_size: int = 64
+    precision: Precision = "float32"
     keep_activations: bool = True
     activations_in_memory: int = 64
 
@@ -120,6 +125,7 @@ class Training:
             require(holds, f"training.{name}", rate, "above 0 and at most 1")
         one_of(HeadMode, "training.head", self.head)
         one_of(Pooling, "training.pooling", self.pooling)
+        one_of(Precision, "training.precision", self.precision)
 
 
 @dataclass(frozen=True, kw_only=True)

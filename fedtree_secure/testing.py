@@ -48,6 +48,7 @@ from fedtree_secure.client.data import Client, prepare
 from fedtree_secure.client.data_sets import HEADS, STATE
 from fedtree_secure.client.fingerprint import fingerprint
 from fedtree_secure.client.head import train_head
+from fedtree_secure.client.kept import Kept, keep
 from fedtree_secure.client.mechanism import Engine, Mechanism
 from fedtree_secure.client.participant import Participant
 from fedtree_secure.client.parts import LocalModel, trainables
@@ -122,6 +123,7 @@ __all__ = [
     "FedTreeError",
     "InProcess",
     "Job",
+    "Kept",
     "LocalModel",
     "Lora",
     "MaskedRound",
@@ -167,6 +169,7 @@ __all__ = [
     "in_round",
     "initial_state",
     "inside",
+    "keep",
     "largest_change",
     "listed",
     "loaded_into",

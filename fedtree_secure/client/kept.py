@@ -200,7 +200,9 @@ class Kept:
         # Seats of their own randomness: that of a step's seed is what it is without.
         for plan in plan_slots(lengths, every, self._buckets, self._slots, NoiseSource.from_os()):
             device, pad = self._backbone.device, self._backbone.pad
-            states = lower.states(table.batch(plan.rows, pad, device, width=plan.width)).cpu()
+            batch = table.batch(plan.rows, pad, device, width=plan.width)
+            with self._backbone.arithmetic():
+                states = lower.states(batch).cpu()
             for row, state in zip(plan.rows, states, strict=True):
                 if row != DUMMY or plan.width not in dummies:
                     self._shelf.put(self._number(row, plan.width), state)
@@ -267,7 +269,8 @@ def passes_of(job: Job) -> float:
 
 def key_of(backbone: Backbone, job: Job, table: Table, slots: int) -> bytes:
     """SHA-256 of what activations depend on: the model with its tokenizer, the rows, the shapes."""
-    shapes = f"{job.training.max_length}/{slots}/{len(table)}\n".encode()
+    kind = "bfloat16" if backbone.bfloat16 else "float32"
+    shapes = f"{job.training.max_length}/{slots}/{len(table)}/{kind}\n".encode()
     digest = hashlib.sha256(b"fedtree-secure/activations/v1\n" + backbone.digest + shapes)
     for row in table.tokens:
         digest.update(len(row).to_bytes(8, "big") + np.asarray(row, np.int64).tobytes())

@@ -73,6 +73,7 @@ class RoundTrainer:
             self._seated(state, model, upload_gradient=True) as (_, optimizer),
             self._opened(optimizer, mechanism, noise) as trainer,
             self._public_head(model.outputs),
+            self._backbone.arithmetic(),
         ):
             trainer.rehearse(self._public())
 
@@ -163,7 +164,10 @@ class RoundTrainer:
         with seated as (parts, optimizer):
             before = [p.detach().clone() for p in parts.uploaded]
             restore_moments(optimizer, parts, state.adam)
-            with self._opened(optimizer, mechanism, noise) as trainer:
+            with (
+                self._opened(optimizer, mechanism, noise) as trainer,
+                self._backbone.arithmetic(),
+            ):
                 if mechanism.grid is not None and parts.uploaded:
                     trainer.release_on(mechanism.grid, parts.uploaded)
                 with self._public_head(model.outputs):

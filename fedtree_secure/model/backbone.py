@@ -22,6 +22,7 @@ from fedtree_dp import NoiseSource, per_sequence_loss
 from fedtree_dp.sgd.shapes import Buckets, plan_slots
 from fedtree_secure.config import Job
 from fedtree_secure.model import metrics
+from fedtree_secure.model.arithmetic import arithmetic, use_precision
 from fedtree_secure.model.experts import CLUSTER, Experts
 from fedtree_secure.model.facts import ModelFacts
 from fedtree_secure.model.heads import Centred, find_head, last_linear, replace_part
@@ -65,6 +66,7 @@ class Backbone:
         tokenizer: With a padding token set.
         fresh: Names of parameters that the checkpoint lacks.
         pooling: What the head reads, see `pooling_of`.
+        bfloat16: Whether training steps are computed in bfloat16 here.
         experts: The two adapters, see `Experts`.
         frozen_digest: SHA-256 over the model alone (weights, configuration, tokenizer; see
             `identity`), the same in every job: what a site's policy names.
@@ -86,6 +88,7 @@ class Backbone:
         check_vocabulary(self.tokenizer, self.model)
         check_length(self.tokenizer, self.model, job.training.max_length)
         self.model.to(self.device)
+        self.bfloat16 = use_precision(job.training.precision, self.model, self.device)
         self._head_name, self._head_template = find_head(self.model, job)
         self.experts = Experts(self.model, job.lora, str(self.model.config.model_type), job.seed)
         for mix in self.experts.mixes:
@@ -197,6 +200,10 @@ class Backbone:
         if self.job.task == "classification":
             return F.cross_entropy(logits, batch["labels"], reduction="none")
         return _next_token_loss(logits, batch)
+
+    def arithmetic(self) -> contextlib.AbstractContextManager[Any]:
+        """The context of a training step's passes, see `Training.precision`."""
+        return arithmetic(self.device, bfloat16=self.bfloat16)
 
     @functools.cached_property
     def lower(self) -> LowerLayers | None:

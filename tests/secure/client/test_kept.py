@@ -23,6 +23,7 @@ from fedtree_secure.client.seats import slots_of
 from fedtree_secure.client.state import initial_state
 from fedtree_secure.client.training import RoundTrainer
 from fedtree_secure.errors import ConfigurationError
+from fedtree_secure.model import arithmetic
 from fedtree_secure.model.backbone import Backbone
 from fedtree_secure.model.rows import Table
 
@@ -41,16 +42,24 @@ def job_of(model, task="classification", **training):
     )
 
 
-@pytest.fixture(scope="module", params=["bert", "llama"])
-def backbone(request, deep_bert, tiny_llama):
-    if request.param == "bert":
-        return Backbone(job_of(deep_bert))
-    return Backbone(job_of(tiny_llama, task="causal-lm"))
+@pytest.fixture(scope="module", params=["bert", "llama", "bert in bfloat16"])
+def backbone(request, bert, rounded, tiny_llama):
+    if request.param == "llama":
+        return Backbone(job_of(tiny_llama, task="causal-lm"))
+    return bert if request.param == "bert" else rounded
 
 
 @pytest.fixture(scope="module")
 def bert(deep_bert):
     return Backbone(job_of(deep_bert))
+
+
+@pytest.fixture(scope="module")
+def rounded(deep_bert):
+    """The same with steps in bfloat16, whatever this processor has."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(arithmetic, "computes_bfloat16", lambda _: True)
+        return Backbone(job_of(deep_bert, precision="bfloat16"))
 
 
 def data_of(backbone, number=0):
@@ -97,7 +106,7 @@ def exact():
     known = {}
 
     def of(backbone, data, values=1.0):
-        what = (backbone.digest, data.train.tokens, values)
+        what = (backbone.digest, backbone.bfloat16, data.train.tokens, values)
         if what not in known:
             known[what] = bits(trained(backbone, data, None, values))
         return known[what]
@@ -257,6 +266,20 @@ def test_nothing_is_kept_where_every_layer_has_an_adapter(tiny_bert):
     assert keep(whole, job, data_of(whole).train, RECORDS, None) is None
 
 
+def test_steps_in_bfloat16_are_those_in_float32_up_to_rounding(bert, rounded, exact):
+    data = data_of(bert)
+    one, two = (np.array(exact(b, data), np.uint32).view(np.float32) for b in (bert, rounded))
+    assert rounded.bfloat16
+    assert 0 < np.linalg.norm(one - two) < 0.1 * np.linalg.norm(one)
+
+
+def test_a_processor_without_bfloat16_computes_in_float32(deep_bert, monkeypatch, caplog):
+    monkeypatch.setattr(arithmetic, "computes_bfloat16", lambda _: False)
+    with caplog.at_level(logging.WARNING):
+        assert not Backbone(job_of(deep_bert, precision="bfloat16")).bfloat16
+    assert "no bfloat16" in caplog.text
+
+
 # -- whole runs ------------------------------------------------------------------------------------
 
 
@@ -281,16 +304,20 @@ def test_a_full_disk_refuses_a_run_before_anything_is_charged(
 
 
 def test_nothing_is_left_of_a_run(deep_bert, tmp_path):
-    seen = []
+    """Of a client that leaves, nothing from then on."""
+    seen, clients = [], make_clients(1, each=4, count=RECORDS)
 
     def look(stage, replies):
         seen.append(sorted(p.parent.name for p in (tmp_path / "run").rglob(FOLDER)))
+        if len(seen) == 1:
+            made[0].inner._inner._participants["t0-c3"].__self__.leave()
         return replies
 
-    wrap, _ = scripted(change=look)
-    clients = make_clients(1, count=RECORDS)
+    wrap, made = scripted(change=look)
     job = Federation.of(job_of(deep_bert, activations_in_memory=0))
     job.run(clients, tmp_path / "run", progress=False, wrap_transport=wrap)
-    assert seen
-    assert all(found == [c.id for c in clients] for found in seen)
+    everyone = [client.id for client in clients]
+    assert seen[0] == everyone
+    assert len(seen) > 1
+    assert all(found == everyone[:3] for found in seen[1:])
     assert not list((tmp_path / "run").rglob(FOLDER))
