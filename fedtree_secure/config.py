@@ -69,6 +69,16 @@ _PARTS: dict[str, type] = {
     "server": Server,
     "pacing": Pacing,
 }
+# Settings that came later, with the value that a job without them has.
+_SINCE: dict[str, dict[str, Any]] = {
+    "masking": {"graph": "auto", "dropouts": None},
+    "training": {
+        "head_release": "auto",
+        "precision": "float32",
+        "keep_activations": True,
+        "activations_in_memory": 64,
+    },
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -281,14 +291,12 @@ class Job:
             if name not in plain or value != plain[name]
         }
         given["privacy"] = self.privacy.to_dict()
-        if self.training.head_release == "auto":  # likewise
-            given["training"].pop("head_release")
-        usual = {"graph": "auto", "dropouts": None}  # likewise
-        given["masking"] = {
-            name: value
-            for name, value in given["masking"].items()
-            if name not in usual or value != usual[name]
-        }
+        for part, usual in _SINCE.items():  # likewise
+            given[part] = {
+                name: value
+                for name, value in given[part].items()
+                if name not in usual or value != usual[name]
+            }
         # asdict: msgspec keeps defaults out of the instance dictionary, which is all that it would
         # read here
         return typing.cast("dict[str, Any]", msgspec.json.decode(msgspec.json.encode(given)))

@@ -16,6 +16,7 @@ Source = Literal["fingerprint", "lora_b", "one_group", "none"]
 Cut = Literal["auto", "noise_aware", "silhouette"]
 Linkage = Literal["ward", "average", "complete", "single"]
 Noise = Literal["own", "shared"]
+Precision = Literal["float32", "bfloat16"]
 GraphKind = Literal["auto", "complete", "sparse"]
 
 
@@ -87,6 +88,14 @@ class Training:
             without one it is ``native`` where that is pretrained, else ``mean``.
         max_length: Tokens a text is cut to.
         physical_batch_size: Records that are in memory at once; has no influence on the result.
+        keep_activations: Whether a client computes what frozen layers below the first adapter make
+            of its rows once, and keeps that for the run, where steps pass the rows often enough.
+            Needs `Lora.last_layers`; the result is the same.
+        precision: Arithmetic of the model in training steps. ``bfloat16`` is faster on processors
+            that have it (others compute in float32); gradients are summed and noised in float32
+            with either.
+        activations_in_memory: Up to how many MiB a client keeps them in memory; more lies in a file
+            of its run, which is encrypted and goes with the process.
     """
 
     records: int = 1000
@@ -103,11 +112,17 @@ class Training:
     pooling: Pooling = "auto"
     max_length: int = 64
     physical_batch_size: int = 64
+    precision: Precision = "float32"
+    keep_activations: bool = True
+    activations_in_memory: int = 64
 
     def __post_init__(self) -> None:
         for name in ("records", "local_steps", "max_length", "physical_batch_size"):
             count(f"training.{name}", getattr(self, name))
         count("training.head_steps", self.head_steps, least=0)
+        count("training.activations_in_memory", self.activations_in_memory, least=0)
+        keep = self.keep_activations
+        require(isinstance(keep, bool), "training.keep_activations", keep, "true or false")
         for name in ("max_grad_norm", "learning_rate", "head_learning_rate", "head_noise_ratio"):
             positive(f"training.{name}", getattr(self, name))
         for name in ("sample_rate", "head_sample_rate"):
@@ -125,6 +140,7 @@ class Training:
             "of the budget (training.head_steps above 0)",
         )
         one_of(Pooling, "training.pooling", self.pooling)
+        one_of(Precision, "training.precision", self.precision)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -53,6 +53,7 @@ from fedtree_secure.client.data import Client, prepare
 from fedtree_secure.client.data_sets import HEADS, STATE
 from fedtree_secure.client.fingerprint import fingerprint
 from fedtree_secure.client.head import train_head
+from fedtree_secure.client.kept import Kept, keep
 from fedtree_secure.client.mechanism import Engine, Mechanism
 from fedtree_secure.client.participant import Participant
 from fedtree_secure.client.parts import LocalModel, trainables
@@ -132,6 +133,7 @@ __all__ = [
     "FedTreeError",
     "InProcess",
     "Job",
+    "Kept",
     "LocalModel",
     "Lora",
     "MaskedRound",
@@ -179,6 +181,7 @@ __all__ = [
     "in_round",
     "initial_state",
     "inside",
+    "keep",
     "largest_change",
     "listed",
     "loaded_into",

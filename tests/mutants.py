@@ -37,6 +37,7 @@ from mutants_of_engine import ENGINE  # noqa: E402
 from mutants_of_evidence import BUDGETS, EVIDENCE  # noqa: E402
 from mutants_of_gradients import GRADIENTS  # noqa: E402
 from mutants_of_journal import JOURNAL  # noqa: E402
+from mutants_of_kept import KEPT  # noqa: E402
 from mutants_of_late_context import LATE_CONTEXT  # noqa: E402
 from mutants_of_ledger import LEDGER  # noqa: E402
 from mutants_of_model import MODEL  # noqa: E402
@@ -91,7 +92,7 @@ GROUPS = {
         (
             *(*MODEL, *CLIENT, *AGREED, *OF_CUTS, *GRADIENTS, *SERVER, *EVIDENCE, *SITES),
             *(*PRODUCT, *OF_UNITS_IN_THE_PRODUCT, *WATCHING, *SHARED_IN_THE_PRODUCT, *COHORT),
-            *(*SPARSE_RUNS, *ADVICE, *AHEAD_OF_TIME, *CLIENTS_BUDGETS, *CLASS_SUMS),
+            *(*SPARSE_RUNS, *ADVICE, *AHEAD_OF_TIME, *CLIENTS_BUDGETS, *CLASS_SUMS, *KEPT),
         ),
     ),
 }

@@ -76,6 +76,9 @@ class Participant:
         workings: Randomness, engine and progress; replaced by audits.
         cache: Computed from rows once in a process; never leaves it.
         pace: When replies leave, see `pacing`; None sends at once.
+
+    Raises:
+        ConfigurationError: See `Party`, and `Party.keep_activations`.
     """
 
     def __init__(
@@ -94,6 +97,8 @@ class Participant:
         )
         self._session: Session = Idle()
         self._pace = pace
+        if not (self.delivered or store.record.leaving):
+            self.party.keep_activations()
 
     @property
     def id(self) -> str:
@@ -149,6 +154,11 @@ class Participant:
         """
         with self.party.store.writing() as noted:
             noted.record.leaving = True
+        self.close()
+
+    def close(self) -> None:
+        """Delete what was computed from rows to save time: this process is done with the run."""
+        self.party.forget_activations()
 
     def _check_counter(self, request: Opened) -> None:
         last = self.party.store.record.counter

@@ -9,6 +9,7 @@ import logging
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -38,6 +39,7 @@ from fedtree_secure.client.class_sums import check_head, release_sums
 from fedtree_secure.client.data import Client
 from fedtree_secure.client.fingerprint import fingerprint
 from fedtree_secure.client.head import train_head
+from fedtree_secure.client.kept import Kept, keep
 from fedtree_secure.client.mechanism import Engine, Mechanism
 from fedtree_secure.client.parts import LocalModel
 from fedtree_secure.client.seats import check_units
@@ -88,11 +90,13 @@ class Workings:
         randomness: Gives fresh bytes for the masking protocol.
         engine: What takes the DP-SGD steps.
         tick: Called with the client's id and the stage after each step.
+        place: The client's own folder of the run, for what does not stay in memory; None for none.
     """
 
     randomness: Callable[[int], bytes] = os.urandom
     engine: Engine = DPSGD
     tick: Tick = lambda *_: None
+    place: Path | None = None
 
 
 class Party:
@@ -118,6 +122,7 @@ class Party:
     ) -> None:
         self.terms, self.member, self.backbone, self.store = terms, member, backbone, store
         self.workings, self._cache = workings, cache
+        self._kept: Kept | None = None
         self.facts: ModelFacts = backbone.facts(terms.outputs_of_heads)
         self._check_head_group()
         check_head(self.job, self.outputs, backbone)
@@ -286,6 +291,20 @@ class Party:
         return PoissonGaussian(multiplier, self.job.training.sample_rate, steps)
 
     # --- what touches rows ----------------------------------------------------------------------
+
+    def keep_activations(self) -> None:
+        """Take the room for what frozen layers make of the rows (see `kept`); nothing is computed.
+
+        Raises:
+            ConfigurationError: There is none.
+        """
+        train, place = self.member.data.train, self.workings.place
+        self._kept = keep(self.backbone, self.job, train, self.records, place)
+
+    def forget_activations(self) -> None:
+        """Delete them: the run is over here, or this process's part in it."""
+        if self._kept is not None:
+            self._kept.close()
 
     def observed(self) -> Observation:
         """The frozen model's view of the rows: computed once, with the public initial experts."""
@@ -507,4 +526,5 @@ class Party:
             self.job,
             engine=self.workings.engine,
             tick=lambda: self.workings.tick(self.id, "step"),
+            kept=self._kept,
         )

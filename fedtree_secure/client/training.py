@@ -14,8 +14,9 @@ import torch
 
 from fedtree_dp import DPSGD, NoiseSource, PoissonSampler, discrete_gaussian
 from fedtree_dp.sgd.grid import Ints
-from fedtree_dp.sgd.shapes import Buckets, PhysicalBatch, plan_slots, slots_for
+from fedtree_dp.sgd.shapes import Buckets, PhysicalBatch, plan_slots
 from fedtree_dp.sgd.units import plan_units, units_at_once
+from fedtree_secure.client.kept import Kept
 from fedtree_secure.client.mechanism import Engine, Mechanism, Tick
 from fedtree_secure.client.parts import (
     LocalModel,
@@ -28,10 +29,11 @@ from fedtree_secure.client.parts import (
     spread_on_grid,
     trainables,
 )
-from fedtree_secure.client.seats import check_units, marks_of
+from fedtree_secure.client.seats import check_units, marks_of, slots_of
 from fedtree_secure.client.state import ClientState, Floats, loaded_into
 from fedtree_secure.config import Job
 from fedtree_secure.model.backbone import Backbone
+from fedtree_secure.model.lower import STATES
 from fedtree_secure.model.rows import ClientData
 
 
@@ -43,12 +45,20 @@ class RoundTrainer:
         job: Public settings.
         engine: What takes the steps; audits plant canaries in a subclass of it.
         tick: Called after each step.
+        kept: The client's activations below the first adapter; steps are the same without.
     """
 
     def __init__(
-        self, backbone: Backbone, job: Job, *, engine: Engine = DPSGD, tick: Tick = lambda: None
+        self,
+        backbone: Backbone,
+        job: Job,
+        *,
+        engine: Engine = DPSGD,
+        tick: Tick = lambda: None,
+        kept: Kept | None = None,
     ) -> None:
         self._backbone, self._job, self._engine, self._tick = backbone, job, engine, tick
+        self._kept = kept
 
     def rehearse(self, state: ClientState, model: LocalModel, mechanism: Mechanism) -> None:
         """Run the engine's guards on public dummy records under a client's values.
@@ -63,6 +73,7 @@ class RoundTrainer:
             self._seated(state, model, upload_gradient=True) as (_, optimizer),
             self._opened(optimizer, mechanism, noise) as trainer,
             self._public_head(model.outputs),
+            self._backbone.arithmetic(),
         ):
             trainer.rehearse(self._public())
 
@@ -146,17 +157,22 @@ class RoundTrainer:
         sampler = PoissonSampler(drawn_from, settings.sample_rate, noise)
         buckets = Buckets.up_to(settings.max_length)
         lengths = [len(row) for row in data.train.tokens]
+        slots, kept = slots_of(self._job, mechanism.records), self._kept
+        if kept is not None and not kept.fits(data.train, slots):
+            kept = None
         seated = self._seated(state, model, upload_gradient=upload_gradient)
         with seated as (parts, optimizer):
             before = [p.detach().clone() for p in parts.uploaded]
             restore_moments(optimizer, parts, state.adam)
-            with self._opened(optimizer, mechanism, noise) as trainer:
+            with (
+                self._opened(optimizer, mechanism, noise) as trainer,
+                self._backbone.arithmetic(),
+            ):
                 if mechanism.grid is not None and parts.uploaded:
                     trainer.release_on(mechanism.grid, parts.uploaded)
                 with self._public_head(model.outputs):
                     trainer.rehearse(self._public())
                 for _ in range(mechanism.steps):
-                    slots = self._slots(mechanism)
                     drawn = sampler.draw()
                     if members is None:
                         plan = plan_slots(lengths, drawn, buckets, slots, noise)
@@ -165,7 +181,7 @@ class RoundTrainer:
                             *(lengths, members, drawn, buckets, slots, noise),
                             at_once=self._units_at_once(),
                         )
-                    trainer.step([self._collate(data, p) for p in plan])
+                    trainer.step(self._collate(data, p, kept) for p in plan)
                     self._tick()
             state.adam |= moments_of(optimizer, parts)
             yield _Stepped(parts, before, trainer)
@@ -211,22 +227,22 @@ class RoundTrainer:
             noise_multiplier=mechanism.noise_multiplier,
             max_grad_norm=settings.max_grad_norm,
             expected_batch_size=settings.sample_rate * mechanism.records,
-            physical_batch_size=self._slots(mechanism),
+            physical_batch_size=slots_of(self._job, mechanism.records),
             noise=noise,
         )
-
-    def _slots(self, mechanism: Mechanism) -> int:
-        settings = self._job.training
-        expected = self._job.expected_rows(settings.sample_rate, mechanism.records)
-        return slots_for(expected, settings.physical_batch_size)
 
     def _units_at_once(self) -> int:
         parameters = self._backbone.model.parameters()
         return units_at_once(sum(p.numel() for p in parameters if p.requires_grad))
 
-    def _collate(self, data: ClientData, plan: PhysicalBatch) -> dict[str, torch.Tensor]:
+    def _collate(
+        self, data: ClientData, plan: PhysicalBatch, kept: Kept | None
+    ) -> dict[str, torch.Tensor]:
         backbone = self._backbone
         found = data.train.batch(plan.rows, backbone.pad, backbone.device, width=plan.width)
+        states = None if kept is None else kept.of(plan)
+        if states is not None:
+            found[STATES] = states
         return found | marks_of(plan, backbone.device)
 
     def _public(self) -> dict[str, torch.Tensor]:

@@ -110,10 +110,14 @@ def open_parties(
             member,
             setting.backbone,
             Store(ledgers[client.id], setting.run, box, initial),
-            workings=Workings(tick=lambda _client, _stage: setting.watch.step()),
+            workings=Workings(
+                tick=lambda _client, _stage: setting.watch.step(),
+                place=setting.place_of(client.id),
+            ),
             cache=setting.shared.cache_of(client.id, job.privacy_unit),
             pace=pace,
         )
+        stack.callback(participants[client.id].close)
     return Parties(participants, ledgers, identities, terms)
 
 

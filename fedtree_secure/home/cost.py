@@ -13,6 +13,7 @@ import numpy as np
 
 from fedtree_dp import NoiseSource
 from fedtree_secure.agreed.head_release import answers_of_head
+from fedtree_secure.client.kept import keep
 from fedtree_secure.client.mechanism import Mechanism
 from fedtree_secure.client.parts import LocalModel
 from fedtree_secure.client.state import initial_state
@@ -73,9 +74,10 @@ def _step_seconds(job: Job, backbone: Backbone, public: ClientData) -> tuple[flo
     outputs, depth = len(public.label_set), backbone.experts.depth
     state = initial_state(backbone, outputs)
     model = LocalModel(outputs, (True,) * depth, np.zeros(depth, dtype=bool))
-    trainer, took = RoundTrainer(backbone, job), []
     members = public.train.members
     count = len(public.train) if members is None else len(members)
+    kept = keep(backbone, job, public.train, count, None)
+    trainer, took = RoundTrainer(backbone, job, kept=kept), []
     for steps in (1, 1, 2):  # the first is a warm-up of the process
         began = time.perf_counter()
         mechanism = Mechanism(1.0, count, steps)

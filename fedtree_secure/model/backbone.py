@@ -4,7 +4,9 @@ A client's own values (experts, lam, head) are written into the shared module be
 read back after it. Nothing of one client may stay behind for the next.
 """
 
+import contextlib
 import copy
+import functools
 import hashlib
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,6 +22,7 @@ from fedtree_dp import NoiseSource, per_sequence_loss
 from fedtree_dp.sgd.shapes import Buckets, plan_slots
 from fedtree_secure.config import Job
 from fedtree_secure.model import metrics
+from fedtree_secure.model.arithmetic import arithmetic, use_precision
 from fedtree_secure.model.experts import CLUSTER, Experts
 from fedtree_secure.model.facts import ModelFacts
 from fedtree_secure.model.heads import Centred, find_head, last_linear, replace_part
@@ -31,6 +34,7 @@ from fedtree_secure.model.loading import (
     check_vocabulary,
     load_checkpoint,
 )
+from fedtree_secure.model.lower import STATES, LowerLayers, lower_layers
 from fedtree_secure.model.rows import ClientData, Table
 
 EVALUATION_BATCH = 33  # rows, the last a dummy
@@ -62,6 +66,7 @@ class Backbone:
         tokenizer: With a padding token set.
         fresh: Names of parameters that the checkpoint lacks.
         pooling: What the head reads, see `pooling_of`.
+        bfloat16: Whether training steps are computed in bfloat16 here.
         experts: The two adapters, see `Experts`.
         frozen_digest: SHA-256 over the model alone (weights, configuration, tokenizer; see
             `identity`), the same in every job: what a site's policy names.
@@ -83,6 +88,7 @@ class Backbone:
         check_vocabulary(self.tokenizer, self.model)
         check_length(self.tokenizer, self.model, job.training.max_length)
         self.model.to(self.device)
+        self.bfloat16 = use_precision(job.training.precision, self.model, self.device)
         self._head_name, self._head_template = find_head(self.model, job)
         self.experts = Experts(self.model, job.lora, str(self.model.config.model_type), job.seed)
         for mix in self.experts.mixes:
@@ -185,13 +191,29 @@ class Backbone:
         """Return one loss per record, shape (records,).
 
         Records never meet in a mean (PRIVACY, token-mean coupling): a text's loss is the mean over
-        its own next tokens.
+        its own next tokens. A batch that brings its `STATES` along passes the upper layers alone.
         """
         inputs = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
-        logits = model(**inputs).logits.float()
+        states = batch.get(STATES)
+        with contextlib.nullcontext() if states is None else self._above(states):
+            logits = model(**inputs).logits.float()
         if self.job.task == "classification":
             return F.cross_entropy(logits, batch["labels"], reduction="none")
         return _next_token_loss(logits, batch)
+
+    def arithmetic(self) -> contextlib.AbstractContextManager[Any]:
+        """The context of a training step's passes, see `Training.precision`."""
+        return arithmetic(self.device, bfloat16=self.bfloat16)
+
+    @functools.cached_property
+    def lower(self) -> LowerLayers | None:
+        """The frozen layers below the first adapter; None where a pass cannot begin above them."""
+        first = str(self.experts.by_layer[0][0].place)
+        return lower_layers(self.model, first, self.job.training.max_length)
+
+    def _above(self, states: torch.Tensor) -> contextlib.AbstractContextManager[None]:
+        assert self.lower is not None
+        return self.lower.left_out(states)
 
     @torch.no_grad()
     def evaluate(self, data: ClientData) -> dict[str, Any] | None:

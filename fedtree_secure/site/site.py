@@ -25,7 +25,7 @@ from fedtree_secure.agreed.terms import Terms
 from fedtree_secure.client.data import Client, prepare, texts_of, units_of
 from fedtree_secure.client.pacing import Pace
 from fedtree_secure.client.participant import Participant
-from fedtree_secure.client.party import Member
+from fedtree_secure.client.party import Member, Workings
 from fedtree_secure.client.state import initial_state
 from fedtree_secure.client.step import Refusal
 from fedtree_secure.client.store import Store, leave_run
@@ -123,7 +123,11 @@ class Site:
             site = cls(settings, identity, ledger, client, box)
             roster, policy = site._roster.value(), site._policy.value()
             site.check_place(roster, policy)
-            yield site
+            try:
+                yield site
+            finally:
+                for found in site._runs.values():
+                    found.participant.close()
 
     @property
     def name(self) -> str:
@@ -210,7 +214,7 @@ class Site:
                     f"no run {run!r} was joined here; joined: {', '.join(self.admitted) or 'none'}"
                 )
             leave_run(self.ledger, run)
-            self._runs.pop(run, None)  # the next request reads the store again
+            self._drop(run)  # the next request reads the store again
 
     def settle(self) -> None:
         """Write down what finished runs delivered: adapter and report. Call it between requests.
@@ -222,6 +226,7 @@ class Site:
                 run = self._due.pop()
                 try:
                     found = self._runs[run]
+                    found.participant.close()
                     place = private_folder(self.settings.runs / run)
                     deliver_run(place, found.participant, found.approval, found.roster, self.ledger)
                     log.info("run %s is finished; its adapter and report are in %s", run, place)
@@ -235,7 +240,7 @@ class Site:
             known = self._runs.get(run) or self._admit(run, request)
             self._check_policy(known.approval, known.roster, known.participant.party.backbone)
         except Refusal as refusal:
-            self._runs.pop(run, None)
+            self._drop(run)
             # Only the server that the policy names is told anything.
             open_request(request, self._policy.value().server_key, run, self.name)
             log.warning("run %s is refused (%s): %s", run, refusal.reason, refusal)
@@ -247,6 +252,11 @@ class Site:
         if known.participant.delivered and not (self.settings.runs / run / MANIFEST).exists():
             self._due = sorted({*self._due, run})
         return reply
+
+    def _drop(self, run: str) -> None:
+        """Forget a run in this process; what is in the store stays."""
+        if found := self._runs.pop(run, None):
+            found.participant.close()
 
     def _admit(self, run: str, request: bytes) -> Run:
         """Let a run in that its server asks to join, or that was let in by an earlier process.
@@ -372,9 +382,10 @@ class Site:
                 Member(self.client, data, self.identity, plan),
                 backbone,
                 Store(self.ledger, terms.run, self._box, initial),
+                workings=Workings(place=self.settings.runs / terms.run),
                 pace=Pace(pacing.minimum, pacing.interval) if pacing.interval else None,
             )
-        except ConfigurationError as error:  # other labels or another divisor than the others'
+        except ConfigurationError as error:  # other labels or divisor than the others', a full disk
             raise Refusal("policy", str(error)) from None
 
 

@@ -22,6 +22,7 @@ from fedtree_secure import BackboneError, Lora
 from fedtree_secure.client.parts import LocalModel, trainables
 from fedtree_secure.client.state import initial_state, loaded_into
 from fedtree_secure.model.backbone import Backbone
+from fedtree_secure.model.lower import lower_layers
 
 DOCUMENT = Path(__file__).parents[3] / "docs" / "models.md"
 TASKS = {**dict.fromkeys(ENCODERS, CLASSIFICATION), **dict.fromkeys(DECODERS, CAUSAL)}
@@ -91,6 +92,8 @@ def test_clipped_gradients_are_exact(kind, words, tmp_path):
         batch = records(backbone, outputs)
         wanted = by_definition(backbone, parameters, batch)
         got = by_the_engine(backbone, parameters, batch)
+        second = backbone.experts.by_layer[1][0].place
+        assert lower_layers(backbone.model, second, job.training.max_length) is not None
     assert backbone.experts.depth == 2
     assert float((got - wanted).norm() / wanted.norm()) < 1e-6
 
