@@ -70,8 +70,7 @@ LATE_CONTEXT = (
         JOURNAL,
         "        if len(self._open) != 1:\n            return False\n"
         "        (under_way,) = self._open\n",
-        "        if not self._open:\n            return False\n"
-        "        under_way = self._open[0]\n",
+        "        if not self._open:\n            return False\n        under_way = self._open[0]\n",
         "two_sessions_nothing_is_begun",
         OF_JOURNAL,
     ),
