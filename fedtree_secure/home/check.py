@@ -206,10 +206,9 @@ def _say_labels(report: Report, job: Job, data: Sequence[tuple[Client, ClientDat
         groups: list[Any] = []
         _collect(report, lambda: groups.extend(head_groups(declared, job.masking.min_group)))
         sizes = ", ".join(str(len(group.members)) for group in groups)
+        made = release_said(job)
         report.facts.append(
-            f"heads: shared by {sizes} clients: {release_said(job)}"
-            if groups and job.head_steps
-            else f"heads: shared by {sizes} clients"
+            f"heads: shared by {sizes} clients{f': {made}' if made else ''}"
             if groups
             else "heads: each client keeps its own"
         )

@@ -17,6 +17,7 @@ from rich.table import Table as RichTable
 
 from fedtree_dp.account.statements import condition
 from fedtree_dp.account.unit import RECORD_NEIGHBOURS, name_of
+from fedtree_secure.agreed.head_release import sums_classes
 from fedtree_secure.config import Job
 from fedtree_secure.errors import suggest
 from fedtree_secure.job_budgets import sentences
@@ -164,6 +165,11 @@ def _observers(job: Job, honest: int) -> str:
         f"wall: the server sees sums over at least {masking.min_group} clients, up to "
         f"{masking.colluders} colluding"
     )
+    if sums_classes(job):
+        said += (
+            ". Of its head they see post-processing of one release of sums by class, with the "
+            "client's own noise"
+        )
     if honest == 1:
         return said
     return (

@@ -257,8 +257,8 @@ class Journal:
         if len(entry.update) != 64 * (entry.stage == "masked"):
             raise ProtocolError("journal: a hash is missing, or stands where none belongs")
         if entry.stage in (STAGES[0], AHEAD):
-            known = {"ahead": entry.stage == AHEAD, "jump": LARGEST_COUNTER + 1}
-            self._attempts.number(entry.round, entry.attempt, **known)
+            at, ahead = (entry.round, entry.attempt), entry.stage == AHEAD
+            self._attempts.number(*at, ahead=ahead, jump=LARGEST_COUNTER + 1)
         else:
             self._attempts.check_stage((entry.round, entry.attempt), entry.stage)
 
