@@ -110,9 +110,10 @@ class Requests(Mapping[str, bytes]):
             body = encode(own)
             self._bodies[id(message)] = body, _digest(body)
         if experts is not None and id(experts) not in self._alike:
-            alike = encode_experts(experts)
-            self._alike[id(experts)] = alike, _digest(alike)
+            told = encode_experts(experts)
+            self._alike[id(experts)] = told, _digest(told)
         body, digest = self._bodies[id(message)]
+        alike: bytes | None
         alike, other = self._alike.get(id(experts), (None, _digest(b"")))
         answered = self._answered.get(client, 0)
         place = (self._run, client, self._counter, answered)

@@ -33,6 +33,7 @@ class Channel:
     Attributes:
         answered: As given, kept up to date.
         left: Who said, signed, that it leaves the run for good.
+        asked: Number of the last request to each client, in this start.
 
     Raises:
         ConfigurationError: The key is not the one that the terms pin.
@@ -54,6 +55,7 @@ class Channel:
         self._missed = missed
         self.answered = dict(answered)
         self.left: dict[str, bytes] = {}
+        self.asked: dict[str, int] = {}
 
     def exchange(
         self, name: str, requests: Mapping[str, wire.Message], *, needed: bool = True
@@ -71,6 +73,7 @@ class Channel:
         if not requests:
             return {}
         self._counter += 1
+        self.asked |= dict.fromkeys(requests, self._counter)
         sealed = Requests(self._key, self._terms.run, self._counter, self.answered, requests)
         answers = self._transport.exchange(name, sealed)
         replies = {client: self._read(name, client, data) for client, data in answers.items()}

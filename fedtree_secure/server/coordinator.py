@@ -105,7 +105,9 @@ class Coordinator:
         self._admission = Admission(terms, facts, self._channel)
         self.finished: frozenset[str] = frozenset()
         self._votes: dict[str, bytes] = {}
-        self._ahead: MaskedRound | None = None  # the next round, whose keys are dealt
+        # The next round, whose keys are dealt, and the last request to each of its clients then:
+        # whoever is asked anything else gives its keys up.
+        self._ahead: tuple[MaskedRound, dict[str, int]] | None = None
         self.book: NodeBook | None = None
         if self.state.labels is not None:
             self._restore(Tree(terms.names, self.state.labels, self.job.masking.min_group))
@@ -361,12 +363,9 @@ class Coordinator:
         merge, book = number == MERGE, self.book
         beacon = self._beacon(number)
         asked = frozenset(self._asked(number)) & book.cohort
-        ahead, self._ahead = self._ahead, None
         following = self._following(number, asked, beacon)
-        if ahead is not None and (ahead.number, ahead.plan, ahead.dealt) == (
-            *(number, self._plan(merge=False, beacon=beacon, digests=None)),
-            asked,
-        ):
+        ahead = self._dealt(number, asked, beacon)
+        if ahead is not None:
             told = {name: book.told(name, self.cohort.known.get(name, -1)) for name in asked}
             given = Given(told, late_context(self.terms, book.digests()))
             plan, begins = ahead.plan, asked
@@ -382,10 +381,22 @@ class Coordinator:
         self._learnt(number, began)
         if not merge:
             self.cohort.missed(begins, began)
-        self._ahead = None if following is None else following.round
+        if following is not None:
+            last = {name: self._channel.asked[name] for name in following.round.dealt}
+            self._ahead = following.round, last
         book.apply(sums, number)
         record.opened = {name: list(found.members_summed) for name, found in sums.items()}
         record.closed = sorted({node.name for node in plan.nodes} - set(sums))
+
+    def _dealt(self, number: int, asked: frozenset[str], beacon: bytes) -> MaskedRound | None:
+        """Take the round that was dealt ahead, where it is this one, with all who are asked."""
+        (ahead, last), self._ahead = self._ahead or (None, {}), None
+        if ahead is None or (ahead.number, ahead.dealt) != (number, asked):
+            return None
+        if any(self._channel.asked[name] != request for name, request in last.items()):
+            return None
+        plan = self._plan(merge=False, beacon=beacon, digests=None)
+        return ahead if ahead.plan == plan else None
 
     def _clip(self, *, merge: bool) -> float:
         return self.state.clips["merge" if merge else "round"]

@@ -182,7 +182,6 @@ def test_an_observer_of_ones_own_is_told_everything_and_nothing_else_is_shown(
         "masking (round 1)",
         "local steps (round 1)",
         "opening (round 1)",
-        "masking (round 2)",
         "local steps (round 2)",
         "opening (round 2)",
         "last experts",
