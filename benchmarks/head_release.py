@@ -38,7 +38,6 @@ from fedtree_secure.testing import (
     Job,
     Table,
     head_of,
-    head_release,
     plan_noise,
     release_sums,
 )
@@ -206,12 +205,11 @@ def measured(public: Seen, epsilons: Sequence[float], draws: int) -> list[dict[s
 def table(rows: Sequence[dict[str, Any]]) -> list[str]:
     """Return the lines of a Markdown table."""
     lines = [
-        "| epsilon | tasks | average of trained heads | class sums | difference, paired | `auto` |",
-        "|---|---|---|---|---|---|",
+        "| epsilon | tasks | average of trained heads | class sums | difference, paired |",
+        "|---|---|---|---|---|",
     ]
     tasks = sorted({row["task"] for row in rows})
     for epsilon in sorted({row["epsilon"] for row in rows}, reverse=True):
-        way = head_release(made_by(job_of(epsilon, "mean"), "auto")).way.replace("_", " ")
         for kept in [[task] for task in tasks] + [tasks]:
             cell = [r for r in rows if r["epsilon"] == epsilon and r["task"] in kept]
             gaps = []
@@ -223,8 +221,7 @@ def table(rows: Sequence[dict[str, Any]]) -> list[str]:
             name = "all" if len(kept) > 1 else kept[0]
             spread = "" if math.isnan(half) else f" ± {half:.3f}"
             lines.append(
-                f"| {epsilon:g} | {name} | {means[0]:.3f} | {means[1]:.3f} | {gap:+.3f}{spread} | "
-                f"{way} |"
+                f"| {epsilon:g} | {name} | {means[0]:.3f} | {means[1]:.3f} | {gap:+.3f}{spread} |"
             )
     return lines
 

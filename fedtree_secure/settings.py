@@ -78,7 +78,7 @@ class Training:
         head_release: How the heads of groups are made: ``average`` of heads that are trained at
             home; ``class_sums``: from one release of sums of features and of numbers of records by
             class (`agreed.class_sums`), which costs what ``head_steps`` would; ``auto`` chooses
-            from public numbers alone (`agreed.head_release`).
+            from public numbers alone, today always the average (`agreed.head_release`).
         head_sample_rate: Poisson sampling rate of these steps.
         head_learning_rate: Of Adam on the head (and on lam).
         head_noise_ratio: Noise multiplier of the head's steps relative to that of the rounds.

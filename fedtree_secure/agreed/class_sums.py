@@ -103,7 +103,8 @@ def head_of(mean: Wide, classes: int, deviation: float) -> Floats:
             biases[number] = -SHARPNESS * min(square, 1.0) / 2.0
     weights *= SHARPNESS / LENGTH
     finite = np.nan_to_num(np.concatenate([weights.reshape(-1), biases]), posinf=0.0, neginf=0.0)
-    return np.clip(finite, -LARGEST_VALUE, LARGEST_VALUE).astype(np.float32)
+    head: Floats = np.clip(finite, -LARGEST_VALUE, LARGEST_VALUE).astype(np.float32)
+    return head
 
 
 def _likely(raw: Wide, deviation: float) -> Wide:

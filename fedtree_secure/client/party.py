@@ -400,7 +400,7 @@ class Party:
         """
         state = self.store.state
 
-        def of(table: Table) -> Floats:
+        def of(table: Table) -> "np.ndarray[Any, np.dtype[np.float64]]":
             flat = np.zeros(self.facts.depth, dtype=bool)
             features = self.observed().features[: len(table)]
             with loaded_into(self.backbone, state, self.outputs, flat):

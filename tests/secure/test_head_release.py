@@ -95,7 +95,7 @@ def test_the_command_pairs_by_federation(command, kept, capsys, monkeypatch):
     assert json.loads(last)["federations"] == 2
     rows = [line for line in lines if line.startswith("| 8 |")]
     assert [line.split("|")[2].strip() for line in rows] == ["a", "b", "all"]
-    assert all("±" in line and line.endswith("| average |") for line in rows)
+    assert all("±" in line for line in rows)
 
 
 def job_of(epsilon):

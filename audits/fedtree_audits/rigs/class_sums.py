@@ -7,6 +7,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -57,11 +58,11 @@ def _moves(
     what: str,
     features: torch.Tensor,
     table: Table,
-    of: Floats,
+    of: Any,
 ) -> Check:
     """The largest move by one record or unit less, noise the same."""
 
-    def given(kept: Floats) -> Floats:
+    def given(kept: Any) -> Floats:
         rows = np.flatnonzero(kept)
         assert table.labels is not None
         less = Table(

@@ -22,8 +22,6 @@ from fedtree_secure.agreed.class_sums import (
     upload_of,
 )
 from fedtree_secure.agreed.head_release import (
-    MOST_EPSILON,
-    SUMS_UP_TO,
     epsilon_of_head,
     head_release,
     head_stage,
@@ -57,31 +55,27 @@ SUMS = {"head_release": "class_sums"}
 # --- who chooses ----------------------------------------------------------------------------------
 
 
-def test_auto_takes_class_sums_where_little_is_known():
-    few = int(SUMS_UP_TO / MOST_EPSILON)
-    for job, way in (
-        (job_of(epsilon=MOST_EPSILON, records=few), "class_sums"),
-        (job_of(epsilon=MOST_EPSILON * 1.01, records=few // 2), "average"),
-        (job_of(epsilon=MOST_EPSILON, records=few + 1), "average"),
-        (job_of(epsilon=MOST_EPSILON / 4, records=4 * few), "class_sums"),
+@pytest.mark.parametrize(
+    ("job", "way"),
+    [
         (job_of(), "average"),
-        (job_of(epsilon=0.1, head_release="average"), "average"),
+        (job_of(epsilon=0.1), "average"),
         (job_of(**SUMS), "class_sums"),
+        (job_of(epsilon=0.1, head_release="average"), "average"),
         (job_of(epsilon=0.1, head="local"), "none"),
         (job_of(epsilon=0.1, head_steps=0), "none"),
-        (
-            dataclasses.replace(job_of(epsilon=0.1, rounds=1), topology=Topology(source="lora_b")),
-            "average",
-        ),
-    ):
-        found = head_release(job)
-        assert found.way == way, job
-        assert found.why
+    ],
+)
+def test_the_way_is_the_jobs_and_auto_is_the_average(job, way):
+    assert head_release(job).way == way
+    assert head_release(job).why
 
 
 def test_the_reason_names_the_numbers_that_it_is_about():
     found = head_release(job_of(epsilon=0.5, records=700))
     assert "epsilon of the head is about 0.5 and 700 records are declared" in found.why
+    assert "class sums were level with it on average (" in found.why
+    assert "class sums were behind (" in head_release(job_of(epsilon=3)).why
 
 
 def test_rounds_leave_the_head_less():
@@ -127,13 +121,14 @@ def test_a_job_that_does_not_say_reads_and_hashes_as_before():
 
 def test_what_was_chosen_is_part_of_the_terms(monkeypatch):
     """Two versions whose rules differ compute nothing together, though their jobs are equal."""
-    from fedtree_secure.agreed import head_release as rule
+    from fedtree_secure.agreed import terms as pinned
 
     roster = Roster({n: Identity.generate(os.urandom(32)).public_bytes for n in "abcd"})
-    job = job_of(epsilon=0.5)
+    job = job_of(**SUMS)
     ours = Terms(job, roster, bytes(32), "run").digest
-    monkeypatch.setattr(rule, "MOST_EPSILON", 0.1)
-    assert head_release(job).way == "average"
+    monkeypatch.setattr(pinned, "sums_noise", lambda _: 2 * sums_noise(job))
+    assert Terms(job, roster, bytes(32), "run").digest != ours
+    monkeypatch.setattr(pinned, "sums_classes", lambda _: False)
     assert Terms(job, roster, bytes(32), "run").digest != ours
 
 
@@ -146,6 +141,21 @@ def test_the_rounds_have_the_noise_that_they_would_have_beside_steps():
     assert charged == Gaussian(plans[1].head)
     sampled = job_of(head_sample_rate=0.5, **SUMS)
     assert head_stage(sampled) == Gaussian(2.0 / (0.5 * 10))
+
+
+def test_noise_that_rounds_share_is_none_of_the_class_sums():
+    """Every member's release has its own full noise: nobody counts on others for it."""
+    job = dataclasses.replace(
+        job_of(rounds=3, **SUMS),
+        noise="shared",
+        privacy=PrivacyBudget(epsilon=8, delta=1e-3, own_epsilon=16),
+        topology=Topology(source="one_group"),
+    )
+    plan = plan_noise(job, job.privacy)
+    head, rounds = events_of(job, plan)
+    assert head == Gaussian(plan.head)
+    assert rounds.mechanism == "shared_poisson_gaussian"
+    assert plan.head >= 0.2 * plan.rounds * (1 - 1e-5)
 
 
 def test_the_merge_has_room_for_the_sums_and_reaches_no_further_than_a_head():
