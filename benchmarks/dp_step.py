@@ -6,6 +6,7 @@ clipping.
     python benchmarks/dp_step.py --same-loss  # the Llama's peers with our loss: two minutes more
     python benchmarks/dp_step.py --clock cpu  # one thread, processor time: others use it too
     python benchmarks/dp_step.py --units      # only the step with units against that with records
+    python benchmarks/dp_step.py --kept       # only kept activations and bfloat16 (kept_step.py)
 
 All variants of a size run alternately in one process, in an order that changes with every round, on
 the same weights and batch, dropout off everywhere; a ratio is the median over the rounds of this
@@ -20,6 +21,8 @@ a process that does nothing else. The last line is one JSON object:
                      a clip each, same physical batches; the largest of 8 x 32 and 64 x 64
     vs_hooks, vs_ghost
                      our step over Opacus' (below 1 is faster); the largest over the sizes
+    kept             with --kept: a step over 800 records of 32 tokens with activations of frozen
+                     layers kept, and in bfloat16, over one with neither (kept_step.py)
     noise_ratio      75,000 Gaussians from the noise source over `torch.normal`
     memory_ratio     peak resident memory of MiniLM 64 x 64, private over non-private (Linux)
     calibration_seconds, calibration_gap
@@ -46,6 +49,7 @@ from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+import kept_step
 import round_overhead
 import torch
 import torch.nn.functional as F
@@ -401,6 +405,7 @@ def main() -> None:
         "--same-loss", action="store_true", help="give the Llama's peers our loss as well"
     )
     parser.add_argument("--units", action="store_true", help="only units against records")
+    parser.add_argument("--kept", action="store_true", help="only kept activations and bfloat16")
     parser.add_argument("--memory", help=argparse.SUPPRESS)
     parser.add_argument(
         "--clock", choices=["wall", "cpu"], default="wall", help="cpu: one thread, processor time"
@@ -420,6 +425,10 @@ def main() -> None:
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
     }
+    if options.kept:
+        quick = {"records": 40, "count": 1} if options.quick else {}
+        print(json.dumps(result | {"kept": kept_step.measure(clock, **quick)}))
+        return
     small = minilm()
     if options.units:
         result |= units_over_records(small, 5, clock)

@@ -24,7 +24,7 @@ import os
 import random
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -135,11 +135,13 @@ def turns(steps: dict[str, Variant], count: int, clock: Clock) -> dict[str, list
     return times
 
 
-def measure(clock: Clock, *, records: int = 800, count: int = 3) -> dict[str, object]:
+def measure(
+    clock: Clock, *, records: int = 800, count: int = 3, sizes: Sequence[str] = tuple(LAYERS)
+) -> dict[str, object]:
     """Return the ratios; see the module's text."""
     found: dict[str, object] = {}
-    for size, layers in LAYERS.items():
-        backbones = {kind: Backbone(job_of(records, layers, kind)) for kind in PRECISIONS}
+    for size in sizes:
+        backbones = {kind: Backbone(job_of(records, LAYERS[size], kind)) for kind in PRECISIONS}
         data = rows(backbones["float32"], records)
         with TemporaryDirectory() as folder:
             steps = {
@@ -170,6 +172,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="a few rows, once")
     parser.add_argument("--turns", type=int, default=3, help="timed turns of all variants")
+    parser.add_argument("--records", type=int, default=800, help="rows, all of them in a step")
+    parser.add_argument("--size", choices=LAYERS, help="one of the two; else both")
     parser.add_argument(
         "--clock", choices=["wall", "cpu"], default="wall", help="cpu: one thread, processor time"
     )
@@ -177,9 +181,10 @@ def main() -> None:
     if options.clock == "cpu":
         torch.set_num_threads(1)
     clock = time.process_time if options.clock == "cpu" else time.perf_counter
-    size = {"records": 40, "count": 1} if options.quick else {"count": options.turns}
-    result = {"clock": options.clock, "threads": torch.get_num_threads(), **measure(clock, **size)}
-    print(json.dumps(result))
+    records, count = (40, 1) if options.quick else (options.records, options.turns)
+    sizes = tuple(LAYERS) if options.size is None else (options.size,)
+    found = measure(clock, records=records, count=count, sizes=sizes)
+    print(json.dumps({"clock": options.clock, "threads": torch.get_num_threads(), **found}))
 
 
 if __name__ == "__main__":
