@@ -248,12 +248,13 @@ LITTLE = PrivacyBudget(epsilon=3, delta=1e-3, own_epsilon=6)
 
 def test_budgets_of_a_job_with_shared_noise_ask_for_the_strictest_part():
     """The same part from everybody, so that in every sum the strictest promise holds for all."""
-    job = make_job("m", **SHARED)
+    job = make_job("m", **{**SHARED, "training": TRAINING})
     mixed = dataclasses.replace(job, budgets={"t0-c0": LITTLE})
     strict = dataclasses.replace(job, privacy=LITTLE)
     assert shared_part(mixed) == shared_part(strict) > shared_part(job)
     wide, tight = (plan_noise(mixed, b, agreed=b) for b in (BUDGET, LITTLE))
     assert wide.rounds == tight.rounds == plan_noise(strict, LITTLE).rounds
+    assert tight.head > wide.head > 0, "what stays at home has the client's own"
     spent = [epsilon_of(given_honest(events_of(mixed, p)), 1e-3) for p in (wide, tight)]
     assert spent[1] == pytest.approx(3, rel=2e-3)
     assert spent[0] < 8, "who allows more spends less than it allows"
