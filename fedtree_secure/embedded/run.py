@@ -8,7 +8,6 @@ import contextlib
 import dataclasses
 import os
 import signal
-import statistics
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -56,6 +55,7 @@ from fedtree_secure.errors import ConfigurationError, RunFolderError, RunStopped
 from fedtree_secure.events import Events
 from fedtree_secure.model.backbone import Backbone
 from fedtree_secure.model.rows import ClientData
+from fedtree_secure.report.advice import alike
 from fedtree_secure.report.evidence import write_evidence
 from fedtree_secure.report.expected import noise_to_clip, of_features, of_noise
 from fedtree_secure.report.manifest import write_manifest
@@ -222,7 +222,7 @@ def _advise(setting: Setting, sides: Parties) -> None:
         plan = sides.participants[client.id].party.member.noise_plan
         records = client.records or job.training.records
         ratios.append(noise_to_clip(job, plan, records, values))
-    noisy = of_noise(job, statistics.median(ratios), len(setting.clients))
+    noisy = of_noise(job, alike(ratios), len(setting.clients))
     for found in filter(None, (of_features(job, backbone.pooling), noisy)):
         setting.watch.advise(found)
 

@@ -27,7 +27,7 @@ from fedtree_secure.home.cost import estimate
 from fedtree_secure.job_file import ClientFiles, load_job
 from fedtree_secure.model.backbone import Backbone
 from fedtree_secure.model.rows import ClientData
-from fedtree_secure.report.advice import too_few
+from fedtree_secure.report.advice import alike, too_few
 from fedtree_secure.report.expected import noise_to_clip, of_features, of_noise
 from fedtree_secure.report.head_release import release_said
 
@@ -237,15 +237,16 @@ def _say_noise(
 ) -> None:
     """Noise against signal of each client, once for those that are alike."""
     values = backbone.layout().length
-    alike: dict[tuple[Any, ...], list[str]] = {}
+    same: dict[tuple[Any, ...], list[str]] = {}
     for client in clients:
         key = (
             job.budget_of(client.id),
             client.records or job.training.records,
             _spent(sets, client),
         )
-        alike.setdefault(key, []).append(client.id)
-    for (budget, records, spent), names in alike.items():
+        same.setdefault(key, []).append(client.id)
+    ratios: dict[str, float] = {}
+    for (budget, records, spent), names in same.items():
         try:
             plan = plan_noise(job, budget, spent, agreed=budget)
         except BudgetExceeded as error:
@@ -269,10 +270,18 @@ def _say_noise(
             f"noise: {', '.join(names)} at epsilon {budget.epsilon:g}"
             + (f" ({len(spent)} charges before)" if spent else "")
             + f": multiplier {multiplier:.3g} a step; its noise is {ratio:.2g} of the clipping "
-            f"norm, {ratio / math.sqrt(len(clients)):.2g} in one group of all"
+            "norm"
         )
-        if found := of_noise(job, ratio, len(clients)):
-            report.advice.append(f"{', '.join(names)}: {found.text}")
+        ratios |= dict.fromkeys(names, ratio)
+    if not ratios:
+        return
+    mean = alike(ratios.values())
+    report.facts.append(
+        f"noise of the mean of one group of all: {mean / math.sqrt(len(ratios)):.2g} of the "
+        "clipping norm"
+    )
+    if found := of_noise(job, mean, len(ratios)):
+        report.advice.append(found.text)
 
 
 def _assumed(job: Job, plan: NoisePlan, budget: PrivacyBudget, spent: Sequence[Event]) -> str:

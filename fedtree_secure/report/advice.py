@@ -6,7 +6,7 @@ is for their owner: it is printed and stands in the report, and never in events 
 
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -62,6 +62,16 @@ def too_few(source: str, clients: int, min_group: int) -> str:
         f"{clients} clients cannot make two groups of {min_group}: "
         f'topology.source = "one_group" saves the budget of {TREES[source]}'
     )
+
+
+def alike(ratios: Iterable[float]) -> float:
+    """Return the noise that each client would have if all had the same and their mean had the noise
+    that it has: the root mean square. One noisy member counts in a mean, and not in a median.
+
+    Args:
+        ratios: Of each client; see `drowned`.
+    """
+    return math.sqrt(statistics.fmean(ratio**2 for ratio in ratios))
 
 
 def drowned(ratio: float, clients: int) -> bool:
@@ -120,7 +130,7 @@ def _noise(data: Mapping[str, Any]) -> Advice | None:
     groups = [len(group) for layer in data["layers"] for group in layer["released"]]
     if not ratios or not groups:
         return None
-    ratio, largest = statistics.median(ratios), max(groups)
+    ratio, largest = alike(ratios), max(groups)
     if not drowned(ratio, largest):
         return None
     head = data["job"]["task"] != "causal-lm"

@@ -18,7 +18,7 @@ from fedtree_secure.config import Job
 from fedtree_secure.errors import ConfigurationError
 from fedtree_secure.job_file import ClientFiles, load_job
 from fedtree_secure.model.sizes import known_pooling, trained_values
-from fedtree_secure.report.advice import Advice
+from fedtree_secure.report.advice import Advice, alike
 from fedtree_secure.report.expected import of_features, of_noise
 from fedtree_secure.report.head_release import release_said
 
@@ -224,10 +224,6 @@ def price_job_file(
     if parameters is None:
         parameters, features = trained_values(job), of_features(job, known_pooling(job))
 
-    def advised(priced: PricedPlan) -> PricedPlan:
-        noise = of_noise(job, priced.noise_to_clip, len(clients))
-        return replace(priced, advice=tuple(filter(None, (features, noise))))
-
     groups: dict[tuple[PrivacyBudget, int], list[ClientFiles]] = {}
     for client in clients:
         key = (job.budget_of(client.id), client.records or job.training.records)
@@ -236,7 +232,7 @@ def price_job_file(
     for (budget, records), members in groups.items():
         if job.noise == "shared":
             title = ", ".join(client.id for client in members)
-            found.append(advised(_price_shared(job, budget, (), parameters, title)))
+            found.append(_price_shared(job, budget, (), parameters, title))
             continue
         plan = plan_of_job(job, budget, records, parameters)
         title = ", ".join(client.id for client in members)
@@ -248,8 +244,12 @@ def price_job_file(
             title=title,
             job=job,
         )
-        found.append(advised(priced))
-    return found
+        found.append(priced)
+    together = zip(found, groups.values(), strict=True)
+    noise = of_noise(
+        job, alike(p.noise_to_clip for p, members in together for _ in members), len(clients)
+    )
+    return [replace(p, advice=tuple(filter(None, (features, noise)))) for p in found]
 
 
 def plan_of_job(job: Job, budget: PrivacyBudget, records: int, parameters: int = 1) -> Plan:

@@ -185,6 +185,14 @@ CLIENTS_BUDGETS = (
         PROMISES,
     ),
     M(
+        "budgets: one noisy member does not count in a mean",
+        "report/advice.py",
+        "    return math.sqrt(statistics.fmean(ratio**2 for ratio in ratios))\n",
+        "    return statistics.median(ratios)\n",
+        "strict_member_costs",
+        RUN,
+    ),
+    M(
         "budgets: a report without names has them as keys",
         "report/statement.py",
         '    if "budgets" in found:\n',
