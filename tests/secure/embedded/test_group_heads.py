@@ -155,7 +155,7 @@ def test_hostile_merge_is_made_once(tiny_bert, tmp_path, caplog):
     def lie(stage, name, message):
         if stage == "round-1/advertise" and isinstance(message, Begin):
             asked.append(name)
-            return msgspec.structs.replace(message, round=0, merge=True, attempt=2)
+            return msgspec.structs.replace(message, round=0, merge=True, attempt=3)
         return message
 
     def wrap(inner):

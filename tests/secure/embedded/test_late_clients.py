@@ -126,8 +126,15 @@ def test_late_client_that_left_answers_nothing_else(run):
     """What it left is asked once more, answered with a farewell, and then never again."""
     _, transport = run
     after = [stage for stage, asked, _ in transport.seen if "t0-c4" in asked]
-    assert after[-1] == "round-3/mask"
+    assert after[-1] == "round-3/advertise"
     assert transport.participant("t0-c4").party.store.record.leaving
+
+
+def test_late_client_tree_is_one_that_nothing_was_dealt_ahead_of(run):
+    """Keys for round 2 were dealt under the tree before it; all deal others, with the newcomers."""
+    _, transport = run
+    asked = {stage: set(requests) for stage, requests, _ in transport.seen}
+    assert asked["round-2/advertise"] >= set(LATE)
 
 
 # --- a small group of one task ------------------------------------------------------------------
