@@ -55,8 +55,18 @@ def test_every_setting_changes_the_digest():
         Job(backbone="m", privacy=BUDGET, seed=1),
         Job(backbone="m", privacy=BUDGET, masking=Masking(min_group=4)),
         Job(backbone="m", privacy=BUDGET, topology=Topology(window=2)),
+        Job(backbone="m", privacy=BUDGET, training=Training(precision="bfloat16")),
+        Job(backbone="m", privacy=BUDGET, training=Training(keep_activations=False)),
+        Job(backbone="m", privacy=BUDGET, training=Training(activations_in_memory=128)),
     ]
     assert len({job.digest() for job in [base, *others]}) == len(others) + 1
+
+
+def test_settings_that_came_later_leave_the_digest_of_a_job_without_them():
+    """Jobs and runs of earlier versions stay what they were."""
+    known = Job(backbone="m", privacy=BUDGET).to_dict()
+    assert not {"precision", "keep_activations", "activations_in_memory"} & set(known["training"])
+    assert not {"graph", "dropouts"} & set(known["masking"])
 
 
 def test_the_place_of_the_model_is_no_part_of_the_job():
@@ -108,6 +118,9 @@ def test_epsilon_must_be_finite_and_positive(epsilon):
         (Training, {"local_steps": 0}),
         (Training, {"max_grad_norm": math.inf}),
         (Training, {"head": "none"}),
+        (Training, {"precision": "float16"}),
+        (Training, {"keep_activations": 1}),
+        (Training, {"activations_in_memory": -1}),
         (Topology, {"source": "weights"}),
         (Topology, {"linkage": "centroid"}),
         (Topology, {"fingerprint_share": 1.0}),

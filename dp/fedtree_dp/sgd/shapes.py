@@ -103,15 +103,16 @@ def slots_for(expected_batch_size: float, limit: int) -> int:
     """Return a number of rows for every physical batch, from public numbers alone.
 
     Of n records in one width, s to a batch, half a batch and n / s last rows are dummies: fewest at
-    s = sqrt(2 n). Returned is the largest of `SIZES` up to that with n the expected batch, and one
-    row more for the dummy that is always there; at most `limit`.
+    s = sqrt(2 n). Of `SIZES`, each twice the one before, that with the fewest lies up to 2 sqrt(n);
+    where two are alike the larger, whose passes cost less a row. Returned is that for n the
+    expected batch, and one row more for the dummy that is always there; at most `limit`.
 
     Args:
         expected_batch_size: sample rate times the declared size.
         limit: most rows that memory holds; less than 2 counts as 2.
     """
     public = real("expected_batch_size", expected_batch_size, above=0)
-    chosen = max((s for s in SIZES if s * s <= 2 * public), default=SIZES[0])
+    chosen = max((s for s in SIZES if s * s <= 4 * public), default=SIZES[0])
     return max(2, min(chosen + 1, count("limit", limit)))
 
 

@@ -9,7 +9,7 @@ from dp_models import seats
 from scipy import stats
 
 from fedtree_dp import ConfigurationError
-from fedtree_dp.sgd.shapes import DUMMY, Buckets, PhysicalBatch, plan_slots, slots_for
+from fedtree_dp.sgd.shapes import DUMMY, SIZES, Buckets, PhysicalBatch, plan_slots, slots_for
 
 
 def test_widths():
@@ -33,12 +33,20 @@ def test_bad_widths(widths):
 
 
 def test_slots_are_a_function_of_public_numbers():
-    assert [slots_for(n, 64) for n in (1, 64, 127, 128, 200, 511, 512, 1e6)] == [
-        *(9, 9, 9, 17, 17, 17, 33, 64)
+    assert [slots_for(n, 64) for n in (1, 63, 64, 128, 255, 256, 1023, 1e6)] == [
+        *(9, 9, 17, 17, 17, 33, 33, 64)
     ]
     assert slots_for(1e6, 65) == 65
     assert slots_for(1e6, 20) == 20
     assert slots_for(1e6, 1) == 2
+
+
+@pytest.mark.parametrize("expected", [8, 30, 64, 100, 255, 256, 800, 1023, 5000])
+def test_no_other_size_has_fewer_dummies_in_one_width(expected):
+    """On average over the numbers of records around the expected one."""
+    dummies = {s: (s - 1) / 2 + expected / s for s in SIZES}
+    chosen = slots_for(expected, 65) - 1
+    assert dummies[chosen] <= min(dummies.values()) + 0.5
 
 
 def test_everyone_sits_once_in_a_batch_of_the_own_width():
