@@ -73,6 +73,14 @@ KEPT = (
         TESTS,
     ),
     M(
+        "kept activations: every file has the same key",
+        KEPT_FILE,
+        "AESGCM(secrets.token_bytes(32))",
+        "AESGCM(bytes(32))",
+        "has_no_name_and_tells_nothing",
+        TESTS,
+    ),
+    M(
         "kept activations: a row is not bound to its number",
         KEPT_FILE,
         "sealed = os.pread(self._file.fileno(), size, self._starts[number])\n"

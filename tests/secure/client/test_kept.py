@@ -219,6 +219,10 @@ def test_a_file_has_no_name_and_tells_nothing(bert, tmp_path):
     stored = os.pread(descriptor, found.st_size, 0)
     assert len(stored) > RECORDS * 16 * 32 * 4
     assert not any(row[0].numpy().tobytes()[:32] in stored for row in plain)
+    again = kept_of(bert, data, tmp_path / "other", on_disk=True)
+    contents(again)
+    assert os.pread(again._shelf._file.fileno(), 64, 0) != stored[:64]  # another key
+    again.close()
     kept.close()
     assert list((tmp_path / "run").iterdir()) == []
 
