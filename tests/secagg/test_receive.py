@@ -87,8 +87,9 @@ def test_receive_and_upload_give_the_bytes_of_mask():
 
 
 def test_a_round_whose_clients_train_between_opens_the_exact_sums(monkeypatch):
-    def apart(state, inbox, vector, *, randomness):
-        return client.upload(client.receive(state, inbox), vector, randomness=randomness)
+    def apart(state, inbox, vector, *, randomness, late=b""):
+        opened = client.receive(state, inbox, late=late)
+        return client.upload(opened, vector, randomness=randomness)
 
     monkeypatch.setattr("harness.client.mask", apart)
     run = World.nested().run({"masked": ["c03"]})

@@ -151,9 +151,10 @@ class Breaks(DPSGD):
     """An engine whose steps break down on rows; a step of noise alone does not."""
 
     def step(self, batch):
-        if batch:
+        parts = list(batch)
+        if parts:
             raise FloatingPointError("a private step broke down")
-        return super().step(batch)
+        return super().step(parts)
 
 
 def _break(party):
