@@ -100,6 +100,10 @@ REASONS = {
         "NaN gradient poisons the release": "a record with nan",
         "tree from the rows, unaccounted": "tree: noise",
         "tree evidence over the private size": "tree: one record less",
+        "class sums not clipped": "class sums: one record less",
+        "class sums without noise": "class sums: noise",
+        "class sums with half the noise": "class sums: noise",
+        "class sums of records called units": "class sums: one unit less",
     },
     "secagg_transcript": {
         "mask reuse": "equal updates in two rounds",
