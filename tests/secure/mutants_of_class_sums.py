@@ -19,7 +19,7 @@ CLASS_SUMS_IN_DP = (
         "class sums: a record of any norm",
         IN_DP,
         "/ np.where(length > 0, length, 1.0))[:, None]",
-        ")[:, None] * np.ones_like(length[:, None])",
+        "/ np.ones_like(length))[:, None]",
         "sums_and_numbers",
         SAME,
     ),
