@@ -241,7 +241,10 @@ BAD = {
     "labels of lists": (first('labels = [["a"], ["b"]]'), "clients[0].labels[0]: expected"),
     "a label twice": (first('labels = ["class-0", "class-0"]'), "repeat a name"),
     "a label that was not declared": (first('labels = ["class-0", "x"]'), "'class-1'"),
-    "a budget of its own that is none": (first("privacy = {epsilon = 8}"), "missing setting clients[0].privacy.delta"),
+    "a budget of its own that is none": (
+        first("privacy = {epsilon = 8}"),
+        "missing setting clients[0].privacy.delta",
+    ),
     "no declared records": (first("records = 0"), "client t0-c0: declared records"),
     "the rows of another client": (same_rows, "are those of"),
     # rows
