@@ -241,7 +241,14 @@ BAD = {
     "labels of lists": (first('labels = [["a"], ["b"]]'), "clients[0].labels[0]: expected"),
     "a label twice": (first('labels = ["class-0", "class-0"]'), "repeat a name"),
     "a label that was not declared": (first('labels = ["class-0", "x"]'), "'class-1'"),
-    "a budget of its own that is none": (first("privacy = {epsilon = 8}"), "field `delta`"),
+    "a budget of its own that is none": (
+        first("privacy = {epsilon = 8}"),
+        "missing setting clients[0].privacy.delta",
+    ),
+    "a budget of its own above the job's": (
+        first("privacy = {epsilon = 9, delta = 1e-3}"),
+        "at most the job's 8",
+    ),
     "no declared records": (first("records = 0"), "client t0-c0: declared records"),
     "the rows of another client": (same_rows, "are those of"),
     # rows
