@@ -245,6 +245,10 @@ BAD = {
         first("privacy = {epsilon = 8}"),
         "missing setting clients[0].privacy.delta",
     ),
+    "a budget of its own above the job's": (
+        first("privacy = {epsilon = 9, delta = 1e-3}"),
+        "at most the job's 8",
+    ),
     "no declared records": (first("records = 0"), "client t0-c0: declared records"),
     "the rows of another client": (same_rows, "are those of"),
     # rows
