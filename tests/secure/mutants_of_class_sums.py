@@ -99,14 +99,6 @@ CLASS_SUMS = (
         ROWS,
     ),
     M(
-        "class sums: a head of any size",
-        AGREED,
-        "np.clip(finite, -LARGEST_VALUE, LARGEST_VALUE)",
-        "(finite * 1.0)",
-        "finite_head_within_reach",
-        SAME,
-    ),
-    M(
         "class sums: a class that nobody has",
         AGREED,
         "        if raw[number] > least and count > 0.0:\n",
