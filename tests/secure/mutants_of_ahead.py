@@ -8,11 +8,7 @@ CHECKS, ROUND, AHEAD = (
     "client/round_requests.py",
     "client/ahead_requests.py",
 )
-PLAN, COORDINATOR, SERVER = (
-    "agreed/round_plan.py",
-    "server/coordinator.py",
-    "server/masked_round.py",
-)
+PLAN, COORDINATOR = "agreed/round_plan.py", "server/coordinator.py"
 HOSTILE, THREE, ROUNDS = (
     "test_hostile_ahead.py",
     "test_three_exchanges.py",
@@ -21,30 +17,6 @@ HOSTILE, THREE, ROUNDS = (
 UNFIT = "hostile_two_rounds_what_does_not_fit"
 
 AHEAD_OF_TIME = (
-    M(
-        "two rounds: experts come or not",
-        AHEAD,
-        "    if late != (message.experts is not None):\n",
-        "    if False:\n",
-        UNFIT,
-        HOSTILE,
-    ),
-    M(
-        "two rounds: a round by itself without experts",
-        ROUND,
-        "    if message.experts is None:\n        raise OutOfOrder(",
-        "    if False:\n        raise OutOfOrder(",
-        UNFIT,
-        HOSTILE,
-    ),
-    M(
-        "two rounds: any round may be dealt ahead",
-        AHEAD,
-        "message.round != session.number + 1 or ",
-        "",
-        UNFIT,
-        HOSTILE,
-    ),
     M(
         "two rounds: experts ahead, bound by nothing",
         AHEAD,
@@ -67,15 +39,6 @@ AHEAD_OF_TIME = (
         "        if self.ahead is not None and not party.store.affords(party.round_event()):\n",
         "        if False:\n",
         "hostile_two_rounds_the_later_one",
-        HOSTILE,
-    ),
-    M(
-        "two rounds: shares for a round that nobody began",
-        AHEAD,
-        "    if session.ahead is None:\n        raise OutOfOrder",
-        "    if session.ahead is None:\n        return None\n"
-        "    if False:\n        raise OutOfOrder",
-        "hostile_two_rounds_adverts",
         HOSTILE,
     ),
     M(
@@ -125,13 +88,5 @@ AHEAD_OF_TIME = (
         "        if False:\n",
         "not_all_draw_leave_auto",
         "test_sparse_run.py",
-    ),
-    M(
-        "two rounds: a cohort that lacks some is dealt all the same",
-        SERVER,
-        " or told.keys() != following.names:\n",
-        ":\n",
-        "missed_an_exchange",
-        THREE,
     ),
 )
