@@ -175,11 +175,9 @@ def read(path: Path) -> list[Cell]:
 def tables(cells: list[Cell]) -> Iterator[tuple[str, list[str]]]:
     """Yield each setting with the lines of its Markdown table."""
     for setting in (name for name in SETTINGS if any(c["setting"] == name for c in cells)):
-        lines = [
-            "| epsilon | method | seeds | accuracy | minus head group | tree minus it "
-            "| tree, A and B, minus it |",
-            "|---|---|---|---|---|---|---|",
-        ]
+        head = ["epsilon", "method", "seeds", "accuracy", "minus head group"]
+        head += [f"{ours} minus it" for ours in ("tree", "tree, A and B,")]
+        lines = [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
         mine = [cell for cell in cells if cell["setting"] == setting]
         for epsilon in sorted({c["epsilon"] for c in mine}, key=lambda e: -1 if e is None else -e):
             here = [cell for cell in mine if cell["epsilon"] == epsilon]
