@@ -144,6 +144,8 @@ def epsilon(steps: Sequence[Step], delta: float) -> tuple[float, float]:
 
 def main(folder: Path) -> int:
     """Print a line for each client; return the exit code."""
+    if not (folder / "summary.json").is_file():
+        raise SystemExit(f"{folder} has no summary.json; name the folder of a finished run")
     summary = json.loads((folder / "summary.json").read_text("utf-8"))
     job, wrong, bounds = summary["job"], 0, functools.cache(epsilon)
     for name, claim in summary["clients"].items():

@@ -109,3 +109,8 @@ def test_what_it_cannot_compute_it_refuses(script):
     for noise, delta in ((1.0, 1e-12), (0.0, 1e-5)):
         with pytest.raises(SystemExit, match=r"too small|no noise"):
             script.epsilon([(noise, 1.0, 1)], delta)
+
+
+def test_a_folder_without_a_finished_run_is_named(script, tmp_path):
+    with pytest.raises(SystemExit, match=r"has no summary\.json; name the folder"):
+        script.main(tmp_path)
