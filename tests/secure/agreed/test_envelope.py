@@ -51,9 +51,9 @@ def test_hostile_unsigned_requests_impossible_counters_do_not_open(counter, answ
     [
         b"",
         b"\xc1",
-        b"\x96\xa4\xff\xfe\xfd\xfc",
+        b"\x97\xa4\xff\xfe\xfd\xfc",
         b"\x91" * 100_000 + b"\xc0",
-        msgspec.msgpack.encode([RUN, ME, 2**64 - 1, 0, b"", b""]),
+        msgspec.msgpack.encode([RUN, ME, 2**64 - 1, 0, b"", None, b""]),
     ],
 )
 def test_hostile_unsigned_requests_garbage_raises_one_class(data):

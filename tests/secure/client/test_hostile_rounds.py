@@ -410,14 +410,18 @@ def test_hostile_other_experts_no_sum_of_a_merge_where_there_is_none(tiny_bert, 
     hostile(tiny_bert, tmp_path / "run", "round-1/advertise", script, **ONE)
 
 
-def test_hostile_other_experts_with_digests_to_fit_open_nothing(tiny_bert, tmp_path):
+@pytest.mark.parametrize("ahead", [True, False])
+def test_hostile_other_experts_with_digests_to_fit_open_nothing(tiny_bert, tmp_path, ahead):
     """A consistent lie to one member gives it other masks, which fit nobody's, and nobody opens
-    them: it signs what it was given (secagg/SPEC.md, "Late context").
+    them: it signs what it was given (secagg/SPEC.md, "Late context"). In a round by itself, as one
+    is after a lost message, not even its keys fit.
     """
     out = tmp_path / "run"
 
     def lie(stage, name, message):
-        if stage == "round-2/mask" and name == VICTIM:
+        if stage == "round-1/mask" and not ahead and name != VICTIM:
+            return changed(message, ahead=None)
+        if stage == ("round-2/mask" if ahead else "round-2/advertise") and name == VICTIM:
             party = made[0].inner._inner._participants[VICTIM].__self__.party
             return _consistent_lie(party, message)
         return message
@@ -427,6 +431,8 @@ def test_hostile_other_experts_with_digests_to_fit_open_nothing(tiny_bert, tmp_p
     first, second = result.data["rounds"]
     assert VICTIM in next(iter(first["opened"].values()))
     assert VICTIM not in {n for names in second["opened"].values() for n in names}
+    told = (out / "transcript.txt").read_text("utf-8")
+    assert ("round-2/advertise" in told) is not ahead
 
 
 def _consistent_lie(party, begin):
