@@ -68,6 +68,7 @@ def test_a_request_is_taken_apart_and_put_together_byte_for_byte():
     assert joined(head, body) == whole
     with pytest.raises(WireError, match="did not sign"):
         opened(joined(head, encode(Join(bytes(32), bytes(32)))))
-    for wrong in (whole, b"", b"\xc1"):
+    lacks_two = msgspec.msgpack.encode([RUN, ME, 1, 0, b"", b"", b"signature"])
+    for wrong in (whole, lacks_two, b"", b"\xc1"):
         with pytest.raises(WireError):
             joined(wrong, body)
