@@ -36,26 +36,26 @@ class Budgets(Mapping[str, PrivacyBudget]):
         for name, budget in given.items():
             check_name("a client in budgets", name)
             is_a(PrivacyBudget, f"budgets.{name}", budget)
-        self._entries = tuple((name, given[name]) for name in sorted(given))
+        self._entries = {name: given[name] for name in sorted(given)}
 
     def __getitem__(self, client: str) -> PrivacyBudget:
-        return dict(self._entries)[client]
+        return self._entries[client]
 
     def __iter__(self) -> Iterator[str]:
-        return (name for name, _ in self._entries)
+        return iter(self._entries)
 
     def __len__(self) -> int:
         return len(self._entries)
 
     def __hash__(self) -> int:
-        return hash(self._entries)
+        return hash(tuple(self._entries.items()))
 
     def __repr__(self) -> str:
-        return f"Budgets({dict(self._entries)!r})"
+        return f"Budgets({self._entries!r})"
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values, as a job file has them."""
-        return {name: budget.to_dict() for name, budget in self._entries}
+        return {name: budget.to_dict() for name, budget in self._entries.items()}
 
 
 def check_budgets(budgets: Budgets, most: PrivacyBudget, *, shared: bool) -> None:

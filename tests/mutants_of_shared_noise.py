@@ -244,7 +244,7 @@ SHARED_IN_THE_PRODUCT = (
     M(
         "shared: a summary may hide the condition",
         GATE,
-        '        troubles += _condition(folder, client, about, _table(summary, "guarantee"))\n',
+        '        troubles += _condition(held, client, _table(summary, "guarantee"))\n',
         "",
         "hides_the_condition",
         RUNS,

@@ -305,7 +305,7 @@ OF_UNITS_IN_THE_PRODUCT = (
     M(
         "units: a gate that believes the job",
         GATE,
-        "        if said != held:\n",
+        "        if said != protected:\n",
         "        if False:\n",
         "caught_by_the_gate",
         RUNS,

@@ -52,12 +52,12 @@ def check_clients(job: Job, clients: Sequence[Client]) -> Job:
                 f"all have one divisor, training.records = {job.training.records}: leave out the "
                 "client's own"
             )
-        budget.check_records(client.records or job.training.records)
+        size = client.records or job.training.records
+        budget.check_records(size)
         try:  # on a data set of which nothing is spent: what fails there fails everywhere
             plan = plan_noise(job, budget, agreed=budget)
         except DPError as error:
             raise ConfigurationError(f"client {client.id}: {error}") from None
-        size = client.records or job.training.records
         bounds[client.id] = largest_change(job, plan.rounds, size, merge=False)
     if job.rounds and job.noise == "own":
         _check_bounds(job, bounds)

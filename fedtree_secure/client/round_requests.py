@@ -115,6 +115,11 @@ def share(party: Party, session: Session, message: Share) -> Step:
     return Step(lambda _: (following, Protocol(shares)), write)
 
 
+def _place(state: masking.Opened | masking.Uploaded | masking.Confirmed) -> tuple[int, int]:
+    """Round and attempt of a session, by which the journal knows it beside another."""
+    return state.session.round, state.session.attempt
+
+
 @dataclass(frozen=True)
 class _Upload:
     """A masked update that is due: all that the server sent for it was checked.
@@ -156,7 +161,7 @@ class _Upload:
         """Note that the update of this attempt is burnt, before it is computed: it may leave."""
 
         def write(noted: Record) -> None:
-            at = self.opened.session.round, self.opened.session.attempt
+            at = _place(self.opened)
             self.party.store.journal.record("masked", update=update, of=at)
             if self.given.received is not None:
                 _took(noted, self.number, self.given.received)
@@ -226,7 +231,7 @@ def confirm(party: Party, session: Session, message: Confirm) -> Step:
     """
     if not isinstance(session, RoundUploaded):
         raise OutOfOrder(f"{party.id}: no round is at this stage")
-    at = session.state.session.round, session.state.session.attempt
+    at = _place(session.state)
     ahead = ahead_requests.share(party, session, message.adverts)
     state, vote = masking.confirm(session.state, message.survivors)
     following, shares = (None, b"") if ahead is None else ahead
@@ -243,7 +248,7 @@ def reveal(party: Party, session: Session, message: Reveal) -> Step:
     """A threshold must have signed the same survivors."""
     if not isinstance(session, RoundConfirmed):
         raise OutOfOrder(f"{party.id}: no round is at this stage")
-    at = session.state.session.round, session.state.session.attempt
+    at = _place(session.state)
     shares = masking.reveal(session.state, message.votes)
     following = session.ahead or Idle()
 

@@ -11,6 +11,7 @@ from fedtree_secagg import Identity, Roster
 from fedtree_secure.client.data import Client
 from fedtree_secure.config import Job
 from fedtree_secure.errors import ConfigurationError, RunFolderError
+from fedtree_secure.report.comparison import differing
 from fedtree_secure.storage import (
     PRIVATE_FILE,
     SecretBox,
@@ -61,9 +62,11 @@ def open_folder(
     stored = read_json(path)
     if stored.get("format") != FORMAT:
         raise RunFolderError(f"{folder} was written by another version; choose another folder")
-    if differing := differences({key: stored.get(key) for key in described}, described):
+    held = {key: stored.get(key) for key in described}
+    if held != described:
+        names = list(differing([held, described]))
         raise RunFolderError(
-            f"{folder} holds another job: its job.json differs in {', '.join(differing[:5])}; "
+            f"{folder} holds another job: its job.json differs in {', '.join(names[:5])}; "
             "continue with the settings of before, or choose another folder"
         )
     if not resume:
@@ -73,19 +76,6 @@ def open_folder(
             "another folder"
         )
     return str(stored["run"])
-
-
-def differences(stored: object, given: object, at: str = "") -> list[str]:
-    """Return the dotted names of settings in which two descriptions of a run differ."""
-    if isinstance(stored, Mapping) and isinstance(given, Mapping):
-        return [
-            name
-            for key in sorted({*stored, *given})
-            for name in differences(
-                stored.get(key), given.get(key), f"{at}.{key}" if at else str(key)
-            )
-        ]
-    return [] if stored == given else [at]
 
 
 def empty(folder: Path) -> None:

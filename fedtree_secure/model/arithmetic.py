@@ -38,7 +38,8 @@ def use_precision(wanted: Precision, model: Any, device: str) -> bool:
         log.warning("this processor has no bfloat16: training.precision stays float32 here")
         return False
     if torch.device(device).type == "cpu":
-        # Torch's fused attention spends most of such a step in its backward pass on CPUs.
+        # Torch's fused attention spends most of such a step in its backward pass on CPUs. A model
+        # that cannot change it keeps it: its steps are slower and the same.
         with contextlib.suppress(ValueError, AttributeError, NotImplementedError):
             model.base_model.set_attn_implementation("eager")
     return True

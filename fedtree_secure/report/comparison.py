@@ -51,7 +51,7 @@ def compare_runs(runs: Sequence[Path]) -> Comparison:
     if not any(all(row) for row in clients.values()):
         raise RunFolderError("the runs have no client in common")
     said = [_sentence(runs, clients, at) for at in range(1, len(runs))]
-    settings = _differing([_flat(data["job"]) for data in found])
+    settings = differing([data["job"] for data in found])
     return Comparison(tuple(runs), next(filter(None, names), ""), settings, clients, tuple(said))
 
 
@@ -86,9 +86,11 @@ def _flat(settings: Mapping[str, Any], before: str = "") -> dict[str, Any]:
     return found
 
 
-def _differing(jobs: Sequence[Mapping[str, Any]]) -> dict[str, tuple[Any, ...]]:
-    names = dict.fromkeys(name for job in jobs for name in job)
-    rows = {name: tuple(job.get(name) for job in jobs) for name in names}
+def differing(settings: Sequence[Mapping[str, Any]]) -> dict[str, tuple[Any, ...]]:
+    """Return what is not the same in all of some nested settings, by dotted name, a value each."""
+    flat = [_flat(one) for one in settings]
+    names = dict.fromkeys(name for one in flat for name in one)
+    rows = {name: tuple(one.get(name) for one in flat) for name in names}
     return {name: row for name, row in rows.items() if any(value != row[0] for value in row)}
 
 

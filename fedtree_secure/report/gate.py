@@ -14,10 +14,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fedtree_dp import Event, Ledger, PrivacyBudget, epsilon_of, given_honest
+from fedtree_dp import Event, Ledger, PrivacyBudget, PrivacyUnit, epsilon_of, given_honest
 from fedtree_dp.account.accounting import merge
 from fedtree_dp.account.shared import counted_on
 from fedtree_dp.account.statements import condition
+from fedtree_dp.ledger.entries import Entry
 from fedtree_secure.config import Masking
 from fedtree_secure.errors import ConfigurationError, FedTreeError, suggest
 from fedtree_secure.report.audit_files import (
@@ -181,11 +182,15 @@ def decide(folder: Path, limits: Limits) -> Decision:
     told["summary.json"] = unit_told(_table(summary, "job"), _table(summary, "guarantee"))
     epsilon: dict[str, float | None] = {}
     for client, about in sorted(_table(job, "clients").items()):
+        held = _held(folder, client, about)
+        if isinstance(held, Trouble):
+            epsilon[client] = None
+            troubles.append(held)
+            continue
         claim = _table(_table(summary, "clients"), client).get("epsilon_spent")
-        epsilon[client], more = _budget(folder, client, about, claim, limits)
-        troubles += [*more, *_unit(folder, client, about, told)]
-        troubles += _promise(folder, client, about, job, summary)
-        troubles += _condition(folder, client, about, _table(summary, "guarantee"))
+        epsilon[client], more = _budget(held, client, about, claim, limits)
+        troubles += [*more, *_unit(held, client, told), *_promise(held, client, job, summary)]
+        troubles += _condition(held, client, _table(summary, "guarantee"))
     try:
         audits = {audit.name: audit for audit in read_audits(folder)}
     except FedTreeError as error:
@@ -264,15 +269,39 @@ def _rounds(summary: Mapping[str, Any]) -> Iterator[Trouble]:
             )
 
 
-def _budget(
-    folder: Path, client: str, about: Mapping[str, Any], claim: Any, limits: Limits
-) -> tuple[float | None, list[Trouble]]:
-    """Compute a data set's epsilon from its ledger; compare with budget, limits and claim."""
+@dataclass(frozen=True)
+class _Held:
+    """What a client's ledger holds, read and verified once.
+
+    Attributes:
+        entries: All its lines.
+        budget: Of the data set.
+        unit: What it protects, None for records.
+    """
+
+    entries: tuple[Entry, ...]
+    budget: PrivacyBudget
+    unit: PrivacyUnit | None
+
+    @property
+    def charged(self) -> tuple[Event, ...]:
+        """All charges."""
+        return tuple(entry.event for entry in self.entries if entry.event is not None)
+
+
+def _held(folder: Path, client: str, about: Mapping[str, Any]) -> _Held | Trouble:
     try:
         with Ledger.inspect(folder / "ledgers" / f"{about['dataset']}.sqlite") as ledger:
-            charged, budget = ledger.events(), ledger.budget
+            return _Held(tuple(ledger.entries()), ledger.budget, ledger.unit)
     except (FedTreeError, KeyError, TypeError) as error:
-        return None, [Trouble(Exit.SIGNATURE, f"{client}: its ledger cannot be read: {error}")]
+        return Trouble(Exit.SIGNATURE, f"{client}: its ledger cannot be read: {error}")
+
+
+def _budget(
+    held: _Held, client: str, about: Mapping[str, Any], claim: Any, limits: Limits
+) -> tuple[float | None, list[Trouble]]:
+    """Compute a data set's epsilon from its ledger; compare with budget, limits and claim."""
+    charged, budget = held.charged, held.budget
     events = merge(given_honest(charged))
     said, troubles = f"{client}: epsilon", _own_budget(client, charged, budget, limits)
     for allowed, whose in ((budget.epsilon, "its own budget"), (limits.max_epsilon, "max-epsilon")):
@@ -329,18 +358,10 @@ def _own_budget(
 
 
 def _promise(
-    folder: Path,
-    client: str,
-    about: Mapping[str, Any],
-    job: Mapping[str, Any],
-    summary: Mapping[str, Any],
+    held: _Held, client: str, job: Mapping[str, Any], summary: Mapping[str, Any]
 ) -> Iterator[Trouble]:
     """What the job promises a client must have been kept, and be told alike."""
-    try:
-        with Ledger.inspect(folder / "ledgers" / f"{about['dataset']}.sqlite") as ledger:
-            charged = until_last_charge(ledger.entries(), str(job.get("run")))
-    except (FedTreeError, KeyError, TypeError):
-        return  # `_budget` says so
+    charged = until_last_charge(held.entries, str(job.get("run")))
     try:
         agreed, told = (agreed_in(_table(file, "job"), client) for file in (job, summary))
     except (FedTreeError, KeyError, TypeError, AttributeError) as error:
@@ -357,15 +378,9 @@ def _promise(
         yield Trouble(Exit.BUDGET, f"{client}: {said}")
 
 
-def _condition(
-    folder: Path, client: str, about: Mapping[str, Any], guarantee: Mapping[str, Any]
-) -> Iterator[Trouble]:
+def _condition(held: _Held, client: str, guarantee: Mapping[str, Any]) -> Iterator[Trouble]:
     """What the run's own charges count on must stand in what it says."""
-    try:
-        with Ledger.inspect(folder / "ledgers" / f"{about['dataset']}.sqlite") as ledger:
-            honest = counted_on(ledger.events())
-    except (FedTreeError, KeyError, TypeError):
-        return  # `_budget` says so
+    honest = counted_on(held.charged)
     told = _table(guarantee, "shared").get("honest")
     if honest > 1 and not (
         isinstance(told, int)
@@ -391,18 +406,12 @@ def unit_told(job: Mapping[str, Any], guarantee: Mapping[str, Any] | None = None
     return told
 
 
-def _unit(
-    folder: Path, client: str, about: Mapping[str, Any], told: Mapping[str, Any]
-) -> Iterator[Trouble]:
+def _unit(held: _Held, client: str, told: Mapping[str, Any]) -> Iterator[Trouble]:
     """An epsilon for records is none for patients: the ledger says what charges protect."""
-    try:
-        with Ledger.inspect(folder / "ledgers" / f"{about['dataset']}.sqlite") as ledger:
-            unit = ledger.unit
-    except (FedTreeError, KeyError, TypeError):
-        return  # `_budget` says so
-    held = None if unit is None else unit.to_dict()
+    unit = held.unit
+    protected = None if unit is None else unit.to_dict()
     for name, said in told.items():
-        if said != held:
+        if said != protected:
             what = "one record" if unit is None else unit.neighbours.removeprefix("add or remove ")
             yield Trouble(
                 Exit.SIGNATURE,

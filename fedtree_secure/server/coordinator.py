@@ -366,8 +366,7 @@ class Coordinator:
         following = self._following(number, asked, beacon)
         ahead = self._dealt(number, asked, beacon)
         if ahead is not None:
-            told = {name: book.told(name, self.cohort.known.get(name, -1)) for name in asked}
-            given = Given(told, late_context(self.terms, book.digests()))
+            given = Given(self._experts(asked), late_context(self.terms, book.digests()))
             plan, begins = ahead.plan, asked
             sums, began = ahead.open(given, following)
         else:
@@ -497,10 +496,13 @@ class Coordinator:
         """Return each client's request with the experts that it is told. Clients that are told the
         same get one object, which is encoded once.
         """
-        assert self.book is not None
-        told = {name: self.book.told(name, self.cohort.known.get(name, -1)) for name in names}
+        told = self._experts(names)
         made = {id(experts): make(experts) for experts in told.values()}
         return {name: made[id(experts)] for name, experts in told.items()}
+
+    def _experts(self, names: Iterable[str]) -> dict[str, wire.Experts]:
+        assert self.book is not None
+        return {name: self.book.told(name, self.cohort.known.get(name, -1)) for name in names}
 
     def _learnt(self, number: int, names: Iterable[str]) -> None:
         """Note who holds the sums of all rounds before this one."""

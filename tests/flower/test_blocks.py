@@ -1,12 +1,11 @@
 """Mod and strategy of `examples/flower_blocks.py`, with Flower's own ClientApp and FedAvg."""
 
-import importlib.util
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from flwr.app import ArrayRecord
+from scripts import loaded
 
 from fedtree_dp import Ledger, PrivacyBudget
 from fedtree_secagg import Identity
@@ -16,12 +15,7 @@ TRUTH = np.array([1.0, -2.0, 0.5])
 
 @pytest.fixture
 def blocks():
-    path = Path(__file__).parents[2] / "examples" / "flower_blocks.py"
-    spec = importlib.util.spec_from_file_location("flower_blocks", path)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["flower_blocks"] = module
-    spec.loader.exec_module(module)
-    return module
+    return loaded(Path(__file__).parents[2] / "examples" / "flower_blocks.py")
 
 
 @pytest.fixture

@@ -1,11 +1,10 @@
 """Every command of docs/deploy.md, as printed, on a tiny model."""
 
-import importlib.util
 import json
-import sys
 from pathlib import Path
 
 import pytest
+from scripts import loaded
 
 from fedtree_secure.cli.app import main
 
@@ -15,11 +14,7 @@ CLINICS = ("heart", "bones", "skin")
 
 def example():
     """The script that runs the document."""
-    spec = importlib.util.spec_from_file_location("deploy", ROOT / "examples" / "deploy.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["deploy"] = module
-    spec.loader.exec_module(module)
-    return module
+    return loaded(ROOT / "examples" / "deploy.py")
 
 
 def test_three_organisations_from_keys_to_a_finished_run(tmp_path, tiny, capfd):

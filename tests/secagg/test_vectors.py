@@ -3,7 +3,6 @@ from SPEC.md alone.
 """
 
 import hashlib
-import importlib.util
 import json
 from pathlib import Path
 
@@ -13,6 +12,7 @@ import reference_primitives as primitives
 from reference import Reference
 from reference_sketch import SketchReference
 from reference_sparse import SparseReference
+from scripts import loaded
 
 from fedtree_secagg import (
     Identity,
@@ -35,10 +35,7 @@ STEPS = ("advertise", "share", "mask", "confirm", "reveal")
 
 
 def generator():
-    spec = importlib.util.spec_from_file_location("generate_vectors", FOLDER / "generate.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return loaded(FOLDER / "generate.py", "generate_vectors")
 
 
 def test_the_generator_reproduces_the_published_files():

@@ -2,7 +2,6 @@
 command runs on features that were kept.
 """
 
-import importlib.util
 import json
 import sys
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from scripts import loaded_with_neighbours
 from small_jobs import make_job
 
 from fedtree_dp import NoiseSource
@@ -25,17 +25,8 @@ ROWS, WIDTH, CLASSES = 40, 6, 3
 @pytest.fixture(scope="module")
 def command():
     """The command as a module; its neighbours are on the path."""
-    sys.path.insert(0, str(BENCHMARKS))
-    try:
-        spec = importlib.util.spec_from_file_location(
-            "head_release", BENCHMARKS / "head_release.py"
-        )
-        module = importlib.util.module_from_spec(spec)
-        sys.modules["head_release"] = module  # dataclasses look their module up
-        spec.loader.exec_module(module)
+    with loaded_with_neighbours(BENCHMARKS / "head_release.py") as module:
         yield module
-    finally:
-        sys.path.remove(str(BENCHMARKS))
 
 
 def made_up(seed, task="diagnoses"):

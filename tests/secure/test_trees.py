@@ -3,7 +3,6 @@ test rows of seeds are apart, cells keep the budget and are run once.
 """
 
 import contextlib
-import importlib.util
 import json
 import sys
 from dataclasses import replace
@@ -12,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from scripts import loaded_with_neighbours
 from small_jobs import make_clients, make_job, rows
 
 from fedtree_dp import NoiseSource
@@ -31,15 +31,8 @@ RECORDS, DEPTH = 40, 2
 @pytest.fixture(scope="module")
 def trees():
     """The command as a module; its neighbours are on the path."""
-    sys.path.insert(0, str(BENCHMARKS))
-    try:
-        spec = importlib.util.spec_from_file_location("trees", BENCHMARKS / "trees.py")
-        module = importlib.util.module_from_spec(spec)
-        sys.modules["trees"] = module  # dataclasses look their module up
-        spec.loader.exec_module(module)
+    with loaded_with_neighbours(BENCHMARKS / "trees.py") as module:
         yield module
-    finally:
-        sys.path.remove(str(BENCHMARKS))
 
 
 def job_of(model, **changes):

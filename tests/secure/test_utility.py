@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import importlib.util
 import json
 import sys
 from pathlib import Path
@@ -11,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from closeness import close
+from scripts import loaded, loaded_with_neighbours
 from small_jobs import make_job, rows
 
 from fedtree_dp import DPSGD, NoiseSource, PrivacyBudget
@@ -29,14 +29,8 @@ FOLDER = Path(__file__).parents[2] / "benchmarks" / "utility"
 @pytest.fixture(scope="module")
 def utility():
     """The command as a module, with its neighbours on the path while it is loaded."""
-    sys.path.insert(0, str(FOLDER))
-    try:
-        spec = importlib.util.spec_from_file_location("utility_main", FOLDER / "__main__.py")
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
+    with loaded_with_neighbours(FOLDER / "__main__.py", "utility_main") as module:
         yield module
-    finally:
-        sys.path.remove(str(FOLDER))
 
 
 def labelled(count, seed=0):
@@ -174,9 +168,7 @@ def test_variants_have_cells_and_a_table_of_their_own(small, utility, monkeypatc
 def test_federations_have_cells_by_column_and_a_table_of_their_own(
     utility, tiny_bert, monkeypatch, tmp_path
 ):
-    spec = importlib.util.spec_from_file_location("federated", FOLDER / "federated.py")
-    federated = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(federated)
+    federated = loaded(FOLDER / "federated.py")
     words = {
         f"words{task}": lambda _, task=task: list(
             zip(*rows(task, 600, 9).to_dict().values(), strict=True)

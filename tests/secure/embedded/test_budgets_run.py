@@ -1,13 +1,13 @@
 """Clients of one job with budgets of their own: what each plans, adds, is charged and is told."""
 
 import dataclasses
-import importlib.util
 import json
 import shutil
 from pathlib import Path
 
 import pytest
 import yaml
+from scripts import loaded
 from shared_jobs import BUDGET, SHARED, clients_of, shared_federation
 from small_jobs import federation, make_clients, make_job
 
@@ -159,9 +159,7 @@ def test_budgets_the_audit_finds_noise_for_another_epsilon(finished, tmp_path):
 
 
 def test_budgets_are_held_by_the_script_that_trusts_nobody(finished, tmp_path, capsys):
-    spec = importlib.util.spec_from_file_location("check_epsilon", CHECK)
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
+    script = loaded(CHECK)
     all_strict = dict.fromkeys(CLIENTS, STRICT.to_dict())  # only the first one planned for it
     assert script.main(promised(finished, tmp_path, **all_strict)) == 1
     kept = ["WHICH IS NOT KEPT" not in line for line in capsys.readouterr().out.splitlines()]

@@ -1,12 +1,12 @@
 """examples/check_epsilon.py, which recomputes epsilon from the ledgers and believes nobody."""
 
-import importlib.util
 import json
 import math
 import sqlite3
 from pathlib import Path
 
 import pytest
+from scripts import loaded
 
 from fedtree_dp import Ledger, PrivacyBudget
 from fedtree_dp.account.accounting import epsilon_of
@@ -18,9 +18,7 @@ SCRIPT = Path(__file__).parents[3] / "examples" / "check_epsilon.py"
 
 @pytest.fixture(scope="module")
 def script():
-    spec = importlib.util.spec_from_file_location("check_epsilon", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = loaded(SCRIPT)
     module.POINTS = 2**18  # a wider interval, and a hundredth of the time
     return module
 
